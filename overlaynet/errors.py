@@ -1,0 +1,226 @@
+"""Everything that can go wrong, each with a stable code, its evidence and the next command to type.
+
+    OverlayError                  exit  code
+    ├── UsageError                2     OVL-1xx  the words given were wrong; nothing was touched
+    │   ├── ConfigError                 OVL-101  a setting of a file, variable or flag
+    │   ├── TopologyError               OVL-102  a topology file
+    │   ├── NameInvalid                 OVL-103  a name that could not be a namespace, key or path
+    │   ├── LabChoice                   OVL-104  which of several labs is meant, or there is none
+    │   └── NotFound                    OVL-105  no object of that name
+    ├── EnvironmentProblem        3     OVL-2xx  this machine lacks something
+    │   ├── NotPermitted                OVL-201  a capability is missing
+    │   ├── ToolMissing                 OVL-202  a program is missing
+    │   ├── LabFailed                   OVL-203  a namespace, link or process of the lab could not be made
+    │   └── AgentUnreachable            OVL-204  no agent answers on its socket
+    ├── StoreError                3     OVL-3xx  etcd
+    │   ├── StoreUnavailable            OVL-301  cannot be reached, or did not answer in time (transient)
+    │   ├── StoreRefused                OVL-302  refused us: credentials, permission, bad request
+    │   ├── Compacted                   OVL-303  the revision asked for is gone: list again (transient)
+    │   ├── LeaseNotFound               OVL-304  an etcd lease has run out or was revoked
+    │   └── ValueInvalid                OVL-305  a key or value there that cannot be understood
+    ├── NetworkError              3     OVL-4xx  the overlay as a whole
+    │   ├── NetworkNotConfigured        OVL-401  no network config in etcd yet (transient)
+    │   ├── NetworkConfigInvalid        OVL-402  a network config that cannot work, or has no backend type
+    │   ├── PoolExhausted               OVL-403  no subnet is free (transient)
+    │   ├── Conflict                    OVL-404  another node holds what we would claim
+    │   └── UnderlayProblem             OVL-405  no usable underlay interface or address
+    ├── KernelError               3     OVL-5xx  the kernel refused a request; carries errno
+    ├── FirewallError             3     OVL-6xx  iptables refused a ruleset; carries the line
+    └── WorkloadError             2     OVL-7xx  attach and detach
+        ├── WorkloadExists              OVL-701
+        ├── AddressTaken                OVL-702
+        ├── SubnetFull                  OVL-703
+        └── NotReady                    OVL-704  no lease yet, so no address to give (transient)
+
+`transient` says whether trying again later can help; it drives retry. Adapters turn foreign exceptions
+into these and never let one through.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+
+class OverlayError(Exception):
+    """One sentence saying what happened, the evidence for it, and commands to type next."""
+
+    code: ClassVar[str] = "OVL-000"
+    exit_code: ClassVar[int] = 3
+    transient: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, evidence: str = "", next: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.evidence = evidence
+        self.next = tuple(next)
+
+    def as_json(self) -> dict[str, object]:
+        """The `error` member of a failure document."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "evidence": self.evidence,
+            "next": list(self.next),
+        }
+
+
+class UsageError(OverlayError):
+    code = "OVL-100"
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    code = "OVL-101"
+
+
+class TopologyError(UsageError):
+    code = "OVL-102"
+
+
+class NameInvalid(UsageError):
+    code = "OVL-103"
+
+
+class LabChoice(UsageError):
+    code = "OVL-104"
+
+
+class NotFound(UsageError):
+    code = "OVL-105"
+
+
+class EnvironmentProblem(OverlayError):
+    code = "OVL-200"
+
+
+class NotPermitted(EnvironmentProblem):
+    code = "OVL-201"
+
+
+class ToolMissing(EnvironmentProblem):
+    code = "OVL-202"
+
+
+class LabFailed(EnvironmentProblem):
+    code = "OVL-203"
+
+
+class AgentUnreachable(EnvironmentProblem):
+    code = "OVL-204"
+
+
+class StoreError(OverlayError):
+    code = "OVL-300"
+
+
+class StoreUnavailable(StoreError):
+    code = "OVL-301"
+    transient = True
+
+
+class StoreRefused(StoreError):
+    code = "OVL-302"
+
+
+class Compacted(StoreError):
+    """The watch asked for a revision that etcd has compacted away: list again from the present."""
+
+    code = "OVL-303"
+    transient = True
+
+
+class LeaseNotFound(StoreError):
+    code = "OVL-304"
+
+
+class ValueInvalid(StoreError):
+    code = "OVL-305"
+
+
+class NetworkError(OverlayError):
+    code = "OVL-400"
+
+
+class NetworkNotConfigured(NetworkError):
+    code = "OVL-401"
+    transient = True
+
+
+class NetworkConfigInvalid(NetworkError):
+    code = "OVL-402"
+
+
+class PoolExhausted(NetworkError):
+    code = "OVL-403"
+    transient = True
+
+
+class Conflict(NetworkError):
+    code = "OVL-404"
+
+
+class UnderlayProblem(NetworkError):
+    code = "OVL-405"
+
+
+class KernelError(OverlayError):
+    """The kernel refused one request. `errno` is positive; `text` is the kernel's own word, if it had one."""
+
+    code = "OVL-500"
+
+    def __init__(self, target: str, errno: int, text: str = "") -> None:
+        said = f": {text}" if text else ""
+        super().__init__(
+            f"the kernel refused {target}: {os.strerror(errno)}{said}",
+            evidence=f"errno {errno}",
+        )
+        self.target = target
+        self.errno = errno
+        self.text = text
+
+
+class FirewallError(OverlayError):
+    """iptables-restore refused a ruleset. `line` is the refused line where the tool named one."""
+
+    code = "OVL-600"
+
+    def __init__(self, message: str, *, line: str = "", evidence: str = "", next: Sequence[str] = ()) -> None:
+        super().__init__(message, evidence=evidence or line, next=next)
+        self.line = line
+
+
+class WorkloadError(OverlayError):
+    code = "OVL-700"
+    exit_code = 2
+
+
+class WorkloadExists(WorkloadError):
+    code = "OVL-701"
+
+
+class AddressTaken(WorkloadError):
+    code = "OVL-702"
+
+
+class SubnetFull(WorkloadError):
+    code = "OVL-703"
+    exit_code = 3
+
+
+class NotReady(WorkloadError):
+    code = "OVL-704"
+    exit_code = 3
+    transient = True
+
+
+def all_errors() -> Mapping[str, type[OverlayError]]:
+    """Every error class by its code; the documentation and its test are made from this."""
+    found: dict[str, type[OverlayError]] = {}
+    todo: list[type[OverlayError]] = [OverlayError]
+    while todo:
+        cls = todo.pop()
+        found[cls.code] = cls
+        todo.extend(cls.__subclasses__())
+    return dict(sorted(found.items()))

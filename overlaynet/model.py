@@ -1,0 +1,235 @@
+"""Inputs: what etcd, the operator and the machine tell us, as frozen values.
+
+Nothing here does I/O. A value that exists is valid: constructors of the adapters (`store/codec.py`,
+`config.py`) refuse anything else first. Addresses come as tuples, one entry per family, so that dual
+stack is a longer tuple and not another type.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Generic, TypeAlias, TypeVar
+
+from overlaynet.addr import IPAddress, IPNetwork, Mac
+from overlaynet.errors import NameInvalid
+
+_NAME = re.compile(r"[a-z]([-a-z0-9]{0,30}[a-z0-9])?")
+RESERVED_NAMES = frozenset({"etcd", "underlay", "outside", "local"})
+
+VXLAN = "vxlan"
+HOST_GW = "host-gw"
+BACKENDS = (VXLAN, HOST_GW)
+"""Backends this agent can program. Leases of other types are kept and ignored, as flannel does."""
+
+DEFAULT_VNI = 1
+DEFAULT_VXLAN_PORT = 8472
+"""Linux's own default (drivers/net/vxlan/vxlan_core.c), which flannel uses; IANA's is 4789."""
+
+NO_LABELS: Mapping[str, str] = MappingProxyType({})
+
+
+def check_name(name: str, what: str, *, reserved: bool = True) -> str:
+    """Return `name` if it can safely be part of a namespace, key, path and command; raise NameInvalid."""
+    if not _NAME.fullmatch(name):
+        raise NameInvalid(
+            f"{what} {name!r} is not a valid name",
+            evidence="a name starts with a lower-case letter, goes on with letters, digits and '-', "
+            "ends with a letter or digit, and has at most 32 characters",
+        )
+    if reserved and name in RESERVED_NAMES:
+        raise NameInvalid(
+            f"{what} may not be called {name!r}",
+            evidence="reserved names: " + ", ".join(sorted(RESERVED_NAMES)),
+        )
+    return name
+
+
+# --- the network ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One family's address range and how hosts share it: every subnet from `first` to `last`."""
+
+    network: IPNetwork
+    subnet_len: int
+    first: IPAddress
+    last: IPAddress
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """How subnets reach each other. `mtu` is the underlay's, in bytes, where the operator forces it."""
+
+    type: str
+    vni: int = DEFAULT_VNI
+    port: int = DEFAULT_VXLAN_PORT
+    mtu: int | None = None
+    direct_routing: bool = False
+    learning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """flannel's network config (`<prefix>/config`)."""
+
+    pools: tuple[Pool, ...]
+    backend: Backend
+
+    @property
+    def networks(self) -> tuple[IPNetwork, ...]:
+        return tuple(pool.network for pool in self.pools)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Cluster-wide settings of ours (`<overlay_prefix>/config`). Times in seconds."""
+
+    lease_ttl_s: int = 86_400
+    node_ttl_s: int = 15
+    stop_grace_s: int = 300
+    service_network: IPNetwork | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Vtep:
+    """One VXLAN tunnel endpoint of a host: the VNI and the MAC its peers put into their FDB."""
+
+    version: int
+    vni: int
+    mac: Mac
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A host's claim on its subnets (`<prefix>/subnets/<subnet>-<len>`), as flannel writes it.
+
+    `node_id` and `node_name` are our additions; a lease that flannel wrote has neither.
+    """
+
+    subnets: tuple[IPNetwork, ...]
+    public_ips: tuple[IPAddress, ...]
+    backend_type: str | None = None
+    vteps: tuple[Vtep, ...] = ()
+    node_id: str | None = None
+    node_name: str | None = None
+
+    def subnet(self, version: int) -> IPNetwork | None:
+        return next((s for s in self.subnets if s.version == version), None)
+
+    def public_ip(self, version: int) -> IPAddress | None:
+        return next((a for a in self.public_ips if a.version == version), None)
+
+    def vtep(self, version: int) -> Vtep | None:
+        return next((v for v in self.vteps if v.version == version), None)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """A node that is alive (`<overlay_prefix>/nodes/<node>`, on the node's short lease)."""
+
+    name: str
+    node_id: str
+    public_ips: tuple[IPAddress, ...]
+    interface: str
+    zone: str | None = None
+    labels: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
+    version: str = ""
+    bridge: str = "cni0"
+    bridge_mode: str = "managed"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A node's claim of a public address or a VTEP MAC, under the key that ends in it."""
+
+    kind: str
+    value: str
+    node_id: str
+    node_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A port that a container listens on."""
+
+    port: int
+    protocol: str = "TCP"
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A container that is wired (`<overlay_prefix>/workloads/<node>/<namespace>/<name>`).
+
+    `namespace` is the Kubernetes kind of namespace; `netns` names or describes the kernel's, for people.
+    """
+
+    name: str
+    namespace: str
+    node: str
+    ips: tuple[IPAddress, ...]
+    mac: Mac
+    device: str
+    netns: str | None = None
+    labels: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
+    ports: tuple[Port, ...] = ()
+    ready: bool = True
+
+    @property
+    def id(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A key of somebody's that could not be understood: reported, and otherwise as if it were absent."""
+
+    reason: str
+
+
+Record: TypeAlias = NetworkConfig | Settings | Lease | NodeRecord | Claim | Workload | Unreadable
+T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored(Generic[T_co]):
+    """A value with its key and etcd's word on it. `lease_id` 0 means it never expires (a reservation)."""
+
+    key: str
+    value: T_co
+    create_revision: int = 0
+    mod_revision: int = 0
+    lease_id: int = 0
+
+
+# --- this host ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What makes this node itself across restarts and reboots; kept in a 0600 file on its own disk."""
+
+    node_id: str
+    vtep_mac: Mac
+    subnets: tuple[IPNetwork, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LocalHost:
+    """What the planner must know of this host. `underlay_mtu` is in bytes."""
+
+    name: str
+    identity: Identity
+    public_ips: tuple[IPAddress, ...]
+    interface: str
+    underlay_mtu: int
+    bridge: str = "cni0"
+    bridge_mode: str = "managed"
+    zone: str | None = None
+    labels: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
+    masquerade: bool = True
+    vxlan_peers_only: bool = False

@@ -1,0 +1,197 @@
+"""The four narrow doors to the world: Store, Kernel, Firewall, Clock.
+
+The reconciler and the agent know only these protocols. Each has a real adapter and a fake in
+`overlaynet.testing`, and one contract suite (`tests/contract/`) that both must pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeAlias
+
+from overlaynet.addr import IPAddress, IPInterface, Mac
+from overlaynet.errors import OverlayError
+from overlaynet.state import Change, KernelState, Policy, RuleChange, RuleSet
+
+# --- store ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValue:
+    """One key as etcd has it. `lease_id` 0: no lease."""
+
+    key: str
+    value: bytes
+    create_revision: int = 0
+    mod_revision: int = 0
+    lease_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Every key under some prefixes at one revision. `cluster_id` tells a restored cluster from the old."""
+
+    revision: int
+    cluster_id: int
+    items: tuple[KeyValue, ...]
+
+
+class Compare(NamedTuple):
+    """Holds if the key's mod revision is this; 0 means the key is absent."""
+
+    key: str
+    mod_revision: int
+
+
+class Put(NamedTuple):
+    key: str
+    value: bytes
+    lease_id: int = 0
+
+
+class Delete(NamedTuple):
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What became of a transaction. If `ok` is False nothing was written and `current` holds the
+    compared keys that exist, as they are now."""
+
+    ok: bool
+    revision: int
+    current: tuple[KeyValue, ...] = ()
+
+
+class Grant(NamedTuple):
+    """An etcd lease and the seconds it was granted for."""
+
+    lease_id: int
+    ttl_s: int
+
+
+class KeyPut(NamedTuple):
+    """A watch saw a key created or changed."""
+
+    item: KeyValue
+
+
+class KeyGone(NamedTuple):
+    """A watch saw a key deleted or expired."""
+
+    key: str
+    revision: int
+
+
+class WatchEnded(NamedTuple):
+    """The watch is over for good: `error` says why (`Compacted` asks for a new listing)."""
+
+    error: OverlayError
+
+
+Notice: TypeAlias = KeyPut | KeyGone | WatchEnded
+
+
+class Watch(Protocol):
+    def cancel(self) -> None:
+        """Stop; the sink is not called again. Harmless when repeated."""
+
+
+class Store(Protocol):
+    """etcd, as far as we need it. Every call has a deadline and raises only `StoreError`s."""
+
+    def read(self, prefixes: Sequence[str]) -> Listing:
+        """All keys under the prefixes, at one revision."""
+
+    def watch(self, prefixes: Sequence[str], revision: int, sink: Callable[[Notice], None]) -> Watch:
+        """Tell `sink`, in order and from another thread, of every change from `revision` on."""
+
+    def commit(self, compares: Sequence[Compare], writes: Sequence[Put | Delete]) -> Commit:
+        """Write all or, if a comparison fails, nothing."""
+
+    def grant(self, ttl_s: int) -> Grant:
+        """A new etcd lease."""
+
+    def keep_alive(self, lease_id: int) -> int:
+        """Renew; answer the seconds it now lives. Raises LeaseNotFound."""
+
+    def time_to_live(self, lease_id: int) -> int:
+        """Seconds an etcd lease still lives, without renewing it. Raises LeaseNotFound."""
+
+    def revoke(self, lease_id: int) -> None:
+        """End a lease and delete its keys. One that is gone already is no error."""
+
+    def close(self) -> None:
+        """Drop connections and watches."""
+
+
+# --- kernel ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A change the kernel refused, and why."""
+
+    change: Change
+    error: OverlayError
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """How to connect one container. The descriptors stay the caller's to close.
+
+    `netns_fd` is the container's network namespace; `netlink_fd` a bound NETLINK_ROUTE socket opened
+    inside it, so that whoever wires needs no right to enter it."""
+
+    host_device: str
+    tag: str
+    container_device: str
+    mac: Mac
+    addresses: tuple[IPInterface, ...]
+    gateways: tuple[IPAddress, ...]
+    mtu: int
+    netns_fd: int
+    netlink_fd: int
+
+
+class Kernel(Protocol):
+    """One network namespace's links, addresses, tables and sysctls."""
+
+    def observe(self, sysctls: Sequence[str] = ()) -> KernelState:
+        """All of it, ours and foreign; and the named sysctls (None where one does not exist)."""
+
+    def apply(self, changes: Sequence[Change]) -> list[Failure]:
+        """Carry out changes in the order given, all of them; one that fails does not stop the rest.
+
+        Idempotent: putting what is there and dropping what is not are successes."""
+
+    def attach(self, wiring: Wiring) -> None:
+        """Make a veth pair into a container's namespace and configure the inner end. All or nothing:
+        on error no device is left. Raises KernelError."""
+
+    def detach(self, host_device: str) -> None:
+        """Delete a veth pair by its host end. One that is gone already is no error."""
+
+    def close(self) -> None: ...
+
+
+# --- firewall -------------------------------------------------------------------------------------
+
+
+class Firewall(Protocol):
+    """One network namespace's packet filter."""
+
+    def observe(self) -> RuleSet:
+        """Every table's rules with counters, ours and foreign."""
+
+    def pending(self, want: Mapping[str, Policy], have: RuleSet) -> tuple[RuleChange, ...]:
+        """What differs, of what is ours. Pure."""
+
+    def apply(self, changes: Sequence[RuleChange], have: RuleSet) -> None:
+        """Make it so, each table in one atomic commit; chains that do not differ are not named."""
+
+
+class Clock(Protocol):
+    def now(self) -> float:
+        """Seconds on a clock that never goes back; meaningless but for differences."""

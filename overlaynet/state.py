@@ -1,0 +1,361 @@
+"""Outputs: what a host's kernel should hold (want) and what it does hold (have).
+
+Every kernel object is a small tuple with a `key`: the words by which the kernel itself tells two of them
+apart (a route by table, destination and metric; a neighbour by device and address; an FDB entry by
+device and MAC). Want and have are both mappings from key to object, so one generic difference serves
+every kind, and `satisfied` in `core/diff.py` is the only place that knows what "equal enough" means.
+
+A host's wanted state is a sum of slices, one per lease, workload or (later) service port. Each slice
+says where it comes from; that is what `overlaynet get route` shows as the source of an entry.
+
+Firewall rules are different: what is wanted is a *policy*, neutral of any backend; `firewall/` turns
+policies into chains. So one planner serves iptables and nftables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple, TypeAlias
+
+from overlaynet.addr import IPAddress, IPInterface, IPNetwork, Mac
+
+ROUTE_PROTOCOL = 111
+"""Our routes' protocol number: free in iproute2's rt_protos, and how we know a route as ours."""
+
+MAIN_TABLE = 254
+TAG_PREFIX = "overlaynet-"
+"""Every link we make carries an alt-name with this prefix; the rest says what it is for."""
+
+Key: TypeAlias = tuple[object, ...]
+
+
+class Kind(StrEnum):
+    """Kinds of kernel object, in the order in which they are added; removal goes the other way."""
+
+    SYSCTL = "sysctl"
+    LINK = "link"
+    ADDRESS = "address"
+    PORT = "port"
+    NEIGH = "neigh"
+    FDB = "fdb"
+    ROUTE = "route"
+
+
+class Vxlan(NamedTuple):
+    """The attributes of a VXLAN device that cannot be changed once it exists."""
+
+    vni: int
+    port: int
+    local: IPAddress
+    underlay: str
+    learning: bool = False
+
+
+class Link(NamedTuple):
+    """A link of ours: a VXLAN device or a bridge. `mac` None: whatever it has. `mtu` in bytes."""
+
+    name: str
+    type: str
+    tag: str
+    mtu: int
+    mac: Mac | None = None
+    vxlan: Vxlan | None = None
+    up: bool = True
+
+    @property
+    def key(self) -> Key:
+        return (Kind.LINK, self.name)
+
+
+class Address(NamedTuple):
+    """An address on a device."""
+
+    dev: str
+    interface: IPInterface
+
+    @property
+    def key(self) -> Key:
+        return (Kind.ADDRESS, self.dev, self.interface)
+
+
+class BridgePort(NamedTuple):
+    """The host end of a container's veth as a port of a bridge. The device itself is made by attach."""
+
+    dev: str
+    master: str
+    hairpin: bool = True
+    up: bool = True
+    mtu: int = 0
+
+    @property
+    def key(self) -> Key:
+        return (Kind.PORT, self.dev)
+
+
+class Neigh(NamedTuple):
+    """A neighbour entry: which MAC answers for `ip` on `dev`. `state` is the kernel's NUD word."""
+
+    dev: str
+    ip: IPAddress
+    mac: Mac | None
+    state: str = "permanent"
+
+    @property
+    def key(self) -> Key:
+        return (Kind.NEIGH, self.dev, self.ip)
+
+
+class Fdb(NamedTuple):
+    """A forwarding entry. On a VXLAN device `dst` is the peer's underlay address; on a bridge port
+    `master` names the bridge and `dst` is None. `state`: "permanent" (VXLAN peers, and a port's own
+    address), "static" (a pin on a bridge port) or "dynamic" (learned)."""
+
+    dev: str
+    mac: Mac
+    dst: IPAddress | None = None
+    master: str | None = None
+    state: str = "permanent"
+
+    @property
+    def key(self) -> Key:
+        return (Kind.FDB, self.dev, self.mac, self.master)
+
+
+class Route(NamedTuple):
+    """A route. `type` is "unicast", "local", "blackhole", …; `scope` "global", "link" or "host"."""
+
+    dst: IPNetwork
+    dev: str | None
+    via: IPAddress | None = None
+    metric: int = 0
+    onlink: bool = False
+    table: int = MAIN_TABLE
+    protocol: int = ROUTE_PROTOCOL
+    scope: str = "global"
+    type: str = "unicast"
+    prefsrc: IPAddress | None = None
+
+    @property
+    def key(self) -> Key:
+        return (Kind.ROUTE, self.table, self.dst, self.metric)
+
+
+class Sysctl(NamedTuple):
+    """A kernel setting by its path below /proc/sys, e.g. ``net/ipv4/ip_forward``."""
+
+    name: str
+    value: str
+
+    @property
+    def key(self) -> Key:
+        return (Kind.SYSCTL, self.name)
+
+
+Object: TypeAlias = Link | Address | BridgePort | Neigh | Fdb | Route | Sysctl
+
+
+def kind_of(key: Key) -> Kind:
+    """What kind of object a key belongs to."""
+    kind = key[0]
+    assert isinstance(kind, Kind)
+    return kind
+
+
+# --- firewall policies ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Masquerade:
+    """Hide containers behind the host when they talk to anything outside the overlay."""
+
+    overlay: tuple[IPNetwork, ...]
+    own: tuple[IPNetwork, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardAccept:
+    """Let packets from and to the overlay through the FORWARD chain."""
+
+    overlay: tuple[IPNetwork, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VxlanGuard:
+    """Keep forged frames out: a container may not speak to a VXLAN port, and, where `peers` is not
+    None, the underlay may only from those addresses."""
+
+    port: int
+    overlay: tuple[IPNetwork, ...]
+    peers: tuple[IPAddress, ...] | None = None
+
+
+Policy: TypeAlias = Masquerade | ForwardAccept | VxlanGuard
+
+
+# --- want -----------------------------------------------------------------------------------------
+
+
+class Source(NamedTuple):
+    """Where a wanted object comes from: ``Source("lease", "10.244.2.0-24")``."""
+
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostState:
+    """Kernel objects by key, and firewall policies by name."""
+
+    objects: Mapping[Key, Object] = field(default_factory=dict)
+    policies: Mapping[str, Policy] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, objects: Iterable[Object] = (), **policies: Policy) -> HostState:
+        return cls({o.key: o for o in objects}, policies)
+
+    def __str__(self) -> str:
+        """The whole host as sorted text, one object a line: what table tests compare."""
+        lines = sorted(describe(o) for o in self.objects.values())
+        lines += sorted(f"policy {name} {policy}" for name, policy in self.policies.items())
+        return "\n".join(lines)
+
+
+def describe(obj: Object) -> str:
+    """One object in the words of `ip` and `bridge`, without the verb."""
+    match obj:
+        case Link():
+            vx = obj.vxlan
+            more = f" id {vx.vni} dstport {vx.port} local {vx.local} dev {vx.underlay}" if vx else ""
+            mac = f" address {obj.mac}" if obj.mac else ""
+            return f"link {obj.name} type {obj.type}{more}{mac} mtu {obj.mtu} {'up' if obj.up else 'down'}"
+        case Address():
+            return f"address {obj.interface} dev {obj.dev}"
+        case BridgePort():
+            return f"port {obj.dev} master {obj.master} hairpin {'on' if obj.hairpin else 'off'}"
+        case Neigh():
+            return f"neigh {obj.ip} lladdr {obj.mac} dev {obj.dev} nud {obj.state}"
+        case Fdb():
+            where = f"dst {obj.dst} self" if obj.dst else f"master {obj.master}"
+            return f"fdb {obj.mac} dev {obj.dev} {where} {obj.state}"
+        case Route():
+            via = f" via {obj.via}" if obj.via else ""
+            dev = f" dev {obj.dev}" if obj.dev else ""
+            onlink = " onlink" if obj.onlink else ""
+            return f"route {obj.dst}{via}{dev}{onlink} metric {obj.metric} table {obj.table}"
+        case Sysctl():
+            return f"sysctl {obj.name} = {obj.value}"
+
+
+def show_command(obj: Object) -> str:
+    """The command a person types to see this object."""
+    match obj:
+        case Link():
+            return f"ip -d link show dev {obj.name}"
+        case Address():
+            return f"ip address show dev {obj.dev}"
+        case BridgePort():
+            return f"bridge -d link show dev {obj.dev}"
+        case Neigh():
+            return f"ip neigh show {obj.ip} dev {obj.dev}"
+        case Fdb():
+            return f"bridge fdb show dev {obj.dev}"
+        case Route():
+            return f"ip route show {obj.dst} table {obj.table}"
+        case Sysctl():
+            return f"sysctl {obj.name.replace('/', '.')}"
+
+
+# --- have -----------------------------------------------------------------------------------------
+
+
+class LinkInfo(NamedTuple):
+    """A link as the kernel has it. `hairpin` is None where the link is no bridge port; `parent` names
+    the link a tunnel sits on, `peer_netns` is the kernel's id of the namespace of a veth's other end."""
+
+    ifindex: int
+    name: str
+    type: str
+    mac: Mac | None
+    mtu: int
+    up: bool
+    running: bool = False
+    master: str | None = None
+    altnames: tuple[str, ...] = ()
+    vxlan: Vxlan | None = None
+    hairpin: bool | None = None
+    peer_netns: int | None = None
+
+    @property
+    def tag(self) -> str | None:
+        """Our alt-name, if it carries one."""
+        return next((a for a in self.altnames if a.startswith(TAG_PREFIX)), None)
+
+
+class IpRule(NamedTuple):
+    """A policy-routing rule that is not one of the kernel's three; on the path, never ours."""
+
+    priority: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class KernelState:
+    """Everything on a packet's path through one network namespace, ours and foreign alike."""
+
+    links: Mapping[str, LinkInfo] = field(default_factory=dict)
+    addresses: tuple[Address, ...] = ()
+    neighs: tuple[Neigh, ...] = ()
+    fdb: tuple[Fdb, ...] = ()
+    routes: tuple[Route, ...] = ()
+    rules: tuple[IpRule, ...] = ()
+    sysctls: Mapping[str, str | None] = field(default_factory=dict)
+
+
+class Op(StrEnum):
+    PUT = "put"
+    DROP = "drop"
+
+
+class Change(NamedTuple):
+    """One write: put `obj`, replacing `have` if that is not None; or drop `obj`."""
+
+    op: Op
+    obj: Object
+    have: Object | None = None
+
+    def __str__(self) -> str:
+        return f"{self.op} {describe(self.obj)}"
+
+
+class RuleLine(NamedTuple):
+    """One firewall rule as the kernel reports it, without its ``-A CHAIN``, and its counters."""
+
+    text: str
+    packets: int = 0
+    octets: int = 0
+
+
+ChainKey: TypeAlias = tuple[str, str]
+"""(table, chain)"""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSet:
+    """Every chain of every table: name, default policy ("-" for a user chain) and rules in order."""
+
+    flavour: str
+    chains: Mapping[ChainKey, tuple[RuleLine, ...]] = field(default_factory=dict)
+    policies: Mapping[ChainKey, str] = field(default_factory=dict)
+
+
+class RuleChange(NamedTuple):
+    """One difference between wanted and present rules. `op`: missing, extra or changed."""
+
+    op: str
+    table: str
+    chain: str
+    want: tuple[str, ...] | None
+    have: tuple[str, ...] | None
+    source: Source
