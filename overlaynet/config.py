@@ -1,0 +1,326 @@
+"""The agent's settings: file, environment and flags, folded into one frozen, checked value.
+
+Precedence, lowest first: built-in default, `agent.toml`, environment (`OVERLAYNET_SECTION_KEY`), flag.
+Every key is described once, in `FIELDS`; the file's reader, the environment and the example file all go
+by that table. An unknown key is an error, with the place it was found: a misspelt setting that is
+silently ignored is worse than one that stops the agent before it touched anything.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from ipaddress import ip_address
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import urlsplit
+
+from overlaynet.addr import IPAddress
+from overlaynet.errors import ConfigError, NameInvalid
+from overlaynet.model import NO_LABELS, check_name
+
+DEFAULT_CONFIG_PATH = Path("/etc/overlaynet/agent.toml")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """`[node]`. Empty name: the host name. No interface and no address: the default route decides."""
+
+    name: str = ""
+    interface: str | None = None
+    public_ip: IPAddress | None = None
+    zone: str | None = None
+    labels: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
+
+
+@dataclass(frozen=True, slots=True)
+class EtcdConfig:
+    """`[etcd]`. The password is in a file, never in this value."""
+
+    endpoints: tuple[str, ...] = ("http://127.0.0.1:2379",)
+    prefix: str = "/coreos.com/network"
+    overlay_prefix: str = "/overlaynet"
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    username: str | None = None
+    password_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeConfig:
+    """`[bridge]`. "managed": made and kept by us; "external": somebody else's, used; "none"."""
+
+    mode: str = "managed"
+    name: str = "cni0"
+
+
+@dataclass(frozen=True, slots=True)
+class FirewallConfig:
+    """`[firewall]`. `resync_s`: seconds between full looks at the host."""
+
+    backend: str = "auto"
+    resync_s: float = 60.0
+    masquerade: bool = True
+    vxlan_peers_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PathConfig:
+    """`[paths]`. Where the agent keeps its socket, its run-time files and what must survive a reboot."""
+
+    run: Path = Path("/run/overlaynet")
+    state: Path = Path("/var/lib/overlaynet")
+    subnet_file: Path = Path("/run/flannel/subnet.env")
+
+    @property
+    def socket(self) -> Path:
+        return self.run / "agent.sock"
+
+    @property
+    def pid_file(self) -> Path:
+        return self.run / "agent.pid"
+
+    @property
+    def identity(self) -> Path:
+        return self.state / "identity.json"
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    """`[log]`. Level and form of the lines on standard error."""
+
+    level: str = "info"
+    format: str = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """All of agent.toml."""
+
+    node: NodeConfig = field(default_factory=NodeConfig)
+    etcd: EtcdConfig = field(default_factory=EtcdConfig)
+    bridge: BridgeConfig = field(default_factory=BridgeConfig)
+    firewall: FirewallConfig = field(default_factory=FirewallConfig)
+    paths: PathConfig = field(default_factory=PathConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+# --- one reader per kind of value -----------------------------------------------------------------
+
+_Reader = Callable[[Any], Any]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("wants a non-empty text")
+    return value
+
+
+def _one_of(*words: str) -> _Reader:
+    def read(value: Any) -> str:
+        if value not in words:
+            raise ValueError("must be one of " + ", ".join(words))
+        return str(value)
+
+    return read
+
+
+def _address(value: Any) -> IPAddress:
+    return ip_address(_text(value))
+
+
+def _path(value: Any) -> Path:
+    path = Path(_text(value))
+    if not path.is_absolute():
+        raise ValueError("wants an absolute path")
+    return path
+
+
+def _boolean(value: Any) -> bool:
+    if isinstance(value, str):
+        value = {"true": True, "1": True, "false": False, "0": False}.get(value.lower())
+    if not isinstance(value, bool):
+        raise ValueError("wants true or false")
+    return value
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError("wants a number of seconds")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError("wants a number of seconds") from None
+    if not 0.1 <= number <= 86_400:
+        raise ValueError("wants a number of seconds between 0.1 and 86400")
+    return number
+
+
+def _node_name(value: Any) -> str:
+    try:
+        return check_name(_text(value), "node")
+    except NameInvalid as error:
+        raise ValueError(error.evidence) from None
+
+
+def _device(value: Any) -> str:
+    name = _text(value)
+    if len(name.encode()) > 15 or name in {".", ".."} or any(c in "/: \t\n" for c in name):
+        raise ValueError("is no interface name (at most 15 bytes, no '/', ':' or blank)")
+    return name
+
+
+def _prefix(value: Any) -> str:
+    text = _text(value).rstrip("/")
+    if not text.startswith("/") or "//" in text:
+        raise ValueError("wants a key prefix such as /overlaynet")
+    return text
+
+
+def _endpoints(value: Any) -> tuple[str, ...]:
+    items: Sequence[Any] = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not items:
+        raise ValueError("wants a list of endpoints")
+    return tuple(_endpoint(str(item).strip()) for item in items)
+
+
+def _endpoint(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme == "unix" and parts.path.startswith("/"):
+        return text
+    try:
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError(f"{text!r} is no endpoint: write http://HOST:2379, https://HOST:2379 or unix:///PATH")
+    return text
+
+
+def _labels(value: Any) -> Mapping[str, str]:
+    if isinstance(value, str):
+        value = dict(item.partition("=")[::2] for item in value.split(",") if item)
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise ValueError("wants a table of text")
+    return MappingProxyType(dict(value))
+
+
+FIELDS: Mapping[tuple[str, str], _Reader] = {
+    ("node", "name"): _node_name,
+    ("node", "interface"): _device,
+    ("node", "public_ip"): _address,
+    ("node", "zone"): _text,
+    ("node", "labels"): _labels,
+    ("etcd", "endpoints"): _endpoints,
+    ("etcd", "prefix"): _prefix,
+    ("etcd", "overlay_prefix"): _prefix,
+    ("etcd", "ca"): _path,
+    ("etcd", "cert"): _path,
+    ("etcd", "key"): _path,
+    ("etcd", "username"): _text,
+    ("etcd", "password_file"): _path,
+    ("bridge", "mode"): _one_of("managed", "external", "none"),
+    ("bridge", "name"): _device,
+    ("firewall", "backend"): _one_of("auto", "legacy", "nft"),
+    ("firewall", "resync_s"): _seconds,
+    ("firewall", "masquerade"): _boolean,
+    ("firewall", "vxlan_peers_only"): _boolean,
+    ("paths", "run"): _path,
+    ("paths", "state"): _path,
+    ("paths", "subnet_file"): _path,
+    ("log", "level"): _one_of("debug", "info", "warning", "error"),
+    ("log", "format"): _one_of("text", "json"),
+}
+SECTIONS = {item.name: item.default_factory for item in fields(AgentConfig)}
+
+
+def load(
+    path: Path | None,
+    environ: Mapping[str, str],
+    flags: Mapping[tuple[str, str], Any] = MappingProxyType({}),
+) -> AgentConfig:
+    """Read the settings. A `path` of None means the default file, which need not exist.
+
+    Raises ConfigError naming the file, variable or flag and the key.
+    """
+    values: dict[tuple[str, str], Any] = {}
+    values.update(_from_file(path))
+    values.update(_from_environ(environ))
+    for key, value in flags.items():
+        values[key] = _read(key, value, "flag --" + "-".join(key).replace("_", "-"))
+    return build(values)
+
+
+def parse(document: Mapping[str, Any], where: str) -> AgentConfig:
+    """Settings from an already decoded document (a topology's `agent` member)."""
+    return build(_from_document(document, where))
+
+
+def build(values: Mapping[tuple[str, str], Any]) -> AgentConfig:
+    """Assemble checked values; check what only the whole can tell."""
+    sections = {
+        name: type(make())(**{k: v for (s, k), v in values.items() if s == name})
+        for name, make in SECTIONS.items()
+        if callable(make)
+    }
+    config = AgentConfig(**sections)
+    if bool(config.etcd.cert) != bool(config.etcd.key):
+        raise ConfigError("etcd.cert and etcd.key belong together", evidence="one of them is not set")
+    if bool(config.etcd.username) != bool(config.etcd.password_file):
+        raise ConfigError("etcd.username and etcd.password_file belong together", evidence="one is not set")
+    return config
+
+
+def _from_file(path: Path | None) -> dict[tuple[str, str], Any]:
+    wanted = path or DEFAULT_CONFIG_PATH
+    try:
+        text = wanted.read_text("utf-8")
+    except FileNotFoundError:
+        if path is None:
+            return {}
+        raise ConfigError(f"there is no config file {path}", next=["ls -l " + str(path.parent)]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {wanted} cannot be read", evidence=str(error)) from None
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"config file {wanted} is not TOML", evidence=str(error)) from None
+    return _from_document(document, str(wanted))
+
+
+def _from_document(document: Mapping[str, Any], where: str) -> dict[tuple[str, str], Any]:
+    values = {}
+    for section, table in document.items():
+        if section not in SECTIONS:
+            raise _unknown(where, section, SECTIONS)
+        if not isinstance(table, dict):
+            raise ConfigError(f"{where}: [{section}] must be a table", evidence=f"it is {table!r}")
+        for name, value in table.items():
+            values[section, name] = _read((section, name), value, where)
+    return values
+
+
+def _from_environ(environ: Mapping[str, str]) -> dict[tuple[str, str], Any]:
+    values = {}
+    for section, name in FIELDS:
+        variable = f"OVERLAYNET_{section}_{name}".upper()
+        if environ.get(variable):
+            values[section, name] = _read((section, name), environ[variable], f"environment {variable}")
+    return values
+
+
+def _read(key: tuple[str, str], value: Any, where: str) -> Any:
+    reader = FIELDS.get(key)
+    if reader is None:
+        raise _unknown(where, ".".join(key), [".".join(k) for k in FIELDS if k[0] == key[0]])
+    try:
+        return reader(value)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {'.'.join(key)} {error}", evidence=f"it is {value!r}") from None
+
+
+def _unknown(where: str, name: str, known: Any) -> ConfigError:
+    return ConfigError(f"{where}: unknown key {name!r}", evidence="known here: " + ", ".join(sorted(known)))
