@@ -1,0 +1,273 @@
+"""A host's state as plain JSON, and back, without loss.
+
+The probe looks at a host in one process and the planner, the command line and a saved trace read what it
+saw in another. Between them travels JSON: every value below is made of dict, list, str, int, bool and
+None, with the field names of `state.py` in snake case, and an unknown value as null, never absent.
+
+Each type of object is described once, as a row of `_SHAPES`: its fields in order, and for those that are
+not plain already how to turn them into text and back. Writing and reading both go by that row, so they
+cannot drift apart. A row is compiled to a loop over tuples; 20 000 routes, neighbours and FDB entries
+take a fraction of a second each way.
+
+Reading raises ValueInvalid for a document that was not written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any, NamedTuple, TypeAlias
+
+from overlaynet.addr import Mac
+from overlaynet.errors import ValueInvalid
+from overlaynet.state import (
+    Address,
+    BridgePort,
+    Change,
+    Fdb,
+    ForwardAccept,
+    IpRule,
+    KernelState,
+    Key,
+    Link,
+    LinkInfo,
+    Masquerade,
+    Neigh,
+    Object,
+    Op,
+    Policy,
+    Route,
+    RuleChange,
+    RuleLine,
+    RuleSet,
+    Source,
+    Sysctl,
+    Vxlan,
+    VxlanGuard,
+    describe,
+)
+
+Json: TypeAlias = dict[str, Any]
+
+
+class _Codec(NamedTuple):
+    """How one field that is not plain becomes JSON and comes back. Neither is asked about None."""
+
+    write: Callable[[Any], Any]
+    read: Callable[[Any], Any]
+
+
+def _tuple_of(codec: _Codec) -> _Codec:
+    write, read = codec
+    return _Codec(lambda items: [write(i) for i in items], lambda items: tuple(read(i) for i in items))
+
+
+_IP = _Codec(str, ip_address)
+_NETWORK = _Codec(str, ip_network)
+_INTERFACE = _Codec(str, ip_interface)
+_MAC = _Codec(str, Mac.parse)
+_TEXTS = _Codec(list, tuple)
+_NETWORKS = _tuple_of(_NETWORK)
+_IPS = _tuple_of(_IP)
+
+
+class _Shape(NamedTuple):
+    """A type, and its fields in order with the codec of each (None: plain JSON already)."""
+
+    cls: type[Any]
+    fields: tuple[tuple[str, _Codec | None], ...]
+
+    def write(self, value: Any) -> Json:
+        out = {}
+        for name, codec in self.fields:
+            item = getattr(value, name)
+            out[name] = item if codec is None or item is None else codec.write(item)
+        return out
+
+    def read(self, document: Mapping[str, Any]) -> Any:
+        values = []
+        for name, codec in self.fields:
+            item = document[name]
+            values.append(item if codec is None or item is None else codec.read(item))
+        return self.cls(*values)
+
+
+def _shape(cls: type[Any], **codecs: _Codec) -> _Shape:
+    names: Iterable[str] = getattr(cls, "_fields", None) or cls.__dataclass_fields__
+    return _Shape(cls, tuple((name, codecs.get(name)) for name in names))
+
+
+_VXLAN = _shape(Vxlan, local=_IP)
+_VXLAN_FIELD = _Codec(_VXLAN.write, _VXLAN.read)
+_LINK_INFO = _shape(LinkInfo, mac=_MAC, altnames=_TEXTS, vxlan=_VXLAN_FIELD)
+_RULE_LINE = _shape(RuleLine)
+_IP_RULE = _shape(IpRule)
+
+_SHAPES: Mapping[str, _Shape] = {
+    "link": _shape(Link, mac=_MAC, vxlan=_VXLAN_FIELD),
+    "address": _shape(Address, interface=_INTERFACE),
+    "port": _shape(BridgePort),
+    "neigh": _shape(Neigh, ip=_IP, mac=_MAC),
+    "fdb": _shape(Fdb, mac=_MAC, dst=_IP),
+    "route": _shape(Route, dst=_NETWORK, via=_IP, prefsrc=_IP),
+    "sysctl": _shape(Sysctl),
+}
+_POLICIES: Mapping[str, _Shape] = {
+    "masquerade": _shape(Masquerade, overlay=_NETWORKS, own=_NETWORKS),
+    "forward_accept": _shape(ForwardAccept, overlay=_NETWORKS),
+    "vxlan_guard": _shape(VxlanGuard, overlay=_NETWORKS, peers=_IPS),
+}
+_KINDS = {shape.cls: kind for table in (_SHAPES, _POLICIES) for kind, shape in table.items()}
+
+
+# --- objects and policies -------------------------------------------------------------------------
+
+
+def object_to_json(obj: Object) -> Json:
+    """``{"kind": "route", "dst": …}``."""
+    kind = _KINDS[type(obj)]
+    return {"kind": kind, **_SHAPES[kind].write(obj)}
+
+
+def object_from_json(document: Mapping[str, Any]) -> Object:
+    """The opposite of `object_to_json`."""
+    return _checked(_tagged, _SHAPES, document)  # type: ignore[no-any-return]
+
+
+def policy_to_json(policy: Policy) -> Json:
+    """``{"kind": "masquerade", "overlay": […], …}``."""
+    kind = _KINDS[type(policy)]
+    return {"kind": kind, **_POLICIES[kind].write(policy)}
+
+
+def policy_from_json(document: Mapping[str, Any]) -> Policy:
+    """The opposite of `policy_to_json`."""
+    return _checked(_tagged, _POLICIES, document)  # type: ignore[no-any-return]
+
+
+def _tagged(shapes: Mapping[str, _Shape], document: Mapping[str, Any]) -> Any:
+    return shapes[document["kind"]].read(document)
+
+
+# --- a whole host ---------------------------------------------------------------------------------
+
+
+def kernel_to_json(state: KernelState) -> Json:
+    """Everything that was observed in one network namespace."""
+    return {
+        "links": [_LINK_INFO.write(link) for link in state.links.values()],
+        "addresses": _write_all("address", state.addresses),
+        "neighs": _write_all("neigh", state.neighs),
+        "fdb": _write_all("fdb", state.fdb),
+        "routes": _write_all("route", state.routes),
+        "rules": [_IP_RULE.write(rule) for rule in state.rules],
+        "sysctls": dict(state.sysctls),
+    }
+
+
+def kernel_from_json(document: Mapping[str, Any]) -> KernelState:
+    """The opposite of `kernel_to_json`."""
+    return _checked(_read_kernel, document)  # type: ignore[no-any-return]
+
+
+def _read_kernel(document: Mapping[str, Any]) -> KernelState:
+    return KernelState(
+        links={link.name: link for link in map(_LINK_INFO.read, document["links"])},
+        addresses=_read_all("address", document["addresses"]),
+        neighs=_read_all("neigh", document["neighs"]),
+        fdb=_read_all("fdb", document["fdb"]),
+        routes=_read_all("route", document["routes"]),
+        rules=tuple(map(_IP_RULE.read, document["rules"])),
+        sysctls=dict(document["sysctls"]),
+    )
+
+
+def _write_all(kind: str, objects: Iterable[Object]) -> list[Json]:
+    write = _SHAPES[kind].write
+    return [write(obj) for obj in objects]
+
+
+def _read_all(kind: str, documents: Iterable[Mapping[str, Any]]) -> tuple[Any, ...]:
+    return tuple(map(_SHAPES[kind].read, documents))
+
+
+def rules_to_json(rules: RuleSet) -> Json:
+    """Every chain in order. A chain whose policy or rules are not known has null there."""
+    names = dict.fromkeys([*rules.chains, *rules.policies])
+    return {"flavour": rules.flavour, "chains": [_chain(rules, table, name) for table, name in names]}
+
+
+def _chain(rules: RuleSet, table: str, name: str) -> Json:
+    lines = rules.chains.get((table, name))
+    return {
+        "table": table,
+        "chain": name,
+        "policy": rules.policies.get((table, name)),
+        "rules": None if lines is None else [_RULE_LINE.write(line) for line in lines],
+    }
+
+
+def rules_from_json(document: Mapping[str, Any]) -> RuleSet:
+    """The opposite of `rules_to_json`."""
+    return _checked(_read_rules, document)  # type: ignore[no-any-return]
+
+
+def _read_rules(document: Mapping[str, Any]) -> RuleSet:
+    chains, policies = {}, {}
+    for chain in document["chains"]:
+        key = (chain["table"], chain["chain"])
+        if chain["rules"] is not None:
+            chains[key] = tuple(map(_RULE_LINE.read, chain["rules"]))
+        if chain["policy"] is not None:
+            policies[key] = chain["policy"]
+    return RuleSet(document["flavour"], chains, policies)
+
+
+def _checked(read: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return read(*arguments)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueInvalid(
+            "this is no host state as the probe writes it",
+            evidence=f"{type(error).__name__}: {error}",
+        ) from None
+
+
+# --- differences ----------------------------------------------------------------------------------
+
+
+def change_to_json(change: Change, source: Source) -> Json:
+    """One difference of the kernel: ``{"op","object","key","want","have","source"}``, for people and
+    programs; `want` and `have` are one line of text each, in the words of `ip` and `bridge`."""
+    dropped = change.op is Op.DROP
+    present = change.obj if dropped else change.have
+    return {
+        "op": "extra" if dropped else "missing" if present is None else "changed",
+        "object": _KINDS[type(change.obj)],
+        "key": key_text(change.obj.key),
+        "want": None if dropped else describe(change.obj),
+        "have": None if present is None else describe(present),
+        "source": source_to_json(source),
+    }
+
+
+def rule_change_to_json(change: RuleChange) -> Json:
+    """One difference of the firewall, in the same form; rules are lines of text."""
+    return {
+        "op": change.op,
+        "object": "rule",
+        "key": f"{change.table} {change.chain}",
+        "want": None if change.want is None else "\n".join(change.want),
+        "have": None if change.have is None else "\n".join(change.have),
+        "source": source_to_json(change.source),
+    }
+
+
+def key_text(key: Key) -> str:
+    """A key without its kind: ``254 10.244.2.0/24 11`` for a route."""
+    return " ".join(str(part) for part in key[1:] if part is not None)
+
+
+def source_to_json(source: Source) -> Json:
+    """``{"kind": "lease", "name": "10.244.2.0-24"}``."""
+    return {"kind": source.kind, "name": source.name}
