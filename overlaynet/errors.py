@@ -23,7 +23,8 @@
     │   ├── NetworkConfigInvalid        OVL-402  a network config that cannot work, or has no backend type
     │   ├── PoolExhausted               OVL-403  no subnet is free (transient)
     │   ├── Conflict                    OVL-404  another node holds what we would claim
-    │   └── UnderlayProblem             OVL-405  no usable underlay interface or address
+    │   ├── UnderlayProblem             OVL-405  no usable underlay interface or address
+    │   └── ChangePending               OVL-406  the network config in etcd is not the one in force
     ├── KernelError               3     OVL-5xx  the kernel refused a request; carries errno
     ├── FirewallError             3     OVL-6xx  iptables refused a ruleset; carries the line
     └── WorkloadError             2     OVL-7xx  attach and detach
@@ -163,6 +164,10 @@ class Conflict(NetworkError):
 
 class UnderlayProblem(NetworkError):
     code = "OVL-405"
+
+
+class ChangePending(NetworkError):
+    code = "OVL-406"
 
 
 class KernelError(OverlayError):

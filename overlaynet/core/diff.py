@@ -1,0 +1,93 @@
+"""The difference between want and have, as an ordered list of writes.
+
+Order is data, and here is its one home. Additions go from the ground up (sysctl, link, address, bridge
+port, neighbour, FDB, route): at every moment in between, what is already there works. Removals go the
+other way, after all additions: a change of route is never a gap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping
+
+from overlaynet.state import BridgePort, Change, Key, Kind, Link, Object, Op, Sysctl, kind_of
+
+ORDER = {kind: rank for rank, kind in enumerate(Kind)}
+
+
+def satisfied(want: Object, have: Object) -> bool:
+    """Whether `have` is as good as `want`: equal, but for what a wanted link or port leaves open."""
+    if isinstance(want, Link) and isinstance(have, Link) and want.mac is None:
+        return want == have._replace(mac=None)
+    if isinstance(want, BridgePort) and isinstance(have, BridgePort) and want.mtu == 0:
+        return want == have._replace(mtu=0)
+    return want == have
+
+
+def must_recreate(want: Object, have: Object) -> bool:
+    """Whether a link differs in what the kernel cannot change on a living one (it refuses, EOPNOTSUPP)."""
+    return (
+        isinstance(want, Link) and isinstance(have, Link) and (want.type, want.vxlan) != (have.type, have.vxlan)
+    )
+
+
+def changes(
+    want: Mapping[Key, Object], have: Mapping[Key, Object], refused: Container[Key] = ()
+) -> tuple[Change, ...]:
+    """Writes that turn `have` into `want`, in order. Keys in `refused`, and all that hangs on a refused
+    link, are left alone."""
+    fresh = {key[1] for key, obj in want.items() if key in have and must_recreate(obj, have[key])}
+    blocked = {key[1] for key in want if kind_of(key) is Kind.LINK and key in refused}
+    puts, drops = [], []
+    for key, obj in want.items():
+        there = have.get(key)
+        device = device_of(obj)
+        if device in blocked:
+            continue
+        if there is not None and device in fresh and kind_of(key) is not Kind.LINK:
+            there = None
+        if there is None or not satisfied(obj, there):
+            puts.append(Change(Op.PUT, obj, there))
+    for key, obj in have.items():
+        if key not in want and device_of(obj) not in blocked and kind_of(key) is not Kind.SYSCTL:
+            drops.append(Change(Op.DROP, obj))
+    return tuple(_ordered(puts)) + tuple(_without_dependents(drops))
+
+
+def device_of(obj: Object) -> str | None:
+    """The link an object lives or dies with; None for a sysctl."""
+    match obj:
+        case Link():
+            return obj.name
+        case Sysctl():
+            return None
+        case _:
+            return obj.dev
+
+
+def _ordered(puts: list[Change]) -> list[Change]:
+    return sorted(puts, key=lambda change: ORDER[kind_of(change.obj.key)])
+
+
+def _without_dependents(drops: list[Change]) -> Iterable[Change]:
+    """Removals, top down; what goes with its device anyway is not named."""
+    gone = {change.obj.name for change in drops if isinstance(change.obj, Link)}
+    kept = [c for c in drops if isinstance(c.obj, Link) or device_of(c.obj) not in gone]
+    return sorted(kept, key=lambda change: -ORDER[kind_of(change.obj.key)])
+
+
+def touched_changes(
+    keys: Iterable[Key],
+    want: Mapping[Key, Object],
+    have: Mapping[Key, Object],
+    refused: Container[Key] = (),
+) -> tuple[Change, ...]:
+    """The same difference, of these keys alone: what one event costs."""
+    some = list(keys)
+    return changes({k: want[k] for k in some if k in want}, {k: have[k] for k in some if k in have}, refused)
+
+
+def word(change: Change) -> str:
+    """``missing``, ``extra`` or ``changed``: what the kernel's state is, seen from what it should be."""
+    if change.op is Op.DROP:
+        return "extra"
+    return "missing" if change.have is None else "changed"

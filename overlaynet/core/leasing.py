@@ -1,0 +1,137 @@
+"""Which subnet is ours, and how to come by one.
+
+The rules, in order:
+
+1. A lease that carries our node id is ours: same subnet again, after a restart or a reboot.
+2. A lease that flannel wrote (no node id) with our public address is ours only with proof on this very
+   machine: our VTEP MAC in it, or our identity file names its subnet. An equal address alone is no proof:
+   every Vagrant VM's first interface has the same one.
+3. The subnet our identity file remembers, if nobody holds it.
+4. Any free one. The caller's `pick` chooses, so that fifty hosts starting together do not all try the
+   same; whoever loses the race for a key simply chooses again from what it has learned.
+
+A claim is a transaction on the key's absence, so two hosts can never both win. Everything here is a pure
+function of the view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import ip_network
+
+from overlaynet.addr import IPNetwork
+from overlaynet.core.view import View
+from overlaynet.errors import PoolExhausted
+from overlaynet.model import VXLAN, Lease, LocalHost, NetworkConfig, Pool, Stored, Vtep
+
+Pick = Callable[[int], int]
+"""Given n, a number in range(n)."""
+
+
+def own_lease(view: View, local: LocalHost) -> Stored[Lease] | None:
+    """The lease in the store that is ours by rule 1 or 2, if it also fits the network."""
+    found = view.own_lease(local.identity.node_id) or _proven(view, local)
+    if found and view.network and fits(found.value.subnets, view.network):
+        return found
+    return None
+
+
+def _proven(view: View, local: LocalHost) -> Stored[Lease] | None:
+    for item in view.leases.values():
+        lease = item.value
+        if lease.node_id is None and set(lease.public_ips) & set(local.public_ips):
+            same_mac = any(v.mac == local.identity.vtep_mac for v in lease.vteps)
+            if same_mac or lease.subnets == local.identity.subnets:
+                return item
+    return None
+
+
+def fits(subnets: tuple[IPNetwork, ...], network: NetworkConfig) -> bool:
+    """Whether these subnets are ones that `network` could have given out."""
+    return len(subnets) == len(network.pools) and all(
+        any(_in_pool(subnet, pool) for pool in network.pools) for subnet in subnets
+    )
+
+
+def _in_pool(subnet: IPNetwork, pool: Pool) -> bool:
+    return (
+        subnet.version == pool.network.version
+        and subnet.prefixlen == pool.subnet_len
+        and int(pool.first) <= int(subnet.network_address) <= int(pool.last)
+    )
+
+
+def choose(
+    view: View, network: NetworkConfig, local: LocalHost, pick: Pick, avoid: Iterable[str] = ()
+) -> tuple[IPNetwork, ...]:
+    """Subnets to try for, one per family. `avoid` are keys that were just lost to somebody faster.
+
+    Raises PoolExhausted.
+    """
+    taken = [s for item in view.leases.values() for s in item.value.subnets]
+    taken += [s for key in avoid for s in _subnets_of_key(key)]
+    remembered = local.identity.subnets
+    if fits(remembered, network) and not any(s.overlaps(t) for s in remembered for t in _same(taken, s)):
+        return remembered
+    return tuple(_choose_one(pool, taken, pick) for pool in network.pools)
+
+
+def _choose_one(pool: Pool, taken: list[IPNetwork], pick: Pick) -> IPNetwork:
+    used = set(_blocks(pool, taken))
+    first, count = int(pool.first) >> _shift(pool), _count(pool)
+    free = [block for block in range(first, first + count) if block not in used]
+    if not free:
+        raise PoolExhausted(
+            f"no subnet is free in {pool.network}",
+            evidence=f"all {count} subnets of length /{pool.subnet_len} are leased or reserved",
+            next=["overlaynet get leases", "overlaynet lease delete KEY"],
+        )
+    return _network(pool, free[pick(len(free))])
+
+
+def _shift(pool: Pool) -> int:
+    return pool.network.max_prefixlen - pool.subnet_len
+
+
+def _count(pool: Pool) -> int:
+    return ((int(pool.last) - int(pool.first)) >> _shift(pool)) + 1
+
+
+def _network(pool: Pool, block: int) -> IPNetwork:
+    address = type(pool.network.network_address)(block << _shift(pool))
+    return ip_network((address, pool.subnet_len))
+
+
+def _blocks(pool: Pool, taken: list[IPNetwork]) -> Iterator[int]:
+    """The pool's blocks that any of `taken` overlaps, whatever its length."""
+    for subnet in _same(taken, pool.network):
+        if subnet.overlaps(pool.network):
+            first = max(int(subnet.network_address), int(pool.first))
+            last = min(int(subnet.broadcast_address), int(pool.last) | ((1 << _shift(pool)) - 1))
+            yield from range(first >> _shift(pool), (last >> _shift(pool)) + 1)
+
+
+def _same(subnets: Iterable[IPNetwork], like: IPNetwork) -> list[IPNetwork]:
+    return [s for s in subnets if s.version == like.version]
+
+
+def _subnets_of_key(key: str) -> tuple[IPNetwork, ...]:
+    """The subnets in a lease key's last part; the key is one of our own making."""
+    tail = key.rpartition("/")[2]
+    return tuple(ip_network(part.replace("-", "/")) for part in tail.split("&"))
+
+
+def lease_value(subnets: tuple[IPNetwork, ...], network: NetworkConfig, local: LocalHost) -> Lease:
+    """The lease we write: flannel's members, and our node id and name."""
+    backend = network.backend
+    vteps: tuple[Vtep, ...] = ()
+    if backend.type == VXLAN:
+        vteps = tuple(Vtep(s.version, backend.vni, local.identity.vtep_mac) for s in subnets)
+    return Lease(
+        subnets=subnets,
+        public_ips=local.public_ips,
+        backend_type=backend.type,
+        vteps=vteps,
+        node_id=local.identity.node_id,
+        node_name=local.name,
+    )

@@ -1,0 +1,150 @@
+"""Which of the kernel's objects are ours: how an agent without memory knows its own.
+
+====================  ===========================================================================
+object                ours if
+====================  ===========================================================================
+link                  it carries one of our alt-names
+route                 it is in the main table with our protocol number
+neighbour             it is permanent, on a VXLAN device of ours
+FDB entry             on a VXLAN device of ours: permanent, with a remote; on a container's port: the
+                      static pin
+address               it is on a link of ours, and of the overlay's networks
+bridge port           its link is a container's veth of ours
+sysctl                never; the ones we need are checked, and written only if they differ
+====================  ===========================================================================
+
+Two things of ours are never removed for not being wanted: a container's veth that no record mentions (the
+container may well be alive), and a bridge that still has ports.
+
+A foreign link that bears the name of one we want is taken over only with proof: a VXLAN device whose MAC is
+our own VTEP MAC, a bridge that holds our gateway address (which is used as it is, and never deleted). Any
+other is refused by name, with everything that depends on it; nothing foreign is ever changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from overlaynet.addr import IPNetwork
+from overlaynet.state import (
+    MAIN_TABLE,
+    ROUTE_PROTOCOL,
+    TAG_PREFIX,
+    Address,
+    BridgePort,
+    KernelState,
+    Key,
+    Link,
+    LinkInfo,
+    Object,
+    Sysctl,
+)
+
+VETH_TAG = f"{TAG_PREFIX}veth-"
+
+
+@dataclass(slots=True)
+class Have:
+    """What of ours the kernel holds. `refused`: wanted keys that a foreign object stands in the way of."""
+
+    objects: dict[Key, Object] = field(default_factory=dict)
+    refused: dict[Key, str] = field(default_factory=dict)
+
+
+def have(want: Mapping[Key, Object], kernel: KernelState, networks: tuple[IPNetwork, ...]) -> Have:
+    """Sort the kernel's state into ours and not ours, in the light of what is wanted."""
+    result = Have({obj.key: obj for obj in owned(kernel, networks)})
+    for key, obj in want.items():
+        if isinstance(obj, Sysctl):
+            _take_sysctl(result, obj, kernel)
+        elif isinstance(obj, Link) and key not in result.objects and obj.name in kernel.links:
+            _take_over(result, obj, want, kernel)
+    for key in [k for k, obj in result.objects.items() if k not in want and _keep(obj, kernel, want)]:
+        del result.objects[key]
+    return result
+
+
+def owned(kernel: KernelState, networks: tuple[IPNetwork, ...]) -> Iterator[Object]:
+    """Everything that is ours by its mark alone."""
+    ours = {name: link for name, link in kernel.links.items() if link.tag}
+    tunnels = {name for name, link in ours.items() if link.type == "vxlan"}
+    yield from (obj for link in ours.values() if (obj := _link_object(link)))
+    for address in kernel.addresses:
+        if address.dev in ours and any(address.interface.ip in n for n in networks):
+            yield address
+    yield from (n for n in kernel.neighs if n.dev in tunnels and n.state == "permanent")
+    for entry in kernel.fdb:
+        if entry.dev in tunnels:
+            if entry.dst is not None and entry.state == "permanent":
+                yield entry
+        elif entry.state == "static" and entry.master and entry.dev in ours:
+            yield entry
+    for route in kernel.routes:
+        if route.protocol == ROUTE_PROTOCOL and route.table == MAIN_TABLE:
+            yield route
+
+
+def stray_veths(want: Mapping[Key, Object], kernel: KernelState) -> list[str]:
+    """Containers' veths of ours that nothing wants: the ids in their alt-names."""
+    wanted = {obj.dev for obj in want.values() if isinstance(obj, BridgePort)}
+    strays = [link for link in kernel.links.values() if _is_veth(link) and link.name not in wanted]
+    return sorted((link.tag or "").removeprefix(VETH_TAG) for link in strays)
+
+
+def _is_veth(link: LinkInfo) -> bool:
+    return bool(link.tag and link.tag.startswith(VETH_TAG))
+
+
+def _link_object(link: LinkInfo) -> Object | None:
+    if not _is_veth(link):
+        return Link(link.name, link.type, link.tag or "", link.mtu, link.mac, link.vxlan, link.up)
+    if link.master is None:
+        return None
+    return BridgePort(link.name, link.master, bool(link.hairpin), link.up, link.mtu)
+
+
+def _keep(obj: Object, kernel: KernelState, want: Mapping[Key, Object]) -> bool:
+    """Whether an object of ours that is not wanted must stay all the same."""
+    match obj:
+        case BridgePort():
+            return True
+        case Link(type="bridge"):
+            return _has_ports(obj.name, kernel)
+        case Address(dev=dev):
+            return kernel.links[dev].type == "bridge" and _has_ports(dev, kernel) and not _wanted_on(dev, want)
+        case _:
+            return getattr(obj, "master", None) is not None and not _wanted_on(getattr(obj, "dev", ""), want)
+
+
+def _has_ports(bridge: str, kernel: KernelState) -> bool:
+    return any(link.master == bridge for link in kernel.links.values())
+
+
+def _wanted_on(dev: str, want: Mapping[Key, Object]) -> bool:
+    return any(getattr(obj, "dev", None) == dev for obj in want.values())
+
+
+def _take_sysctl(result: Have, want: Sysctl, kernel: KernelState) -> None:
+    value = kernel.sysctls.get(want.name)
+    if value is not None:
+        result.objects[want.key] = Sysctl(want.name, value)
+
+
+def _take_over(result: Have, want: Link, wanted: Mapping[Key, Object], kernel: KernelState) -> None:
+    """A foreign link stands where we want one of ours."""
+    there = kernel.links[want.name]
+    if there.type == want.type == "vxlan" and there.mac == want.mac:
+        result.objects[want.key] = Link(want.name, "vxlan", "", there.mtu, there.mac, there.vxlan, there.up)
+    elif there.type == want.type == "bridge" and _holds_gateway(want.name, wanted, kernel):
+        result.objects[want.key] = want
+    else:
+        result.refused[want.key] = (
+            f"{there.type or 'device'} {want.name} (MAC {there.mac}) exists and is not ours: "
+            "remove it, or stop what made it"
+        )
+
+
+def _holds_gateway(bridge: str, want: Mapping[Key, Object], kernel: KernelState) -> bool:
+    wanted = {obj for obj in want.values() if isinstance(obj, Address) and obj.dev == bridge}
+    return any(address in wanted for address in kernel.addresses)

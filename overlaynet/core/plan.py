@@ -1,0 +1,130 @@
+"""What this host should hold: a sum of slices, one per cause.
+
+Each slice is planned alone, from its own cause: the host itself, one peer's lease, one container. Their
+union is what the kernel should hold. So an event costs only its own slice (`Desired.replace` answers which
+keys it touched), and planning everything anew gives the same result: that is a property test.
+
+Two slices may want one key (two leases that name one VTEP MAC, say). Then the slice with the smaller
+source wins, whatever came first, and the other is remembered for the day the winner goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from overlaynet.addr import IPNetwork, subnet_key
+from overlaynet.core import masq
+from overlaynet.core.overlay import host_objects, peer_objects
+from overlaynet.core.view import View
+from overlaynet.core.workload import workload_objects
+from overlaynet.model import Lease, LocalHost, NetworkConfig, Stored, Workload
+from overlaynet.state import HostState, Key, Object, Policy, Source
+
+HOST = Source("host", "base")
+NOTHING = HostState()
+
+
+def lease_source(lease: Lease) -> Source:
+    return Source("lease", "&".join(subnet_key(s) for s in lease.subnets))
+
+
+def workload_source(workload_id: str) -> Source:
+    return Source("workload", workload_id)
+
+
+@dataclass(slots=True)
+class Desired:
+    """The union of all slices, kept up to date slice by slice."""
+
+    objects: dict[Key, Object] = field(default_factory=dict)
+    policies: dict[str, Policy] = field(default_factory=dict)
+    sources: dict[Key, Source] = field(default_factory=dict)
+    slices: dict[Source, HostState] = field(default_factory=dict)
+    contended: dict[Key, set[Source]] = field(default_factory=dict)
+
+    def replace(self, source: Source, part: HostState) -> set[Key]:
+        """Put a slice in place of the one this source had; answer the keys that may differ now."""
+        old = self.slices.get(source, NOTHING)
+        if old == part:
+            return set()
+        self._set(source, part)
+        touched = set(old.objects) | set(part.objects)
+        for key in touched:
+            self._settle(key, source, part.objects.get(key))
+        for name in old.policies.keys() - part.policies.keys():
+            self.policies.pop(name, None)
+        self.policies.update(part.policies)
+        return touched
+
+    def remove(self, source: Source) -> set[Key]:
+        return self.replace(source, NOTHING)
+
+    def _set(self, source: Source, part: HostState) -> None:
+        if part == NOTHING:
+            self.slices.pop(source, None)
+        else:
+            self.slices[source] = part
+
+    def _settle(self, key: Key, source: Source, obj: Object | None) -> None:
+        """Decide who has `key`, now that `source` wants `obj` there (or, with None, nothing)."""
+        claimants = self.contended.pop(key, None) or ({self.sources[key]} if key in self.sources else set())
+        claimants = (claimants | {source}) if obj is not None else (claimants - {source})
+        if not claimants:
+            self.objects.pop(key, None)
+            self.sources.pop(key, None)
+            return
+        if len(claimants) > 1:
+            self.contended[key] = claimants
+        winner = min(claimants)
+        self.sources[key] = winner
+        self.objects[key] = self.slices[winner].objects[key]
+
+
+def host_slice(
+    network: NetworkConfig,
+    lease: Lease,
+    local: LocalHost,
+    *,
+    peers: Iterable[Lease],
+    has_workloads: bool,
+) -> HostState:
+    objects = host_objects(network, lease, local, wants_bridge=has_workloads)
+    return HostState.of(objects, **masq.policies(network, lease, local, peers))
+
+
+def lease_slice(network: NetworkConfig, own: Lease, peer: Lease, local: LocalHost) -> HostState:
+    """Nothing for our own lease, and nothing for one that overlaps ours: that would cut our containers off."""
+    if _overlaps(peer.subnets, own.subnets):
+        return NOTHING
+    return HostState.of(peer_objects(network, peer, local))
+
+
+def workload_slice(workload: Workload, local: LocalHost) -> HostState:
+    return HostState.of(workload_objects(workload, local))
+
+
+def _overlaps(some: tuple[IPNetwork, ...], others: tuple[IPNetwork, ...]) -> bool:
+    return any(a.version == b.version and a.overlaps(b) for a in some for b in others)
+
+
+def peers_of(leases: Iterable[Stored[Lease]], own: Lease) -> list[Lease]:
+    """Every lease but those that overlap ours, in the order of their keys."""
+    items = sorted(leases, key=lambda item: item.key)
+    return [item.value for item in items if not _overlaps(item.value.subnets, own.subnets)]
+
+
+def desired(view: View, local: LocalHost, own: Lease | None, workloads: Iterable[Workload]) -> Desired:
+    """Plan everything anew. Without a network or a lease nothing is wanted."""
+    whole = Desired()
+    if view.network is None or own is None:
+        return whole
+    mine = list(workloads)
+    peers = peers_of(view.leases.values(), own)
+    host = host_slice(view.network, own, local, peers=peers, has_workloads=bool(mine))
+    whole.replace(HOST, host)
+    for peer in peers:
+        whole.replace(lease_source(peer), lease_slice(view.network, own, peer, local))
+    for workload in mine:
+        whole.replace(workload_source(workload.id), workload_slice(workload, local))
+    return whole
