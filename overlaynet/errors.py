@@ -196,6 +196,13 @@ class FirewallError(OverlayError):
         self.line = line
 
 
+class FirewallBusy(FirewallError):
+    """Another program holds the lock of the rules, or changed them while we wrote."""
+
+    code = "OVL-601"
+    transient = True
+
+
 class WorkloadError(OverlayError):
     code = "OVL-700"
     exit_code = 2

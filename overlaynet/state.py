@@ -184,11 +184,13 @@ class ForwardAccept:
 @dataclass(frozen=True, slots=True)
 class VxlanGuard:
     """Keep forged frames out: a container may not speak to a VXLAN port, and, where `peers` is not
-    None, the underlay may only from those addresses."""
+    None, the underlay may only from those addresses. A container may name any source address, so
+    `devices` are those by which container traffic enters the host: bridge and VXLAN device."""
 
     port: int
     overlay: tuple[IPNetwork, ...]
     peers: tuple[IPAddress, ...] | None = None
+    devices: tuple[str, ...] = ()
 
 
 Policy: TypeAlias = Masquerade | ForwardAccept | VxlanGuard

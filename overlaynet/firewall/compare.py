@@ -1,0 +1,135 @@
+"""What differs between the rules we want and those that are there, of what is ours.
+
+Chains of ours are compared whole, rule by rule. In all other chains ours are the rules that jump to a
+chain of ours and those whose comment begins with our prefix; they are compared as one sequence, so a lost,
+doubled, edited or misplaced hook shows. Foreign rules between ours do not matter, and are never in a change.
+
+A repaired hook goes to the top of its chain. A foreign rule that later puts itself before ours is not fought
+(both sides would go on for ever) but `blockers` tells of it.
+
+Another version of iptables may print a rule in other words than ours. What it printed right after our own
+write is remembered (`learn`) and counts as right too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from overlaynet.firewall.chains import CHAIN_PREFIX, COMMENT_PREFIX, TABLE_ORDER, Rendered, Rules, is_ours
+from overlaynet.state import ChainKey, RuleChange, RuleLine, RuleSet, Source
+
+NOBODY = Source("none", "")
+"""The source of what nobody wants."""
+
+_TARGET = re.compile(r" ?-[jg] ([A-Za-z0-9_.:-]+)(?: [^\"]*)?$")
+_COMMENT = re.compile(r'--comment ("(?:[^"\\]|\\.)*"|\S+)')
+_OUR_COMMENT = f'--comment "{COMMENT_PREFIX}'
+_FINAL = frozenset({"ACCEPT", "DROP", "REJECT", "QUEUE", "NFQUEUE", "MASQUERADE", "SNAT", "DNAT", "REDIRECT"})
+_REPLIES_ONLY = re.compile(r"--ctstate (RELATED,ESTABLISHED|ESTABLISHED) ")
+
+
+def pending(want: Rendered, have: RuleSet, remembered: Mapping[str, str]) -> tuple[RuleChange, ...]:
+    """Every difference, in the order of tables and then of chain names."""
+    changes = [*_chains(want, have, remembered), *_hooks(want, have, remembered)]
+    return tuple(sorted(changes, key=lambda c: (table_rank(c.table), c.chain)))
+
+
+def table_rank(table: str) -> tuple[int, str]:
+    """Sorts tables in the order of commit; unknown ones last."""
+    known = TABLE_ORDER.index(table) if table in TABLE_ORDER else len(TABLE_ORDER)
+    return (known, table)
+
+
+def learn(wrote: Rules, printed: Rules) -> dict[str, str]:
+    """What to remember of a chain read back after our own write: other words for the same rule.
+
+    Only if nobody changed the chain in between, as far as can be told: the rules are as many, and each
+    has the comment and the target it was written with."""
+    if len(wrote) != len(printed) or any(_purpose(w) != _purpose(p) for w, p in zip(wrote, printed, strict=True)):
+        return {}
+    return {w: p for w, p in zip(wrote, printed, strict=True) if w != p}
+
+
+def hooks_in(rules: Sequence[RuleLine]) -> Rules:
+    """Those rules of a chain that is not ours which are."""
+    return tuple(line.text for line in rules if _is_hook(line.text))
+
+
+def blockers(want: Rendered, have: RuleSet) -> tuple[str, ...]:
+    """Foreign rules before our hooks that decide about packets for good, one sentence each.
+
+    Only those in the built-in chain itself; a rule for replies of known connections is none, since the
+    connection's first packet came past us."""
+    return tuple(
+        f"a foreign rule stands before ours in table {table} chain {chain}: {text}"
+        for table, chain in want.hooks
+        for text in _foreign_finals(have.chains.get((table, chain), ()))
+    )
+
+
+def _chains(want: Rendered, have: RuleSet, remembered: Mapping[str, str]) -> Iterator[RuleChange]:
+    for key, rules in want.chains.items():
+        present = _texts(have, key)
+        if present is None or not _same(rules, present, remembered):
+            op = "missing" if present is None else "changed"
+            yield RuleChange(op, *key, rules, present, _source(want, key, present or ()))
+    for key in have.chains:
+        if is_ours(key[1]) and key not in want.chains:
+            yield RuleChange("extra", *key, None, _texts(have, key), NOBODY)
+
+
+def _hooks(want: Rendered, have: RuleSet, remembered: Mapping[str, str]) -> Iterator[RuleChange]:
+    present = {key: hooks_in(rules) for key, rules in have.chains.items() if not is_ours(key[1])}
+    for key in present.keys() | want.hooks.keys():
+        ours, wanted = present.get(key, ()), want.hooks.get(key, ())
+        if not _same(wanted, ours, remembered):
+            op = "missing" if not ours else "changed" if wanted else "extra"
+            source = Source("policy", "hooks") if wanted else NOBODY
+            yield RuleChange(op, *key, wanted or None, ours or None, source)
+
+
+def _texts(have: RuleSet, key: ChainKey) -> Rules | None:
+    rules = have.chains.get(key)
+    return None if rules is None else tuple(line.text for line in rules)
+
+
+def _same(want: Rules, have: Rules, remembered: Mapping[str, str]) -> bool:
+    if want == have:
+        return True
+    return len(want) == len(have) and all(
+        w == h or remembered.get(w) == h for w, h in zip(want, have, strict=True)
+    )
+
+
+def _source(want: Rendered, key: ChainKey, have: Rules) -> Source:
+    """Who asked for the first rule that differs; for one too many at the end, who asked for the last."""
+    rules, origins = want.chains[key], want.origins[key]
+    for position, origin in enumerate(origins):
+        if have[position : position + 1] != rules[position : position + 1]:
+            return origin
+    return origins[-1] if origins else NOBODY
+
+
+def _is_hook(text: str) -> bool:
+    if CHAIN_PREFIX not in text and COMMENT_PREFIX not in text:
+        return False
+    return _OUR_COMMENT in text or is_ours(_target(text))
+
+
+def _target(text: str) -> str:
+    found = _TARGET.search(_COMMENT.sub("", text))
+    return found[1] if found else ""
+
+
+def _purpose(text: str) -> tuple[str, str]:
+    found = _COMMENT.search(text)
+    return (found[1] if found else "", _target(text))
+
+
+def _foreign_finals(rules: Sequence[RuleLine]) -> Iterator[str]:
+    for line in rules:
+        if _is_hook(line.text):
+            return
+        if _target(line.text) in _FINAL and not _REPLIES_ONLY.search(line.text):
+            yield line.text

@@ -1,0 +1,201 @@
+"""Policies to chains.
+
+Three shared chains, each hooked into one built-in chain, carry what concerns every packet; a policy adds
+rules to them (`Dispatch`) and may own further chains. One function per policy; `assemble` joins the parts.
+
+**OVL-POSTROUTING** (nat), in the order of the rules, of which a connection's first packet takes the first
+that matches:
+
+1. Packets that carry the masquerade mark RETURN: a service proxy marked them and masquerades them itself.
+2. From the overlay to the overlay RETURN: containers see each other's true addresses. This includes a host
+   that speaks to a remote container, since the kernel takes the source from the VXLAN device, whose address
+   is the base of the host's own subnet; and packets in transit through a third host.
+3. From the overlay to anything but multicast MASQUERADE: the outside knows no route to a container.
+   Multicast has no reply that would need one, and receivers tell senders apart by address.
+4. To our own subnet RETURN. What comes by here is not from the overlay (rule 2): an outside client that was
+   routed to us. Its container is here, the reply passes here, so it may see the client's true address.
+5. To the rest of the overlay MASQUERADE: the container is on another host, whose reply to an outside address
+   would leave by that host's own default route and never come back through us. The same holds for a host
+   process that is bound to its underlay address.
+
+There is no ``! -s overlay`` anywhere: the sequence says it, and so it holds for several networks at once.
+
+**OVL-FORWARD** (filter) drops VXLAN that comes out of a container, then accepts from and to the overlay
+(Docker and firewalld set the built-in chain's policy to DROP).
+
+**OVL-INPUT** (filter) guards the host's own VXLAN port. A VXLAN frame proves nothing about its sender (RFC
+7348 section 7): whoever reaches the port can speak as any container. A container reaches its own host's
+underlay address through INPUT and every other host's through FORWARD, so both have the drops. They match the
+overlay as source, and the devices that containers come in by, since a container may lie about its source.
+Where only peers may send, their list is a chain of its own, so that no other packet walks through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import NamedTuple, TypeAlias, assert_never
+
+from overlaynet.addr import IPNetwork
+from overlaynet.firewall.chains import (
+    MASQUERADE_MARK,
+    Dispatch,
+    Part,
+    Rendered,
+    Rules,
+    chain_key,
+    comment,
+    rule,
+)
+from overlaynet.state import ChainKey, ForwardAccept, Masquerade, Policy, Source, VxlanGuard
+
+POSTROUTING = chain_key("nat", "OVL-POSTROUTING")
+FORWARD = chain_key("filter", "OVL-FORWARD")
+INPUT = chain_key("filter", "OVL-INPUT")
+
+GUARD_ORDER = 10
+"""Before the accepts: a frame that was let through cannot be stopped later."""
+ACCEPT_ORDER = 50
+MASQUERADE_ORDER = 50
+
+MULTICAST: Mapping[int, IPNetwork] = {4: IPv4Network("224.0.0.0/4"), 6: IPv6Network("ff00::/8")}
+
+
+class Hook(NamedTuple):
+    """A jump from a built-in chain to one of ours."""
+
+    builtin: ChainKey
+    chain: ChainKey
+    why: str
+
+    @property
+    def text(self) -> str:
+        return f"{comment(self.why)} -j {self.chain[1]}"
+
+
+HOOKS = (
+    Hook(("filter", "INPUT"), INPUT, "guard the VXLAN port"),
+    Hook(("filter", "FORWARD"), FORWARD, "let container traffic through"),
+    Hook(("nat", "POSTROUTING"), POSTROUTING, "masquerade what leaves the overlay"),
+)
+"""In the order in which they stand where one built-in chain has several."""
+
+Drafts: TypeAlias = dict[ChainKey, list[tuple[str, Source]]]
+
+
+def render(policies: Mapping[str, Policy], *, random_fully: bool, family: int = 4) -> Rendered:
+    """Everything the policies want of one address family (4 or 6).
+
+    `random_fully` makes MASQUERADE choose source ports at random, which avoids lost packets when two
+    connections race for one port."""
+    return assemble({name: part(p, random_fully=random_fully, family=family) for name, p in policies.items()})
+
+
+def part(policy: Policy, *, random_fully: bool, family: int) -> Part:
+    """What one policy renders to."""
+    match policy:
+        case Masquerade():
+            return _masquerade(policy, family, " --random-fully" if random_fully else "")
+        case ForwardAccept():
+            return _forward_accept(policy, family)
+        case VxlanGuard():
+            return _vxlan_guard(policy, family)
+        case _:
+            assert_never(policy)
+
+
+def assemble(parts: Mapping[str, Part]) -> Rendered:
+    """Join parts, by policy name. Raises ValueError if two of them claim one chain."""
+    drafts: Drafts = {}
+    for name in sorted(parts):
+        _own_chains(drafts, parts[name], Source("policy", name))
+    for dispatch, source in _in_order(parts):
+        drafts.setdefault(dispatch.chain, []).append((dispatch.text, source))
+    return Rendered(
+        chains={key: tuple(text for text, _ in rules) for key, rules in drafts.items()},
+        hooks=_hooks(drafts),
+        origins={key: tuple(source for _, source in rules) for key, rules in drafts.items()},
+    )
+
+
+def _own_chains(drafts: Drafts, piece: Part, source: Source) -> None:
+    for key, rules in piece.chains.items():
+        if key in drafts:
+            raise ValueError(f"two policies render the chain {key[1]}")
+        drafts[key] = [(text, source) for text in rules]
+
+
+def _in_order(parts: Mapping[str, Part]) -> list[tuple[Dispatch, Source]]:
+    named = [(d, Source("policy", name)) for name in sorted(parts) for d in parts[name].dispatch]
+    return sorted(named, key=lambda pair: pair[0].order)
+
+
+def _hooks(chains: Iterable[ChainKey]) -> dict[ChainKey, Rules]:
+    present = set(chains)
+    found: dict[ChainKey, Rules] = {}
+    for hook in HOOKS:
+        if hook.chain in present:
+            found[hook.builtin] = (*found.get(hook.builtin, ()), hook.text)
+    return found
+
+
+def _masquerade(policy: Masquerade, family: int, how: str) -> Part:
+    overlay, own = _of(policy.overlay, family), _of(policy.own, family)
+    if not overlay:
+        return Part()
+    texts = _masquerade_rules(overlay, own, MULTICAST[family], f"MASQUERADE{how}")
+    return Part(dispatch=tuple(Dispatch(MASQUERADE_ORDER, POSTROUTING, text) for text in texts))
+
+
+def _masquerade_rules(
+    overlay: list[IPNetwork], own: list[IPNetwork], multicast: IPNetwork, masquerade: str
+) -> Iterator[str]:
+    marked = f"-m mark --mark {MASQUERADE_MARK:#x}/{MASQUERADE_MARK:#x}"
+    yield rule("a service proxy masquerades these itself", "RETURN", matches=[marked])
+    for src in overlay:
+        for dst in overlay:
+            yield rule("no NAT inside the overlay", "RETURN", src=src, dst=dst)
+    for src in overlay:
+        yield rule("containers to the outside", masquerade, src=src, not_dst=multicast)
+    for dst in own:
+        yield rule("containers here see the address of an outside client", "RETURN", dst=dst)
+    for dst in overlay:
+        yield rule("outside to a container elsewhere: the reply must pass here", masquerade, dst=dst)
+
+
+def _forward_accept(policy: ForwardAccept, family: int) -> Part:
+    overlay = _of(policy.overlay, family)
+    texts = [rule("from containers", "ACCEPT", src=network) for network in overlay]
+    texts += [rule("to containers", "ACCEPT", dst=network) for network in overlay]
+    return Part(dispatch=tuple(Dispatch(ACCEPT_ORDER, FORWARD, text) for text in texts))
+
+
+def _vxlan_guard(policy: VxlanGuard, family: int) -> Part:
+    overlay = _of(policy.overlay, family)
+    if not overlay:
+        return Part()
+    drops = list(_forged(policy, overlay))
+    dispatch = [Dispatch(GUARD_ORDER, chain, text) for chain in (INPUT, FORWARD) for text in drops]
+    if policy.peers is None:
+        return Part(dispatch=tuple(dispatch))
+    peers = _peers_chain(policy, family)
+    jump = rule("who may send VXLAN frames to this host", next(iter(peers))[1], udp_port=policy.port)
+    return Part(chains=peers, dispatch=(*dispatch, Dispatch(GUARD_ORDER, INPUT, jump)))
+
+
+def _forged(policy: VxlanGuard, overlay: list[IPNetwork]) -> Iterator[str]:
+    why = "a container must not forge VXLAN frames"
+    for src in overlay:
+        yield rule(why, "DROP", src=src, udp_port=policy.port)
+    for device in policy.devices:
+        yield rule(f"{why}, whatever source it names", "DROP", device=device, udp_port=policy.port)
+
+
+def _peers_chain(policy: VxlanGuard, family: int) -> dict[ChainKey, Rules]:
+    peers = [ip_network(ip) for ip in policy.peers or () if ip.version == family]
+    texts = [rule("a VXLAN peer", "ACCEPT", src=peer) for peer in peers]
+    return {chain_key("filter", f"OVL-VXLAN-{policy.port}"): (*texts, rule("no VXLAN peer", "DROP"))}
+
+
+def _of(networks: Iterable[IPNetwork], family: int) -> list[IPNetwork]:
+    return [network for network in networks if network.version == family]
