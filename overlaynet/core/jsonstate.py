@@ -19,6 +19,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any, NamedTuple, TypeAlias
 
 from overlaynet.addr import Mac
+from overlaynet.core.diff import word
 from overlaynet.errors import ValueInvalid
 from overlaynet.state import (
     Address,
@@ -242,7 +243,7 @@ def change_to_json(change: Change, source: Source) -> Json:
     dropped = change.op is Op.DROP
     present = change.obj if dropped else change.have
     return {
-        "op": "extra" if dropped else "missing" if present is None else "changed",
+        "op": word(change),
         "object": _KINDS[type(change.obj)],
         "key": key_text(change.obj.key),
         "want": None if dropped else describe(change.obj),

@@ -1,0 +1,121 @@
+"""What every verb shares: the global options, where results and progress go, and which cluster is meant.
+
+The global options may stand before the verb or behind it; `shared` puts them on both, and each value given
+is written into the one `App` of this call. Results go to standard output, everything else to standard
+error, so that a pipe only ever carries results.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+from overlaynet.cli import output
+from overlaynet.cli.cluster import Cluster, choose
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(slots=True)
+class App:
+    """One call of the command line. `timeout_s` is None where the verb's own default holds."""
+
+    lab: str | None = None
+    format: str = "table"
+    quiet: bool = False
+    colour: bool | None = None
+    timeout_s: float | None = None
+    pick: Callable[[str | None], Cluster] = choose
+    _cluster: Cluster | None = None
+
+    @property
+    def cluster(self) -> Cluster:
+        """The lab (or real cluster) that is meant, chosen when it is first asked for."""
+        if self._cluster is None:
+            self._cluster = self.pick(self.lab)
+            self.lab = self._cluster.name
+        return self._cluster
+
+    @property
+    def wide(self) -> bool:
+        return self.format == "wide"
+
+    def timeout(self, default_s: float) -> float:
+        return default_s if self.timeout_s is None else self.timeout_s
+
+    def result(
+        self,
+        kind: str,
+        members: Mapping[str, Any],
+        text: str | Callable[[], str],
+        names: Sequence[str] = (),
+    ) -> None:
+        """Print the answer in the form that was asked for. `text` may be put off until it is needed."""
+        match self.format:
+            case "json":
+                self.echo(output.to_json(output.document(kind, self.lab, members)))
+            case "yaml":
+                self.echo(output.to_yaml(output.document(kind, self.lab, members)))
+            case "name":
+                for name in names:
+                    self.echo(name)
+            case _:
+                self.echo(text() if callable(text) else text)
+
+    def echo(self, text: str) -> None:
+        click.echo(text, color=self.colour)
+
+    def note(self, text: str) -> None:
+        """A line about what is going on, for a person: standard error, unless quiet."""
+        if not self.quiet:
+            click.echo(text, err=True, color=self.colour)
+
+    @contextmanager
+    def progress(self, title: str) -> Iterator[Callable[[str], None]]:
+        """Show what a longer piece of work is at: a spinner on a terminal, else a line for each step."""
+        if self.quiet or self.colour is False or not sys.stderr.isatty():
+            yield self.note
+            return
+        from rich.console import Console
+
+        with Console(stderr=True).status(title) as status:
+            yield status.update
+
+
+def _keep(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def callback(ctx: click.Context, _: click.Parameter, value: Any) -> None:
+        if value is not None:
+            setattr(ctx.ensure_object(App), name, value)
+
+    return callback
+
+
+def _option(name: str, *flags: str, **settings: Any) -> Callable[[F], F]:
+    """An option whose value goes into the App and not into the command's arguments."""
+    return click.option(*flags, name, expose_value=False, callback=_keep(name), **settings)
+
+
+_SHARED = (
+    _option("lab", "-l", "--lab", metavar="NAME", help="Which lab (also: OVERLAYNET_LAB)."),
+    _option("format", "-o", "--output", type=click.Choice(output.FORMATS), help="Form of the result."),
+    _option("quiet", "-q", "--quiet", is_flag=True, default=None, help="The result alone, no progress."),
+    _option("colour", "--no-color", flag_value=False, default=None, help="Plain text."),
+    _option(
+        "timeout_s", "--timeout", type=click.FloatRange(min=0.1), metavar="S", help="Give up after S seconds."
+    ),
+)
+
+
+def shared(command: F) -> F:
+    """Add the global options to a command."""
+    for option in reversed(_SHARED):
+        command = option(command)
+    return command
+
+
+pass_app = click.make_pass_decorator(App, ensure=True)

@@ -1,0 +1,37 @@
+"""Reading the members of a job. A job is written by a program, so a fault in it is told in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from overlaynet.errors import UsageError
+
+T = TypeVar("T")
+
+
+def member(job: Mapping[str, Any], name: str, kind: type[T], default: T | None = None) -> T:
+    """`job[name]`, which must be of that type (an int will do for a float); raises UsageError.
+
+    A default makes the member optional; null counts as absent."""
+    value = job.get(name)
+    if value is None:
+        value = default
+    if kind is float and isinstance(value, int):
+        value = float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise UsageError(f"the job's {name!r} must be a {kind.__name__}", evidence=f"it is {value!r}")
+    return value
+
+
+def objects(job: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """`job[name]`, which must be a list of objects; raises UsageError."""
+    items = member(job, name, list)
+    if not all(isinstance(item, Mapping) for item in items):
+        raise UsageError(f"the job's {name!r} must be a list of objects", evidence=f"it is {items!r}"[:200])
+    return items
+
+
+def netns(job: Mapping[str, Any]) -> str | None:
+    """The namespace named in a job: a name or a path, or None for the one the probe runs in."""
+    return member(job, "netns", str) if job.get("netns") is not None else None

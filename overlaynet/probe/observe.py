@@ -1,0 +1,33 @@
+"""Everything on a packet's path through one network namespace, as JSON: kernel tables, sysctls, rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+from overlaynet.core.jsonstate import kernel_to_json, rules_to_json
+from overlaynet.firewall.iptables import Iptables
+from overlaynet.kernel.kernel import LinuxKernel
+from overlaynet.kernel.netns import entered
+from overlaynet.probe.job import member, netns
+
+
+def run(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Carry out ``{"netns", "sysctls": [name], "firewall": bool}``; `rules` is null unless asked for.
+
+    Raises KernelError, FirewallError, NotPermitted or ToolMissing.
+    """
+    name = netns(job)
+    with nullcontext() if name is None else entered(name):
+        kernel = LinuxKernel()
+        try:
+            state = kernel.observe(member(job, "sysctls", list, []))
+        finally:
+            kernel.close()
+        rules = Iptables().observe() if member(job, "firewall", bool, False) else None
+    return {
+        "kind": "Observation",
+        "kernel": kernel_to_json(state),
+        "rules": None if rules is None else rules_to_json(rules),
+    }

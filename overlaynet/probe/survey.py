@@ -1,0 +1,283 @@
+"""One host as it is, beside what it should be. Pure.
+
+What is wanted follows from etcd and the host's own settings, what is there from a probe; neither asks the
+agent, so a host can be judged whose agent is dead. The planner and the comparison are the agent's own
+(`core`, `firewall`), so the two cannot disagree.
+
+Every entry of a kernel table then has an *owner* (ours or foreign), a *source* (the lease, container or
+policy it was made for) and a *state*: ``ok``, ``changed``, ``extra``, or ``missing`` for one that is not
+there. Without etcd, source and state are unknown, and the tables can still be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+from overlaynet.config import AgentConfig
+from overlaynet.core.diff import changes, satisfied
+from overlaynet.core.jsonstate import (
+    change_to_json,
+    kernel_from_json,
+    rule_change_to_json,
+    rules_from_json,
+    source_to_json,
+)
+from overlaynet.core.overlay import vxlan_device
+from overlaynet.core.ownership import Have, have, owned
+from overlaynet.core.plan import Desired, desired
+from overlaynet.core.underlay import local_host
+from overlaynet.core.view import View
+from overlaynet.errors import NetworkNotConfigured, NotReady
+from overlaynet.firewall.chains import Rendered, is_ours
+from overlaynet.firewall.compare import hooks_in
+from overlaynet.firewall.iptables import Iptables
+from overlaynet.model import DEFAULT_VNI, Identity
+from overlaynet.state import (
+    Change,
+    Fdb,
+    KernelState,
+    Key,
+    Neigh,
+    Object,
+    Route,
+    RuleChange,
+    RuleLine,
+    RuleSet,
+    Source,
+)
+
+LOCAL_TABLE = 255
+"""The kernel's table of its own addresses; nobody adds to it, `ip route` does not show it, nor do we."""
+
+_TABLES = {253: "default", 254: "main", 255: "local"}
+_PROTOCOLS = {0: "unspec", 1: "redirect", 2: "kernel", 3: "boot", 4: "static", 9: "ra", 16: "dhcp", 111: "overlaynet"}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one host should hold, and how that compares."""
+
+    desired: Desired
+    have: Have
+    rendered: Rendered
+    changes: tuple[Change, ...]
+    rule_changes: tuple[RuleChange, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """One host. `plan` is None where etcd did not say what is wanted; `ours`: keys that carry our mark."""
+
+    host: str
+    kernel: KernelState
+    rules: RuleSet
+    ours: frozenset[Key]
+    plan: Plan | None
+
+    def changes_json(self) -> list[dict[str, Any]]:
+        """Every difference, kernel first. Raises NotReady if nothing is known of what is wanted."""
+        if self.plan is None:
+            raise NotReady(f"it is not known what {self.host} should hold")
+        sources = self.plan.desired.sources
+        nobody = Source("none", "")
+        found = [change_to_json(c, sources.get(c.obj.key, nobody)) for c in self.plan.changes]
+        return found + [rule_change_to_json(c) for c in self.plan.rule_changes]
+
+
+def job(view: View | None, config: AgentConfig) -> dict[str, Any]:
+    """What to ask the probe on a host for."""
+    vni = view.network.backend.vni if view and view.network else DEFAULT_VNI
+    devices = (vxlan_device(vni), config.bridge.name)
+    sysctls = ["net/ipv4/ip_forward", *(f"net/ipv4/conf/{dev}/rp_filter" for dev in devices)]
+    return {"op": "observe", "sysctls": sysctls, "firewall": True}
+
+
+def survey(
+    host: str, answer: Mapping[str, Any], view: View | None, config: AgentConfig, identity: Identity | None
+) -> Survey:
+    """Judge a probe's answer. `view` None: etcd could not be asked.
+
+    Raises NetworkNotConfigured, NotReady (the host has no lease), UnderlayProblem or ValueInvalid."""
+    kernel, rules = kernel_from_json(answer["kernel"]), rules_from_json(answer["rules"])
+    networks = view.network.networks if view and view.network else ()
+    ours = frozenset(obj.key for obj in owned(kernel, networks))
+    plan = None if view is None else _plan(host, kernel, rules, view, config, identity)
+    return Survey(host, kernel, rules, ours, plan)
+
+
+def _plan(
+    host: str, kernel: KernelState, rules: RuleSet, view: View, config: AgentConfig, identity: Identity | None
+) -> Plan:
+    if view.network is None:
+        raise NetworkNotConfigured(
+            "no network is configured in etcd", next=["overlaynet network set FILE", "overlaynet network show"]
+        )
+    own = view.own_lease(identity.node_id) if identity else None
+    if identity is None or own is None:
+        raise NotReady(
+            f"{host} holds no lease, so nothing says what it should hold",
+            evidence="no lease in etcd carries this host's node id" if identity else "it has no identity yet",
+            next=["overlaynet get leases", f"overlaynet logs {host}"],
+        )
+    want = desired(view, local_host(config, identity, kernel), own.value, view.workloads_of(host))
+    there = have(want.objects, kernel, view.network.networks)
+    firewall = Iptables(random_fully=True)
+    return Plan(
+        desired=want,
+        have=there,
+        rendered=firewall.rendered(want.policies),
+        changes=changes(want.objects, there.objects, there.refused),
+        rule_changes=firewall.pending(want.policies, rules),
+    )
+
+
+# --- kernel tables --------------------------------------------------------------------------------
+
+
+def routes(survey: Survey) -> list[dict[str, Any]]:
+    """Routes of every table but the kernel's own, as items of `get`."""
+    shown = [r for r in survey.kernel.routes if r.table != LOCAL_TABLE]
+    return list(_items(survey, shown, Route, _route))
+
+
+def neighs(survey: Survey) -> list[dict[str, Any]]:
+    """Neighbour entries, as items of `get`."""
+    return list(_items(survey, survey.kernel.neighs, Neigh, _neigh))
+
+
+def fdb(survey: Survey) -> list[dict[str, Any]]:
+    """Forwarding entries of bridges and VXLAN devices, as items of `get`."""
+    return list(_items(survey, survey.kernel.fdb, Fdb, _fdb))
+
+
+def _items(
+    survey: Survey, present: Iterable[Object], kind: type[Object], show: Callable[[Any], dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    for obj in present:
+        yield {"host": survey.host, **show(obj), **_judged(survey, obj)}
+    if survey.plan is not None:
+        for key, obj in survey.plan.desired.objects.items():
+            if isinstance(obj, kind) and key not in survey.plan.have.objects:
+                source = source_to_json(survey.plan.desired.sources[key])
+                yield {"host": survey.host, **show(obj), **_about("overlaynet", source, "missing")}
+
+
+def _judged(survey: Survey, obj: Object) -> dict[str, Any]:
+    """Owner, source and state of an entry that is there."""
+    plan, key = survey.plan, obj.key
+    if key not in survey.ours and (plan is None or key not in plan.have.objects):
+        return _about("foreign", None, "ok")
+    if plan is None:
+        return _about("overlaynet", None, None)
+    want = plan.desired.objects.get(key)
+    if want is None:
+        return _about("overlaynet", None, "extra" if key in plan.have.objects else "ok")
+    state = "ok" if satisfied(want, obj) else "changed"
+    return _about("overlaynet", source_to_json(plan.desired.sources[key]), state)
+
+
+def _about(owner: str, source: dict[str, Any] | None, state: str | None) -> dict[str, Any]:
+    return {"owner": owner, "source": source, "state": state}
+
+
+def _route(route: Route) -> dict[str, Any]:
+    return {
+        "dst": "default" if route.dst.prefixlen == 0 else str(route.dst),
+        "via": _text(route.via),
+        "dev": route.dev,
+        "table": _TABLES.get(route.table, str(route.table)),
+        "metric": route.metric,
+        "proto": _PROTOCOLS.get(route.protocol, str(route.protocol)),
+        "onlink": route.onlink,
+        "type": route.type,
+    }
+
+
+def _neigh(entry: Neigh) -> dict[str, Any]:
+    return {"ip": str(entry.ip), "dev": entry.dev, "mac": _text(entry.mac), "nud": entry.state}
+
+
+def _fdb(entry: Fdb) -> dict[str, Any]:
+    where = {"mac": str(entry.mac), "dev": entry.dev, "dst": _text(entry.dst)}
+    return {**where, "master": entry.master, "entry_state": entry.state}
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+# --- rules ----------------------------------------------------------------------------------------
+
+
+def rules(survey: Survey) -> list[dict[str, Any]]:
+    """Every rule with its counters, as items of `get`; those that are missing have no position."""
+    found = [item for key in survey.rules.chains for item in _chain(survey, key)]
+    if survey.plan is not None:
+        for key, wanted in survey.plan.rendered.chains.items():
+            if key not in survey.rules.chains:
+                found += [_missing(survey, key, text) for text in wanted]
+    return found
+
+
+def _chain(survey: Survey, key: tuple[str, str]) -> Iterator[dict[str, Any]]:
+    lines = survey.rules.chains[key]
+    ours = {line.text for line in lines} if is_ours(key[1]) else set(hooks_in(lines))
+    wanted = _wanted(survey, key)
+    right = tuple(line.text for line in lines if line.text in ours) == wanted
+    for position, line in enumerate(lines, start=1):
+        if line.text in ours:
+            yield _rule(survey, key, position, line, _rule_about(survey, key, line.text, wanted, right=right))
+        else:
+            yield _rule(survey, key, position, line, _about("foreign", None, "ok"))
+    for text in wanted:
+        if text not in ours:
+            yield _missing(survey, key, text)
+
+
+def _wanted(survey: Survey, key: tuple[str, str]) -> tuple[str, ...]:
+    if survey.plan is None:
+        return ()
+    rendered = survey.plan.rendered
+    return (rendered.chains if is_ours(key[1]) else rendered.hooks).get(key, ())
+
+
+def _rule_about(
+    survey: Survey, key: tuple[str, str], text: str, wanted: tuple[str, ...], *, right: bool
+) -> dict[str, Any]:
+    if survey.plan is None:
+        return _about("overlaynet", None, None)
+    if text not in wanted:
+        return _about("overlaynet", None, "extra")
+    return _about("overlaynet", _rule_source(survey.plan, key, text), "ok" if right else "changed")
+
+
+def _rule_source(plan: Plan, key: tuple[str, str], text: str) -> dict[str, Any]:
+    origins = plan.rendered.origins.get(key, ())
+    for wanted, origin in zip_longest(plan.rendered.chains.get(key, ()), origins):
+        if wanted == text and origin is not None:
+            return source_to_json(origin)
+    return {"kind": "policy", "name": "hooks"}
+
+
+def _missing(survey: Survey, key: tuple[str, str], text: str) -> dict[str, Any]:
+    assert survey.plan is not None
+    about = _about("overlaynet", _rule_source(survey.plan, key, text), "missing")
+    return {**_rule(survey, key, None, RuleLine(text), about), "packets": None, "bytes": None}
+
+
+def _rule(
+    survey: Survey, key: tuple[str, str], position: int | None, line: RuleLine, about: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "host": survey.host,
+        "table": key[0],
+        "chain": key[1],
+        "position": position,
+        "text": line.text,
+        "packets": line.packets,
+        "bytes": line.octets,
+        **about,
+    }
