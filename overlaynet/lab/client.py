@@ -1,0 +1,122 @@
+"""Talking to an agent: HTTP and JSON over its unix socket.
+
+The agent's answers are documents; its refusals are documents too, and become the very error that the agent
+raised. Descriptors travel with the first byte of a request as SCM_RIGHTS (unix(7)).
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from overlaynet.errors import AgentUnreachable, OverlayError, all_errors
+from overlaynet.lab.process import last_lines
+
+TIMEOUT_S = 10.0
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """An HTTP connection to a unix socket; `fds` go with the first bytes sent."""
+
+    def __init__(self, path: Path, timeout_s: float, fds: Sequence[int]) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+        self._fds = list(fds)
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+    def send(self, data: Any) -> None:
+        if self._fds and isinstance(data, bytes | bytearray):
+            if self.sock is None:
+                self.connect()
+            assert self.sock is not None
+            sent = socket.send_fds(self.sock, [data], self._fds)
+            self._fds.clear()
+            data = data[sent:]
+        super().send(data)
+
+
+class AgentClient:
+    """One host's agent. Every method raises AgentUnreachable if nobody answers, else the agent's own error."""
+
+    def __init__(self, socket_path: Path, timeout_s: float = TIMEOUT_S) -> None:
+        self.socket_path = socket_path
+        self.timeout_s = timeout_s
+
+    def get(self, path: str) -> dict[str, Any]:
+        """The document at `path`."""
+        return self._call("GET", path, None, ())
+
+    def post(self, path: str, body: Mapping[str, Any], fds: Sequence[int] = ()) -> dict[str, Any]:
+        """Send a document, with descriptors, which stay the caller's to close."""
+        return self._call("POST", path, body, fds)
+
+    def delete(self, path: str) -> dict[str, Any]:
+        return self._call("DELETE", path, None, ())
+
+    def readiness(self) -> dict[str, Any]:
+        """`/v1/ready`, whose document also comes with the status "not now"."""
+        status, document = self._exchange("GET", "/v1/ready", None, ())
+        if "ready" not in document:
+            raise _refusal(status, document)
+        return document
+
+    def _call(
+        self, method: str, path: str, body: Mapping[str, Any] | None, fds: Sequence[int]
+    ) -> dict[str, Any]:
+        status, document = self._exchange(method, path, body, fds)
+        if status >= 400:
+            raise _refusal(status, document)
+        return document
+
+    def _exchange(
+        self, method: str, path: str, body: Mapping[str, Any] | None, fds: Sequence[int]
+    ) -> tuple[int, dict[str, Any]]:
+        connection = _UnixConnection(self.socket_path, self.timeout_s, fds)
+        text = None if body is None else json.dumps(body).encode()
+        try:
+            connection.request(method, path, text, {"Content-Type": "application/json"} if text else {})
+            answer = connection.getresponse()
+            document = json.loads(answer.read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise self._unreachable(error) from error
+        finally:
+            connection.close()
+        if not isinstance(document, dict):
+            raise self._unreachable(ValueError(f"an answer that is no document: {document!r:.80}"))
+        return answer.status, document
+
+    def _unreachable(self, error: Exception) -> AgentUnreachable:
+        beside = self.socket_path.parent
+        try:
+            pid = (beside / "agent.pid").read_text().strip() or "empty"
+        except OSError:
+            pid = "none"
+        return AgentUnreachable(
+            f"no agent answers at {self.socket_path}",
+            evidence=f"{error}; pid file: {pid}; last log lines:\n{last_lines(beside / 'agent.log')}",
+            next=["overlaynet status", f"tail {beside / 'agent.log'}"],
+        )
+
+
+def _refusal(status: int, document: Mapping[str, Any]) -> OverlayError:
+    """The agent's own error: of the same class, as far as a class can be made from its words."""
+    said = document.get("error")
+    if not isinstance(said, dict):
+        return OverlayError(f"the agent answered with status {status}", evidence=f"{document!r:.200}")
+    found = all_errors().get(str(said.get("code")), OverlayError)
+    error = found.__new__(found)
+    OverlayError.__init__(
+        error,
+        str(said.get("message", "")),
+        evidence=str(said.get("evidence", "")),
+        next=[str(item) for item in said.get("next", [])],
+    )
+    return error

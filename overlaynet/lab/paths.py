@@ -1,0 +1,112 @@
+"""Where a lab keeps its files.
+
+Network namespaces share the machine's file system, so every host of a lab has directories of its own: one
+for what lives as long as the lab runs (`/run`, gone after a reboot) and one for what must survive it.
+
+    /run/overlaynet/labs/LAB/lab.json                   what the lab is
+    /run/overlaynet/labs/LAB/etcd.sock                  etcd, for those who are not on the underlay
+    /run/overlaynet/labs/LAB/{etcd,CONTAINER}.log       what processes said
+    /run/overlaynet/labs/LAB/hosts/HOST/                agent.{toml,sock,pid,log} subnet.env xtables.lock
+    /var/lib/overlaynet/labs/LAB/lab.json               the same, to be known after a reboot
+    /var/lib/overlaynet/labs/LAB/etcd/                  etcd's data
+    /var/lib/overlaynet/labs/LAB/hosts/HOST/            identity.json
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+RUN_ROOT = Path("/run/overlaynet")
+STATE_ROOT = Path("/var/lib/overlaynet")
+
+
+@dataclass(frozen=True, slots=True)
+class HostPaths:
+    """The directories of one host of a lab."""
+
+    run: Path
+    state: Path
+
+    @property
+    def config(self) -> Path:
+        return self.run / "agent.toml"
+
+    @property
+    def socket(self) -> Path:
+        return self.run / "agent.sock"
+
+    @property
+    def pid_file(self) -> Path:
+        return self.run / "agent.pid"
+
+    @property
+    def log(self) -> Path:
+        return self.run / "agent.log"
+
+    @property
+    def subnet_file(self) -> Path:
+        return self.run / "subnet.env"
+
+    @property
+    def xtables_lock(self) -> Path:
+        return self.run / "xtables.lock"
+
+    @property
+    def identity(self) -> Path:
+        return self.state / "identity.json"
+
+
+@dataclass(frozen=True, slots=True)
+class LabPaths:
+    """The directories of one lab."""
+
+    run: Path
+    state: Path
+
+    @property
+    def lab_json(self) -> Path:
+        return self.run / "lab.json"
+
+    @property
+    def durable_json(self) -> Path:
+        return self.state / "lab.json"
+
+    @property
+    def etcd_data(self) -> Path:
+        return self.state / "etcd"
+
+    @property
+    def etcd_socket(self) -> Path:
+        return self.run / "etcd.sock"
+
+    def log(self, name: str) -> Path:
+        """The log of etcd or of a container's command."""
+        return self.run / f"{name}.log"
+
+    def host(self, name: str) -> HostPaths:
+        return HostPaths(self.run / "hosts" / name, self.state / "hosts" / name)
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The two roots under which all labs are."""
+
+    run_root: Path = RUN_ROOT
+    state_root: Path = STATE_ROOT
+
+    @property
+    def labs(self) -> Path:
+        return self.run_root / "labs"
+
+    def lab(self, name: str) -> LabPaths:
+        return LabPaths(self.labs / name, self.state_root / "labs" / name)
+
+    def lock(self, name: str) -> Path:
+        """Held by whoever changes the lab; outside of its directory, which comes and goes."""
+        return self.labs / f".{name}.lock"
+
+    def names(self) -> tuple[str, ...]:
+        """Labs that have a state file: running, or left behind by a reboot or a crash."""
+        roots = (self.labs, self.state_root / "labs")
+        return tuple(sorted({file.parent.name for root in roots for file in root.glob("*/lab.json")}))

@@ -1,0 +1,174 @@
+"""What a running lab is, on disk: `lab.json`.
+
+It is written *before* anything is made, with the name of every namespace that is going to be: so whatever a
+crash leaves behind can be found and taken away. A copy lies on the durable disk, since /run is empty after
+a reboot; the boot id in it then tells that the machine was restarted and that no process id in it counts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from overlaynet.errors import LabChoice, LabFailed, OverlayError
+from overlaynet.lab.document import Document
+from overlaynet.lab.paths import LabPaths, Paths
+from overlaynet.lab.process import Process
+from overlaynet.lab.topology import Topology, from_document
+from overlaynet.model import check_name
+
+LOCAL = "local"
+"""The context that is no lab: the real cluster that this machine's own agent belongs to."""
+ENVIRONMENT = "OVERLAYNET_LAB"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A process of the lab. `spec` says from what it was started: if that changes, it is started anew."""
+
+    process: Process
+    spec: str
+
+
+@dataclass(frozen=True, slots=True)
+class LabState:
+    """A lab as it was last built. `namespaces` are full names; `processes` go by their name in the plan."""
+
+    topology: Topology
+    boot_id: str
+    namespaces: tuple[str, ...] = ()
+    processes: Mapping[str, Running] = field(default_factory=dict)
+    driver: str = "netns"
+
+    @property
+    def rebooted(self) -> bool:
+        """Whether the machine was restarted since."""
+        return self.boot_id != boot_id()
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "schema": "overlaynet/v1",
+            "kind": "LabState",
+            "lab": self.topology.name,
+            "driver": self.driver,
+            "boot_id": self.boot_id,
+            "topology": self.topology.as_document(),
+            "numbers": {host.name: host.number for host in self.topology.hosts},
+            "namespaces": list(self.namespaces),
+            "processes": {
+                name: {"pid": running.process.pid, "start": running.process.start, "spec": running.spec}
+                for name, running in sorted(self.processes.items())
+            },
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], file: str) -> LabState:
+        """Raises KeyError, TypeError, ValueError or an OverlayError for what `as_json` did not write."""
+        topology = from_document(Document(file, document["topology"]))
+        return cls(
+            topology=topology.keeping(document["numbers"]),
+            boot_id=document["boot_id"],
+            namespaces=tuple(document["namespaces"]),
+            processes={
+                name: Running(Process(item["pid"], item["start"]), item["spec"])
+                for name, item in document["processes"].items()
+            },
+            driver=document["driver"],
+        )
+
+
+def boot_id() -> str:
+    """A text that is different after each start of the machine (random(4))."""
+    return _BOOT_ID.read_text().strip()
+
+
+def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
+    """Replace a file's whole content: a reader sees the old or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    beside.replace(path)
+
+
+def save(paths: LabPaths, state: LabState) -> None:
+    """Write lab.json and its durable copy."""
+    text = json.dumps(state.as_json(), indent=1) + "\n"
+    write_atomically(paths.durable_json, text)
+    write_atomically(paths.lab_json, text)
+
+
+def load(paths: LabPaths) -> LabState | None:
+    """The lab's state, None if there is no such lab. Raises LabFailed for a file that makes no sense."""
+    for file in (paths.lab_json, paths.durable_json):
+        try:
+            return LabState.from_json(json.loads(file.read_text("utf-8")), str(file))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverlayError) as error:
+            raise LabFailed(
+                f"the lab's state {file} cannot be read",
+                evidence=f"{type(error).__name__}: {error}",
+                next=[f"overlaynet down -l {paths.run.name}"],
+            ) from None
+    return None
+
+
+@contextmanager
+def changing(paths: Paths, name: str) -> Iterator[None]:
+    """Hold the lab's lock. Raises LabFailed at once if another command is changing this lab."""
+    file = paths.lock(name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise LabFailed(
+            f"another command is changing lab {name!r} just now",
+            evidence=f"it holds {file}",
+            next=[f"overlaynet status -l {name}"],
+        ) from None
+    finally:
+        os.close(descriptor)
+
+
+# --- which lab ------------------------------------------------------------------------------------
+
+
+def running_labs(paths: Paths) -> tuple[str, ...]:
+    """The names of all labs that are up, or were until the machine was restarted."""
+    return paths.names()
+
+
+def choose(name: str | None, environ: Mapping[str, str], paths: Paths) -> str:
+    """Which lab is meant: the one named, else the environment's, else the only one there is.
+
+    `LOCAL` if there is none but an agent of this machine's own. Raises LabChoice or NameInvalid."""
+    labs = running_labs(paths)
+    wanted = name or environ.get(ENVIRONMENT)
+    if wanted == LOCAL or (not wanted and not labs and (paths.run_root / "agent.sock").exists()):
+        return LOCAL
+    if wanted:
+        if check_name(wanted, "lab") in labs:
+            return wanted
+        raise LabChoice(
+            f"no lab {wanted!r} is running", evidence=_list(labs), next=[f"overlaynet up -l {wanted}"]
+        )
+    if len(labs) == 1:
+        return labs[0]
+    if not labs:
+        raise LabChoice("no lab is running", evidence=_list(labs), next=["overlaynet up"])
+    raise LabChoice("which lab?", evidence=_list(labs), next=[f"overlaynet status -l {lab}" for lab in labs])
+
+
+def _list(labs: tuple[str, ...]) -> str:
+    return "running: " + (", ".join(labs) or "none")
