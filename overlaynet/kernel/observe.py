@@ -1,0 +1,35 @@
+"""One look at everything in a namespace that a packet can meet.
+
+Six dumps and a few files. The links come first, for all else speaks of them by number. Nothing is left
+out because it is not ours: whoever compares filters by owner, and whoever explains a path needs it all.
+Each table is consistent in itself; between two tables something may change, and the notice of that
+change leads to the next look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from overlaynet.kernel import parse, sysctl, wire
+from overlaynet.kernel.handle import Rtnl
+from overlaynet.state import KernelState, LinkInfo
+
+
+def links(rtnl: Rtnl) -> dict[str, LinkInfo]:
+    """Every link by name. Raises KernelError."""
+    return parse.links(rtnl.dump(wire.dump_links()))
+
+
+def observe(rtnl: Rtnl, sysctls: Sequence[str] = ()) -> KernelState:
+    """All of it. `sysctls` are read in the calling thread's namespace. Raises KernelError."""
+    found = links(rtnl)
+    names = {link.ifindex: link.name for link in found.values()}
+    return KernelState(
+        links=found,
+        addresses=tuple(parse.addresses(rtnl.dump(wire.dump_addresses()), names)),
+        neighs=tuple(parse.neighs(rtnl.dump(wire.dump_neighs()), names)),
+        fdb=tuple(parse.fdb(rtnl.dump(wire.dump_fdb()), names)),
+        routes=tuple(parse.routes(rtnl.dump(wire.dump_routes()), names)),
+        rules=tuple(parse.rules(rtnl.dump(wire.dump_rules()))),
+        sysctls={name: sysctl.read(name) for name in sysctls},
+    )

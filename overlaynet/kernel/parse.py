@@ -1,0 +1,359 @@
+"""rtnetlink's answers, as tuples of `overlaynet.state`.
+
+Every answer comes as (buffer, start, end): the part behind the message header, to be read in place.
+Tables with thousands of entries are walked by one tight loop each, and their addresses come out of
+caches: on a host with many peers the same few thousand addresses are read over and over, and making an
+`IPv4Address` costs more than reading the whole entry. Links, addresses and rules are few, so they go
+through `attributes`, which is plain rather than fast.
+
+Interface indices become names by a mapping that was read just before. An entry on a device that is not
+in it is left out: its device came or went in between, and whoever observes will hear of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from socket import AF_INET, AF_INET6
+from struct import Struct, unpack_from
+from typing import NamedTuple, TypeAlias
+
+from overlaynet.addr import IPAddress, IPInterface, IPNetwork, Mac
+from overlaynet.kernel import wire
+from overlaynet.state import MAIN_TABLE, Address, Fdb, IpRule, LinkInfo, Neigh, Route, Vxlan
+
+Answer: TypeAlias = tuple[bytes, int, int]
+"""A buffer, and where in it one message's payload starts and ends."""
+Names: TypeAlias = Mapping[int, str]
+Attributes: TypeAlias = dict[int, bytes]
+
+CACHED = 131_072
+"""Addresses and networks kept: several times what the largest overlay we plan for has."""
+
+IFF_UP, IFF_RUNNING = 0x1, 0x40
+ARPHRD = {1: "ether", 772: "loopback"}
+IFLA_ADDRESS, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_LINK_NETNSID, IFLA_PROP_LIST = 1, 4, 10, 18, 37, 52
+IFLA_ALT_IFNAME = 53
+IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
+IFLA_VXLAN_ID, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 3, 4, 7
+IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6 = 15, 17
+IFLA_BRPORT_MODE = 4
+"""A bridge port's hairpin flag (include/uapi/linux/if_link.h)."""
+NESTED = 0x3FFF
+"""Mask that takes the flags "nested" and "network byte order" off an attribute's type."""
+RTM_F_CLONED = 0x200
+
+
+class Device(NamedTuple):
+    """A link as it comes: other links are still numbers."""
+
+    info: LinkInfo
+    master: int
+    underlay: int
+
+
+@lru_cache(maxsize=CACHED)
+def address(octets: bytes) -> IPAddress:
+    """An address from its 4 or 16 octets."""
+    return IPv4Address(octets) if len(octets) == 4 else IPv6Address(octets)
+
+
+@lru_cache(maxsize=CACHED)
+def network(octets: bytes, prefixlen: int) -> IPNetwork:
+    """A network from the octets of its first address."""
+    return IPv4Network((octets, prefixlen)) if len(octets) == 4 else IPv6Network((octets, prefixlen))
+
+
+@lru_cache(maxsize=4_096)
+def interface(octets: bytes, prefixlen: int) -> IPInterface:
+    """An address with the length of its network's prefix."""
+    return IPv4Interface((octets, prefixlen)) if len(octets) == 4 else IPv6Interface((octets, prefixlen))
+
+
+def attributes(buffer: bytes, start: int, end: int) -> Attributes:
+    """Attributes by type; of a repeated one, the last."""
+    return dict(_walk(buffer, start, end))
+
+
+def _walk(buffer: bytes, start: int, end: int) -> Iterable[tuple[int, bytes]]:
+    while start + 4 <= end:
+        length, kind = wire.ATTR.unpack_from(buffer, start)
+        yield kind & NESTED, buffer[start + 4 : start + length]
+        start += (length + 3) & ~3 or 4
+
+
+def _nested(found: Attributes, kind: int) -> Attributes:
+    inner = found.get(kind, b"")
+    return attributes(inner, 0, len(inner))
+
+
+def _number(found: Attributes, kind: int, default: int = 0) -> int:
+    return int(unpack_from("=I", found[kind])[0]) if kind in found else default
+
+
+def _text(octets: bytes) -> str:
+    return octets.rstrip(b"\0").decode(errors="replace")
+
+
+# --- links ----------------------------------------------------------------------------------------
+
+
+def links(answers: Iterable[Answer]) -> dict[str, LinkInfo]:
+    """Links by name."""
+    devices = [_device(answer) for answer in answers]
+    names = {device.info.ifindex: device.info.name for device in devices}
+    return {device.info.name: _named(device, names) for device in devices}
+
+
+def ifindex(answer: Answer) -> int:
+    """The index of one link."""
+    return int(wire.IFINFOMSG.unpack_from(answer[0], answer[1])[2])
+
+
+def _device(answer: Answer) -> Device:
+    buffer, start, end = answer
+    _, hardware, index, flags, _ = wire.IFINFOMSG.unpack_from(buffer, start)
+    found = attributes(buffer, start + 16, end)
+    about = _nested(found, IFLA_LINKINFO)
+    kind = _text(about.get(IFLA_INFO_KIND, b"")) or ARPHRD.get(hardware, str(hardware))
+    data = _nested(about, IFLA_INFO_DATA) if kind == "vxlan" else {}
+    properties = found.get(IFLA_PROP_LIST, b"")
+    info = LinkInfo(
+        ifindex=index,
+        name=_text(found[wire.IFLA_IFNAME]),
+        type=kind,
+        mac=_mac(found.get(IFLA_ADDRESS, b"")),
+        mtu=_number(found, IFLA_MTU),
+        up=bool(flags & IFF_UP),
+        running=bool(flags & IFF_RUNNING),
+        altnames=tuple(_text(v) for k, v in _walk(properties, 0, len(properties)) if k == IFLA_ALT_IFNAME),
+        vxlan=_vxlan(data) if kind == "vxlan" else None,
+        hairpin=_hairpin(about),
+        peer_netns=unpack_from("=i", found[IFLA_LINK_NETNSID])[0] if IFLA_LINK_NETNSID in found else None,
+    )
+    return Device(info, _number(found, IFLA_MASTER), _number(data, IFLA_VXLAN_LINK))
+
+
+def _named(device: Device, names: Names) -> LinkInfo:
+    vxlan = device.info.vxlan
+    return device.info._replace(
+        master=names.get(device.master),
+        vxlan=vxlan and vxlan._replace(underlay=names.get(device.underlay, "")),
+    )
+
+
+def _vxlan(data: Attributes) -> Vxlan:
+    """A device without a local address has the unspecified one here, one without underlay no name."""
+    local = data.get(IFLA_VXLAN_LOCAL) or data.get(IFLA_VXLAN_LOCAL6) or bytes(4)
+    port = data.get(IFLA_VXLAN_PORT, b"\0\0")
+    learning = data.get(IFLA_VXLAN_LEARNING, b"\0")
+    return Vxlan(
+        vni=_number(data, IFLA_VXLAN_ID),
+        port=int.from_bytes(port, "big"),
+        local=address(local),
+        underlay="",
+        learning=learning != b"\0",
+    )
+
+
+def _hairpin(about: Attributes) -> bool | None:
+    if about.get(IFLA_INFO_SLAVE_KIND, b"").rstrip(b"\0") != b"bridge":
+        return None
+    return _nested(about, IFLA_INFO_SLAVE_DATA).get(IFLA_BRPORT_MODE, b"\0") != b"\0"
+
+
+def _mac(octets: bytes) -> Mac | None:
+    return Mac.from_bytes(octets) if len(octets) == 6 else None
+
+
+# --- addresses ------------------------------------------------------------------------------------
+
+
+def addresses(answers: Iterable[Answer], names: Names) -> Iterable[Address]:
+    """IPv4 and IPv6 addresses; of a point-to-point one, our own end."""
+    for buffer, start, end in answers:
+        _, prefixlen, _, _, index = wire.IFADDRMSG.unpack_from(buffer, start)
+        found = attributes(buffer, start + 8, end)
+        octets = found.get(wire.IFA_LOCAL) or found.get(wire.IFA_ADDRESS)
+        if octets and index in names:
+            yield Address(names[index], interface(octets, prefixlen))
+
+
+# --- the big tables -------------------------------------------------------------------------------
+
+
+def neighs(answers: Iterable[Answer], names: Names) -> list[Neigh]:
+    """Neighbours of both families in every state."""
+    found: list[Neigh] = []
+    fixed, attr, words = wire.NDMSG.unpack_from, wire.ATTR.unpack_from, wire.NUD
+    for buffer, start, end in answers:
+        family, index, state, _, _ = fixed(buffer, start)
+        octets, mac = b"", None
+        at = start + 12
+        while at < end:
+            length, kind = attr(buffer, at)
+            if kind == wire.NDA_DST:
+                octets = buffer[at + 4 : at + length]
+            elif kind == wire.NDA_LLADDR:
+                mac = _mac(buffer[at + 4 : at + length])
+                break  # the kernel puts what we need first (net/core/neighbour.c, neigh_fill_info)
+            at += (length + 3) & ~3
+        if octets and index in names and family in (AF_INET, AF_INET6):
+            found.append(Neigh(names[index], address(octets), mac, words.get(state, str(state))))
+    return found
+
+
+def fdb(answers: Iterable[Answer], names: Names) -> list[Fdb]:
+    """Forwarding entries of VXLAN devices, bridges and whatever else keeps a table.
+
+    A bridge holds its ports' own addresses once plainly and once for VLAN 1; here they are one entry.
+    """
+    found: list[Fdb] = []
+    in_bridges: dict[Fdb, None] = {}
+    fixed, attr = wire.NDMSG.unpack_from, wire.ATTR.unpack_from
+    for buffer, start, end in answers:
+        _, index, state, _, _ = fixed(buffer, start)
+        mac = dst = master = None
+        at = start + 12
+        while at < end:
+            length, kind = attr(buffer, at)
+            if kind == wire.NDA_LLADDR:
+                mac = _mac(buffer[at + 4 : at + length])
+            elif kind == wire.NDA_DST:
+                dst = address(buffer[at + 4 : at + length])
+            elif kind == wire.NDA_MASTER:
+                master = names.get(_FDB_MASTER.unpack_from(buffer, at + 4)[0])
+            at += (length + 3) & ~3
+        if mac is None or index not in names:
+            continue
+        word = "permanent" if state & 0x80 else "static" if state & 0x40 else "dynamic"
+        entry = Fdb(names[index], mac, dst, master, word)
+        if master is None:
+            found.append(entry)
+        else:
+            in_bridges[entry] = None
+    return found + list(in_bridges)
+
+
+_FDB_MASTER = Struct("=I")
+
+
+def routes(answers: Iterable[Answer], names: Names) -> list[Route]:
+    """Routes of every table; of the local one only those that say which addresses are this host's.
+
+    A route over several next hops has neither device nor gateway here.
+    """
+    found: list[Route] = []
+    fixed, attr, number = wire.RTMSG.unpack_from, wire.ATTR.unpack_from, _U32.unpack_from
+    for buffer, start, end in answers:
+        family, prefixlen, _, _, table, protocol, scope, kind, flags = fixed(buffer, start)
+        if family not in ANY or flags & RTM_F_CLONED or (table == wire.RT_TABLE_LOCAL and kind != LOCAL):
+            continue
+        octets = ANY[family]
+        index = metric = 0
+        via = source = None
+        at = start + 12
+        while at < end:
+            length, what = attr(buffer, at)
+            if what == wire.RTA_DST:
+                octets = buffer[at + 4 : at + length]
+            elif what == wire.RTA_OIF:
+                index = number(buffer, at + 4)[0]
+            elif what == wire.RTA_GATEWAY:
+                via = address(buffer[at + 4 : at + length])
+            elif what == wire.RTA_PRIORITY:
+                metric = number(buffer, at + 4)[0]
+            elif what == wire.RTA_TABLE:
+                table = number(buffer, at + 4)[0]
+            elif what == wire.RTA_PREFSRC:
+                source = address(buffer[at + 4 : at + length])
+            elif what == wire.RTA_VIA:
+                via = address(buffer[at + 6 : at + length])
+            at += (length + 3) & ~3
+        if index and index not in names:
+            continue
+        found.append(
+            Route(
+                network(octets, prefixlen),
+                names.get(index),
+                via,
+                metric,
+                flags & wire.RTNH_F_ONLINK != 0,
+                table,
+                protocol,
+                wire.SCOPE.get(scope, str(scope)),
+                wire.ROUTE_TYPE.get(kind, str(kind)),
+                source,
+            )
+        )
+    return found
+
+
+_U32 = Struct("=I")
+ANY = {int(AF_INET): bytes(4), int(AF_INET6): bytes(16)}
+"""The address of a default route, which the kernel does not send."""
+LOCAL = wire.ROUTE_TYPE_NUMBER["local"]
+
+
+# --- policy routing -------------------------------------------------------------------------------
+
+FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_GOTO, FRA_PRIORITY, FRA_FWMARK = 1, 2, 3, 4, 6, 10
+FRA_TABLE, FRA_FWMASK, FRA_OIFNAME, FRA_IP_PROTO, FRA_SPORT_RANGE, FRA_DPORT_RANGE = 15, 16, 17, 22, 23, 24
+FIB_RULE_INVERT = 0x2
+RULE_ACTION = {2: "goto", 3: "nop", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
+TABLE_NAME = {253: "default", MAIN_TABLE: "main", wire.RT_TABLE_LOCAL: "local"}
+KERNEL_RULES = frozenset(
+    IpRule(priority, family + text)
+    for family in ("", "inet6 ")
+    for priority, text in (
+        (0, "from all lookup local"),
+        (32766, "from all lookup main"),
+        (32767, "from all lookup default"),
+    )
+)
+"""The rules that every namespace starts with."""
+
+
+def rules(answers: Iterable[Answer]) -> list[IpRule]:
+    """Rules that somebody made, in the words of `ip rule`; an IPv6 one begins with ``inet6``."""
+    found = (_rule(answer) for answer in answers if answer[0][answer[1]] in ANY)
+    return [rule for rule in found if rule not in KERNEL_RULES]
+
+
+def _rule(answer: Answer) -> IpRule:
+    buffer, start, end = answer
+    family, dst_len, src_len, tos, table, _, _, action, flags = wire.RTMSG.unpack_from(buffer, start)
+    found = attributes(buffer, start + 12, end)
+    words = ["inet6"] if family == AF_INET6 else []
+    words += ["not"] if flags & FIB_RULE_INVERT else []
+    words += ["from", _selector(found, FRA_SRC, src_len)]
+    words += ["to", _selector(found, FRA_DST, dst_len)] if FRA_DST in found else []
+    words += ["tos", f"{tos:#x}"] if tos else []
+    words += _conditions(found)
+    words += _action(found, action, _number(found, FRA_TABLE, table))
+    return IpRule(_number(found, FRA_PRIORITY), " ".join(words))
+
+
+def _selector(found: Attributes, kind: int, prefixlen: int) -> str:
+    return f"{address(found[kind])}/{prefixlen}" if kind in found else "all"
+
+
+def _conditions(found: Attributes) -> list[str]:
+    words = []
+    if FRA_FWMARK in found:
+        mask = _number(found, FRA_FWMASK, 0xFFFFFFFF)
+        words += ["fwmark", f"{_number(found, FRA_FWMARK):#x}" + (f"/{mask:#x}" if mask != 0xFFFFFFFF else "")]
+    for word, kind in (("iif", FRA_IIFNAME), ("oif", FRA_OIFNAME)):
+        words += [word, _text(found[kind])] if kind in found else []
+    words += ["ipproto", str(found[FRA_IP_PROTO][0])] if FRA_IP_PROTO in found else []
+    for word, kind in (("sport", FRA_SPORT_RANGE), ("dport", FRA_DPORT_RANGE)):
+        words += [word, "-".join(map(str, unpack_from("=HH", found[kind])))] if kind in found else []
+    return words
+
+
+def _action(found: Attributes, action: int, table: int) -> list[str]:
+    word = RULE_ACTION.get(action)
+    if word is None:
+        return ["lookup", TABLE_NAME.get(table, str(table))]
+    return [word, str(_number(found, FRA_GOTO))] if word == "goto" else [word]
