@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from overlaynet.errors import OverlayError, UsageError
-from overlaynet.kernel.netns import socket_in
 from overlaynet.probe.job import member, netns, objects
+from overlaynet.probe.sockets import open_socket
 
 ETH_P_ALL = 0x0003
 PACKET_OUTGOING = 4
@@ -124,12 +124,11 @@ def _needles(job: Mapping[str, Any]) -> tuple[bytes, ...]:
 
 def _arm(point: _Point) -> None:
     try:
-        sock = socket_in(point.netns, socket.AF_PACKET, socket.SOCK_RAW, 0)
+        sock = open_socket(point.netns, socket.AF_PACKET, socket.SOCK_RAW, 0)
     except OverlayError as error:
         point.error = error.message
         return
     try:
-        sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS_NEW, 1)
         _enlarge(sock)
         sock.bind((point.iface, ETH_P_ALL))

@@ -8,9 +8,9 @@ both. An ICMP error quotes the start of the packet it is about: at least the ide
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Mapping
-from ipaddress import IPv4Address
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -53,7 +53,7 @@ class Refusal(NamedTuple):
     ident: int
     seq: int
     cookie: bytes
-    sender: IPv4Address
+    sender: str
     text: str
 
 
@@ -67,7 +67,7 @@ def request(ident: int, seq: int, cookie: bytes, size: int) -> bytes:
 def checksum(octets: bytes) -> int:
     """The Internet checksum (RFC 1071)."""
     padded = octets + b"\0" * (len(octets) % 2)
-    total = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
+    total: int = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -82,11 +82,11 @@ def parse(packet: bytes) -> Reply | Refusal | None:
     if kind == ECHO_REPLY:
         return Reply(ident, seq, body[8 : 8 + COOKIE_LEN])
     if (kind, code) in MEANINGS:
-        return _refusal((kind, code), IPv4Address(packet[12:16]), mtu=seq, quoted=_behind_ip(body[8:]))
+        return _refusal((kind, code), socket.inet_ntoa(packet[12:16]), mtu=seq, quoted=_behind_ip(body[8:]))
     return None
 
 
-def _refusal(what: tuple[int, int], sender: IPv4Address, mtu: int, quoted: bytes) -> Refusal | None:
+def _refusal(what: tuple[int, int], sender: str, mtu: int, quoted: bytes) -> Refusal | None:
     if len(quoted) < _HEADER.size:
         return None
     kind, _, _, ident, seq = _HEADER.unpack_from(quoted)
@@ -100,6 +100,5 @@ def _behind_ip(packet: bytes) -> bytes:
     """What an IPv4 header is followed by; nothing if it is not ICMP or not the first fragment."""
     if len(packet) < 20 or packet[0] >> 4 != 4 or packet[9] != 1:
         return b""
-    if struct.unpack_from("!H", packet, 6)[0] & 0x1FFF:
-        return b""
-    return packet[(packet[0] & 0x0F) * 4 :]
+    (fragment,) = struct.unpack_from("!H", packet, 6)
+    return b"" if fragment & 0x1FFF else packet[(packet[0] & 0x0F) * 4 :]

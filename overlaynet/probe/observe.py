@@ -8,8 +8,9 @@ from typing import Any
 
 from overlaynet.core.jsonstate import kernel_to_json, rules_to_json
 from overlaynet.firewall.iptables import Iptables
-from overlaynet.kernel.kernel import LinuxKernel
+from overlaynet.kernel.handle import Rtnl
 from overlaynet.kernel.netns import entered
+from overlaynet.kernel.observe import observe
 from overlaynet.probe.job import member, netns
 
 
@@ -20,11 +21,8 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
     """
     name = netns(job)
     with nullcontext() if name is None else entered(name):
-        kernel = LinuxKernel()
-        try:
-            state = kernel.observe(member(job, "sysctls", list, []))
-        finally:
-            kernel.close()
+        with Rtnl.open() as rtnl:
+            state = observe(rtnl, member(job, "sysctls", list, []))
         rules = Iptables().observe() if member(job, "firewall", bool, False) else None
     return {
         "kind": "Observation",

@@ -21,15 +21,13 @@ import selectors
 import socket
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from errno import errorcode
-from ipaddress import AddressValueError, IPv4Address
 from typing import Any
 
 from overlaynet.errors import OverlayError, UsageError
-from overlaynet.kernel.netns import socket_in
 from overlaynet.probe import icmp
 from overlaynet.probe.job import member, netns, objects
+from overlaynet.probe.sockets import open_socket
 
 MAX_PINGS = 65_536
 """Pings in one job: each has its own 16-bit identifier."""
@@ -39,26 +37,26 @@ _NEXT = 0
 """In the heap, in place of a sequence number: time to send the next request. Real ones start at 1."""
 
 
-@dataclass(slots=True)
 class _Ping:
-    """One ping: what was asked for, and how far it has come. Times in seconds."""
+    """One ping: what was asked for, and how far it has come. Times in seconds.
 
-    id: Any
-    netns: str | None
-    target: IPv4Address
-    count: int
-    enough: int
-    interval_s: float
-    timeout_s: float
-    size: int
-    ident: int
-    cookie: bytes
-    sent: int = 0
-    received: int = 0
-    best_s: float | None = None
-    error: str | None = None
-    evidence: list[str] = field(default_factory=list)
-    waiting: dict[int, float] = field(default_factory=dict)
+    A plain class: importing `dataclasses` would be much of the time a whole ping job takes to start."""
+
+    def __init__(self, item: Mapping[str, Any], ident: int, cookie: bytes) -> None:
+        self.id: Any = item.get("id")
+        self.netns = netns(item)
+        self.target = _ipv4(member(item, "target", str))
+        self.count = member(item, "count", int, 1)
+        self.enough = member(item, "enough", int, self.count)
+        self.interval_s = member(item, "interval_s", float, 1.0)
+        self.timeout_s = member(item, "timeout_s", float, 1.0)
+        self.size = member(item, "size", int, 56)
+        self.ident, self.cookie = ident, cookie
+        self.sent = self.received = 0
+        self.best_s: float | None = None
+        self.error: str | None = None
+        self.evidence: list[str] = []
+        self.waiting: dict[int, float] = {}
 
     @property
     def done(self) -> bool:
@@ -101,28 +99,14 @@ def _read(job: Mapping[str, Any]) -> list[_Ping]:
         raise UsageError(f"a job can hold {MAX_PINGS} pings", evidence=f"this one has {len(items)}")
     base = int.from_bytes(os.urandom(2), "big")
     cookie = os.urandom(icmp.COOKIE_LEN)
-    return [_read_one(item, (base + n) & 0xFFFF, cookie) for n, item in enumerate(items)]
+    return [_Ping(item, (base + n) & 0xFFFF, cookie) for n, item in enumerate(items)]
 
 
-def _read_one(item: Mapping[str, Any], ident: int, cookie: bytes) -> _Ping:
-    text = member(item, "target", str)
+def _ipv4(text: str) -> str:
     try:
-        target = IPv4Address(text)
-    except AddressValueError:
+        return socket.inet_ntop(socket.AF_INET, socket.inet_pton(socket.AF_INET, text))
+    except OSError:
         raise UsageError("only an IPv4 address can be pinged", evidence=f"target is {text!r}") from None
-    count = member(item, "count", int, 1)
-    return _Ping(
-        id=item.get("id"),
-        netns=netns(item),
-        target=target,
-        count=count,
-        enough=member(item, "enough", int, count),
-        interval_s=member(item, "interval_s", float, 1.0),
-        timeout_s=member(item, "timeout_s", float, 1.0),
-        size=member(item, "size", int, 56),
-        ident=ident,
-        cookie=cookie,
-    )
 
 
 class _Loop:
@@ -183,7 +167,7 @@ class _Loop:
         seq = ping.sent
         try:
             ping.waiting[seq] = time.monotonic()
-            sock.sendto(icmp.request(ping.ident, seq, ping.cookie, ping.size), (str(ping.target), 0))
+            sock.sendto(icmp.request(ping.ident, seq, ping.cookie, ping.size), (ping.target, 0))
         except OSError as error:
             del ping.waiting[seq]
             ping.blame("send_error", _send_evidence(error))
@@ -218,10 +202,9 @@ class _Loop:
 
 def _socket(name: str | None) -> socket.socket | OverlayError:
     try:
-        sock = socket_in(name, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        sock = open_socket(name, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
     except OverlayError as error:
         return error
-    sock.setblocking(False)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
     return sock
 

@@ -53,7 +53,16 @@ LOCAL_TABLE = 255
 """The kernel's table of its own addresses; nobody adds to it, `ip route` does not show it, nor do we."""
 
 _TABLES = {253: "default", 254: "main", 255: "local"}
-_PROTOCOLS = {0: "unspec", 1: "redirect", 2: "kernel", 3: "boot", 4: "static", 9: "ra", 16: "dhcp", 111: "overlaynet"}
+_PROTOCOLS = {
+    0: "unspec",
+    1: "redirect",
+    2: "kernel",
+    3: "boot",
+    4: "static",
+    9: "ra",
+    16: "dhcp",
+    111: "overlaynet",
+}
 
 
 @dataclass(frozen=True, slots=True)
