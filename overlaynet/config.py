@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from overlaynet.addr import IPAddress
@@ -61,7 +61,7 @@ class BridgeConfig:
 class FirewallConfig:
     """`[firewall]`. `resync_s`: seconds between full looks at the host."""
 
-    backend: str = "auto"
+    backend: Literal["auto", "legacy", "nft"] = "auto"
     resync_s: float = 60.0
     masquerade: bool = True
     vxlan_peers_only: bool = False

@@ -24,9 +24,11 @@
     │   ├── PoolExhausted               OVL-403  no subnet is free (transient)
     │   ├── Conflict                    OVL-404  another node holds what we would claim
     │   ├── UnderlayProblem             OVL-405  no usable underlay interface or address
-    │   └── ChangePending               OVL-406  the network config in etcd is not the one in force
+    │   ├── ChangePending               OVL-406  the network config in etcd is not the one in force
+    │   └── ForeignObject               OVL-407  something that is not ours stands where ours should
     ├── KernelError               3     OVL-5xx  the kernel refused a request; carries errno
     ├── FirewallError             3     OVL-6xx  iptables refused a ruleset; carries the line
+    │   └── FirewallBusy                OVL-601  another program holds the rules, or changed them (transient)
     └── WorkloadError             2     OVL-7xx  attach and detach
         ├── WorkloadExists              OVL-701
         ├── AddressTaken                OVL-702
@@ -168,6 +170,10 @@ class UnderlayProblem(NetworkError):
 
 class ChangePending(NetworkError):
     code = "OVL-406"
+
+
+class ForeignObject(NetworkError):
+    code = "OVL-407"
 
 
 class KernelError(OverlayError):

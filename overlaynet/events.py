@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from overlaynet.errors import OverlayError
-from overlaynet.model import Lease, LocalHost, NodeRecord, Record, Settings, Stored, Workload
+from overlaynet.model import Lease, LocalHost, NodeRecord, Record, Stored, Workload
 
 # --- events: the store ----------------------------------------------------------------------------
 
@@ -45,6 +45,11 @@ class StoreLost:
     error: OverlayError
 
 
+@dataclass(frozen=True, slots=True)
+class StoreBack:
+    """The store answers again."""
+
+
 # --- events: answers to intents -------------------------------------------------------------------
 
 
@@ -75,6 +80,13 @@ class Failed:
 
     intent: Intent
     error: OverlayError
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """An intent was carried out, and there is nothing else to say."""
+
+    intent: Intent
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +125,11 @@ Event: TypeAlias = (
     | Changed
     | Gone
     | StoreLost
+    | StoreBack
     | Registered
     | Claimed
     | Raced
+    | Done
     | Failed
     | LeaseExpired
     | HostChanged
@@ -169,26 +183,3 @@ class Relist:
 
 
 Intent: TypeAlias = Register | ClaimSubnet | Publish | Withdraw | Relist
-
-__all__ = [
-    "Attached",
-    "Changed",
-    "ClaimSubnet",
-    "Claimed",
-    "Detached",
-    "Event",
-    "Failed",
-    "Gone",
-    "HostChanged",
-    "Intent",
-    "LeaseExpired",
-    "Publish",
-    "Raced",
-    "Register",
-    "Registered",
-    "Relist",
-    "Settings",
-    "StoreLost",
-    "Synced",
-    "Withdraw",
-]

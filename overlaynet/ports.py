@@ -182,6 +182,10 @@ class Kernel(Protocol):
 class Firewall(Protocol):
     """One network namespace's packet filter."""
 
+    @property
+    def flavour(self) -> str:
+        """ "legacy" or "nft": which of the kernel's two packet filters the rules go to."""
+
     def observe(self) -> RuleSet:
         """Every table's rules with counters, ours and foreign."""
 

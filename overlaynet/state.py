@@ -34,8 +34,8 @@ Key: TypeAlias = tuple[object, ...]
 class Kind(StrEnum):
     """Kinds of kernel object, in the order in which they are added; removal goes the other way."""
 
-    SYSCTL = "sysctl"
     LINK = "link"
+    SYSCTL = "sysctl"
     ADDRESS = "address"
     PORT = "port"
     NEIGH = "neigh"

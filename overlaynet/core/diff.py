@@ -1,7 +1,7 @@
 """The difference between want and have, as an ordered list of writes.
 
-Order is data, and here is its one home. Additions go from the ground up (sysctl, link, address, bridge
-port, neighbour, FDB, route): at every moment in between, what is already there works. Removals go the
+Order is data, and here is its one home. Additions go from the ground up (link, its sysctls, address,
+bridge port, neighbour, FDB, route): at every moment in between, what is already there works. Removals go the
 other way, after all additions: a change of route is never a gap.
 """
 

@@ -32,6 +32,7 @@ from overlaynet.events import (
     Claimed,
     ClaimSubnet,
     Detached,
+    Done,
     Event,
     Failed,
     Gone,
@@ -42,12 +43,13 @@ from overlaynet.events import (
     Raced,
     Register,
     Registered,
+    StoreBack,
     StoreLost,
     Synced,
     Withdraw,
 )
 from overlaynet.model import Lease, LocalHost, NodeRecord, Stored, Workload
-from overlaynet.state import Key
+from overlaynet.state import Key, Source
 
 Topic: TypeAlias = str
 """What an intent is about; at most one intent per topic is under way."""
@@ -96,6 +98,8 @@ class Engine:
                 self._fold(event)
             case StoreLost(error):
                 self.store_error = error
+            case StoreBack():
+                self.store_error = None
             case Registered(lease_id):
                 self.node_lease = lease_id
                 self._done("register")
@@ -104,6 +108,8 @@ class Engine:
             case Raced(key):
                 self._lost.add(key)
                 self._done("lease")
+            case Done(intent):
+                self._done(topic_of(intent))
             case Failed(intent, error):
                 self._failed(topic_of(intent), error, now)
             case LeaseExpired(lease_id):
@@ -241,7 +247,7 @@ class Engine:
         if self.lease is None or self.view.network is None:
             return
         for key in keys:
-            source = plan.Source("lease", key.removeprefix(self.keys.subnets))
+            source = Source("lease", key.removeprefix(self.keys.subnets))
             peer = self.view.leases.get(key)
             part = plan.NOTHING
             if peer is not None:
@@ -262,11 +268,12 @@ class Engine:
         assert self.lease is not None
         assert self.view.network is not None
         own = self.lease.value
+        leases = self.view.leases.values() if self.local.vxlan_peers_only else ()
         host = plan.host_slice(
             self.view.network,
             own,
             self.local,
-            peers=plan.peers_of(self.view.leases.values(), own) if self.local.vxlan_peers_only else (),
+            peers=[item.value for item in plan.peers_of(leases, own)],
             has_workloads=bool(self.workloads),
         )
         self._touched |= self.desired.replace(plan.HOST, host)

@@ -108,10 +108,10 @@ def _overlaps(some: tuple[IPNetwork, ...], others: tuple[IPNetwork, ...]) -> boo
     return any(a.version == b.version and a.overlaps(b) for a in some for b in others)
 
 
-def peers_of(leases: Iterable[Stored[Lease]], own: Lease) -> list[Lease]:
+def peers_of(leases: Iterable[Stored[Lease]], own: Lease) -> list[Stored[Lease]]:
     """Every lease but those that overlap ours, in the order of their keys."""
     items = sorted(leases, key=lambda item: item.key)
-    return [item.value for item in items if not _overlaps(item.value.subnets, own.subnets)]
+    return [item for item in items if not _overlaps(item.value.subnets, own.subnets)]
 
 
 def desired(view: View, local: LocalHost, own: Lease | None, workloads: Iterable[Workload]) -> Desired:
@@ -120,7 +120,7 @@ def desired(view: View, local: LocalHost, own: Lease | None, workloads: Iterable
     if view.network is None or own is None:
         return whole
     mine = list(workloads)
-    peers = peers_of(view.leases.values(), own)
+    peers = [item.value for item in peers_of(view.leases.values(), own)]
     host = host_slice(view.network, own, local, peers=peers, has_workloads=bool(mine))
     whole.replace(HOST, host)
     for peer in peers:

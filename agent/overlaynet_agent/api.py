@@ -1,0 +1,319 @@
+"""The agent's HTTP API on its unix socket (docs/agent-api.md).
+
+The standard library's server is enough: few clients, small documents. Two things it does not do by itself
+are done here. Descriptors that a client passes (SCM_RIGHTS) arrive with the first bytes, and a buffered
+reader would drop them, so the request is read through one that keeps them. And who may change something is
+decided by the kernel's word on the peer (SO_PEERCRED, unix(7)), not by anything in the request.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import io
+import json
+import logging
+import os
+import socket
+import socketserver
+import struct
+import threading
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from overlaynet.core.jsonstate import change_to_json, rule_change_to_json
+from overlaynet.errors import (
+    AddressTaken,
+    NotFound,
+    NotPermitted,
+    OverlayError,
+    UsageError,
+    WorkloadExists,
+)
+from overlaynet.model import Port
+from overlaynet.ports import Firewall
+from overlaynet.state import Source
+from overlaynet_agent import documents
+from overlaynet_agent.host import AttachRequest
+from overlaynet_agent.loop import Loop
+
+log = logging.getLogger("overlaynet.api")
+
+MAX_BODY_BYTES = 64 * 1024
+SOCKET_MODE = 0o660
+Answer = tuple[int, dict[str, Any]]
+
+
+class DescriptorReader(io.RawIOBase):
+    """Reads a socket and keeps the descriptors that come along."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__()
+        self._connection = connection
+        self.descriptors: list[int] = []
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        space = socket.CMSG_SPACE(4 * array.array("i").itemsize)
+        size, ancillary, _, _ = self._connection.recvmsg_into([buffer], space, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, payload in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                whole = len(payload) - len(payload) % array.array("i").itemsize
+                self.descriptors += array.array("i", payload[:whole])
+        return size
+
+    def close_descriptors(self) -> None:
+        for descriptor in self.descriptors:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self.descriptors = []
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    """The API of one loop on one unix socket."""
+
+    daemon_threads = True
+
+    def __init__(self, path: Path, loop: Loop, firewall: Firewall, metrics: Callable[[], bytes]) -> None:
+        self.loop = loop
+        self.packet_filter = firewall
+        self.metrics = metrics
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        before = os.umask(0o777 & ~SOCKET_MODE)
+        try:
+            super().__init__(str(path), Handler)
+        finally:
+            os.umask(before)
+        self._path = path
+        self._thread = threading.Thread(target=self.serve_forever, name="api", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self.shutdown()
+        self.server_close()
+        self._path.unlink(missing_ok=True)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection. Every answer is JSON, but for the metrics."""
+
+    server: Server
+    protocol_version = "HTTP/1.1"
+    timeout = 60
+
+    def setup(self) -> None:
+        super().setup()
+        self.descriptors = DescriptorReader(self.connection)
+        self.rfile = io.BufferedReader(self.descriptors)
+
+    def finish(self) -> None:
+        self.descriptors.close_descriptors()
+        super().finish()
+
+    def address_string(self) -> str:
+        return "unix"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        log.debug(format, *args)
+
+    def do_GET(self) -> None:
+        if self.path == "/metrics":
+            self._send(HTTPStatus.OK, self.server.metrics(), "text/plain; version=0.0.4; charset=utf-8")
+            return
+        reads: Mapping[str, Callable[[], Answer]] = {
+            "/v1/health": lambda: (HTTPStatus.OK, {"status": "ok"}),
+            "/v1/ready": self._ready,
+            "/v1/status": lambda: self._on_loop(documents.status),
+            "/v1/state": lambda: self._on_loop(documents.state),
+            "/v1/plan": self._plan,
+        }
+        self._answer(reads.get(self.path, self._no_such_path))
+
+    def do_POST(self) -> None:
+        changes: Mapping[str, Callable[[], Answer]] = {
+            "/v1/containers": self._attach,
+            "/v1/repair": self._repair,
+        }
+        self._answer(self._privileged(changes.get(self.path, self._no_such_path)))
+
+    def do_DELETE(self) -> None:
+        self._answer(self._privileged(self._detach))
+
+    # --- reads ------------------------------------------------------------------------------------
+
+    def _on_loop(self, make: Callable[[Loop], dict[str, Any]]) -> Answer:
+        return HTTPStatus.OK, self.server.loop.call(make)
+
+    def _ready(self) -> Answer:
+        document = self.server.loop.call(documents.ready)
+        return (HTTPStatus.OK if document["ready"] else HTTPStatus.SERVICE_UNAVAILABLE), document
+
+    def _plan(self) -> Answer:
+        changes, policies = self.server.loop.call(_pending)
+        rules = self.server.packet_filter
+        pending = rules.pending(policies, rules.observe()) if policies else ()
+        changes += [rule_change_to_json(change) for change in pending]
+        return HTTPStatus.OK, {"count": len(changes), "changes": changes}
+
+    def _no_such_path(self) -> Answer:
+        raise NotFound(f"the agent's API has no {self.command} {self.path}", next=["see docs/agent-api.md"])
+
+    # --- changes ----------------------------------------------------------------------------------
+
+    def _privileged(self, change: Callable[[], Answer]) -> Callable[[], Answer]:
+        """Refuse a change to anyone but uid 0 of our own user namespace."""
+        credentials = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, uid, _ = struct.unpack("3i", credentials)
+        if uid == 0:
+            return change
+
+        def refuse() -> Answer:
+            raise NotPermitted(
+                "only root may change what this host carries",
+                evidence=f"process {pid} is uid {uid}",
+                next=["run the command again with sudo"],
+            )
+
+        return refuse
+
+    def _attach(self) -> Answer:
+        request = _attach_request(self._body(), self.descriptors.descriptors)
+        return HTTPStatus.CREATED, self.server.loop.call(lambda loop: _attach_on(loop, request))
+
+    def _detach(self) -> Answer:
+        parts = self.path.split("/")
+        if len(parts) != 5 or parts[:3] != ["", "v1", "containers"]:
+            return self._no_such_path()
+        return HTTPStatus.OK, self.server.loop.call(lambda loop: _detach_on(loop, parts[3], parts[4]))
+
+    def _repair(self) -> Answer:
+        return HTTPStatus.OK, self.server.loop.call(_repair_on)
+
+    def _body(self) -> dict[str, Any]:
+        try:
+            length = int(self.headers.get("Content-Length") or 0)
+            if not 0 <= length <= MAX_BODY_BYTES:
+                raise ValueError(f"{length} bytes; at most {MAX_BODY_BYTES} are read")
+            document = json.loads(self.rfile.read(length))
+        except ValueError as error:
+            self.close_connection = True
+            raise UsageError("the request's body is not usable JSON", evidence=str(error)) from None
+        if not isinstance(document, dict):
+            raise UsageError("the request's body must be a JSON object", evidence=repr(document)[:80])
+        return document
+
+    # --- answering --------------------------------------------------------------------------------
+
+    def _answer(self, produce: Callable[[], Answer]) -> None:
+        try:
+            status, document = produce()
+        except OverlayError as error:
+            status, document = _http_status(error), documents.error(error)
+        except Exception as error:
+            log.exception("request failed %s %s", self.command, self.path)
+            bug = OverlayError("the agent failed on this request; its log says where", evidence=repr(error))
+            status, document = HTTPStatus.INTERNAL_SERVER_ERROR, documents.error(bug)
+        self._send(status, json.dumps(document).encode() + b"\n", "application/json")
+
+    def _send(self, status: int, body: bytes, content_type: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def _http_status(error: OverlayError) -> int:
+    if isinstance(error, NotPermitted):
+        return HTTPStatus.FORBIDDEN
+    if isinstance(error, NotFound):
+        return HTTPStatus.NOT_FOUND
+    if isinstance(error, WorkloadExists | AddressTaken):
+        return HTTPStatus.CONFLICT
+    return HTTPStatus.BAD_REQUEST if error.exit_code == 2 else HTTPStatus.SERVICE_UNAVAILABLE
+
+
+# --- what runs on the loop's thread ---------------------------------------------------------------
+
+
+def _pending(loop: Loop) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    if not loop.host.active:
+        return [], {}
+    desired = loop.engine.desired
+    changes = loop.host.reconciler.observe(desired.objects, loop.host.networks)
+    nowhere = Source("none", "")
+    documented = [change_to_json(c, desired.sources.get(c.obj.key, nowhere)) for c in changes]
+    return documented, dict(desired.policies)
+
+
+def _attach_on(loop: Loop, request: AttachRequest) -> dict[str, Any]:
+    workload, intents = loop.host.attach(request, loop.clock())
+    loop.submit(intents)
+    status = documents.status(loop)
+    assert loop.engine.lease is not None
+    subnet = loop.engine.lease.value.subnets[0]
+    return {
+        **documents.container(workload),
+        "subnet_len": subnet.prefixlen,
+        "gateway": str(subnet.network_address + 1),
+        "mtu": status["network"]["mtu"],
+    }
+
+
+def _detach_on(loop: Loop, namespace: str, name: str) -> dict[str, Any]:
+    workload, intents = loop.host.detach(namespace, name, loop.clock())
+    loop.submit(intents)
+    return {"name": workload.name, "namespace": workload.namespace}
+
+
+def _repair_on(loop: Loop) -> dict[str, Any]:
+    if not loop.host.active:
+        return {"changes": 0, "failures": []}
+    loop.full_look("repair")
+    outcome = loop.host.outcome
+    return {
+        "changes": outcome.written,
+        "failures": [{"change": str(f.change), "error": f.error.as_json()} for f in outcome.failures],
+    }
+
+
+def _attach_request(body: Mapping[str, Any], descriptors: list[int]) -> AttachRequest:
+    """Check a client's request before anything is touched. Raises UsageError."""
+    known = {"name", "namespace", "labels", "ports", "ips", "netns", "probe"}
+    if set(body) - known:
+        raise UsageError("unknown members in the request", evidence=", ".join(sorted(set(body) - known)))
+    if len(descriptors) != 2:
+        raise UsageError(
+            "a container is wired through two descriptors: its network namespace and a netlink socket in it",
+            evidence=f"{len(descriptors)} came with the request",
+        )
+    try:
+        return AttachRequest(
+            name=str(body["name"]),
+            namespace=str(body.get("namespace") or "default"),
+            labels={str(k): str(v) for k, v in (body.get("labels") or {}).items()},
+            ports=tuple(_port(item) for item in body.get("ports") or ()),
+            ips=tuple(ip_address(ip) for ip in body.get("ips") or ()),
+            netns=str(body["netns"]) if body.get("netns") else None,
+            netns_fd=descriptors[0],
+            netlink_fd=descriptors[1],
+        )
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError("the request does not describe a container", evidence=repr(error)) from None
+
+
+def _port(item: Mapping[str, Any]) -> Port:
+    number = int(item["port"])
+    protocol = str(item.get("protocol") or "TCP")
+    if not 1 <= number <= 65_535 or protocol not in {"TCP", "UDP", "SCTP"}:
+        raise ValueError(f"not a port: {dict(item)!r}")
+    return Port(number, protocol, item.get("name"))

@@ -1,0 +1,213 @@
+"""What each of the agent's four commands does.
+
+``run`` is the service. ``once``, ``plan`` and ``clean`` are for a host without a running agent, or for a
+look before one is let loose: they read etcd and the kernel, and ``plan`` writes to neither.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from overlaynet import __version__
+from overlaynet.config import AgentConfig
+from overlaynet.core import leasing, plan
+from overlaynet.core.diff import changes
+from overlaynet.core.jsonstate import change_to_json, rule_change_to_json
+from overlaynet.core.ownership import owned
+from overlaynet.core.view import View
+from overlaynet.errors import Conflict, NetworkNotConfigured, OverlayError
+from overlaynet.events import Changed, Claimed, ClaimSubnet, Event, Raced
+from overlaynet.firewall.iptables import Iptables
+from overlaynet.kernel.apply import KernelAdapter
+from overlaynet.model import Lease, LocalHost, Workload
+from overlaynet.reconcile import Outcome, Reconciler, sync_firewall
+from overlaynet.state import Change, RuleChange, Source
+from overlaynet.store import codec
+from overlaynet.store.etcd import EtcdStore
+from overlaynet_agent import files, metrics, wire
+from overlaynet_agent.api import Server
+from overlaynet_agent.loop import Loop, Stop
+from overlaynet_agent.storeworker import StoreWorker
+
+log = logging.getLogger("overlaynet.agent")
+
+CLAIM_ATTEMPTS = 10
+
+
+def run(config: AgentConfig) -> int:
+    """Run until SIGTERM or SIGINT; the dataplane stays as it is."""
+    wire.require_capabilities()
+    with files.only_one(config.paths.pid_file), _open(config) as (kernel, etcd, rules):
+        loop = wire.loop(config, kernel, etcd, rules)
+        log.info(
+            "start version=%s node=%s node_id=%s public_ip=%s interface=%s mtu=%d endpoints=%s rules=%s",
+            __version__, loop.engine.local.name, loop.engine.local.identity.node_id,
+            loop.engine.local.public_ips[0], loop.engine.local.interface, loop.engine.local.underlay_mtu,
+            ",".join(config.etcd.endpoints), rules.flavour,
+        )  # fmt: skip
+        server = Server(config.paths.socket, loop, rules, lambda: metrics.exposition(loop, rules))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: loop.inbox.put(Stop()))
+        threads = (loop.store, loop.firewall, loop.keepalive, server)
+        for thread in threads:
+            thread.start()
+        loop.run()
+        for thread in reversed(threads):
+            thread.stop()
+        _linger(loop)
+        log.info("stopped; the dataplane stays")
+    return 0
+
+
+def _linger(loop: Loop) -> None:
+    """Leave our records in place for StopGrace; a store that is away now cannot keep us from stopping."""
+    engine = loop.engine
+    record = engine.view.nodes.get(engine.keys.node(engine.local.name))
+    if record is None or record.value.node_id != engine.local.identity.node_id:
+        return
+    try:
+        workloads = list(engine.workloads.values())
+        loop.store.linger(record.value, workloads, engine.view.settings.stop_grace_s)
+    except OverlayError as error:
+        log.warning("records were not extended for the stop error=%s", error)
+
+
+@contextlib.contextmanager
+def _open(config: AgentConfig) -> Iterator[tuple[KernelAdapter, EtcdStore, Iptables]]:
+    kernel, etcd = KernelAdapter.open(), wire.store(config)
+    try:
+        yield kernel, etcd, wire.firewall(config)
+    finally:
+        etcd.close()
+        kernel.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """One reading of etcd and of this host, and what follows from the two."""
+
+    view: View
+    local: LocalHost
+    workloads: tuple[Workload, ...]
+    own: Lease | None
+
+    @property
+    def desired(self) -> plan.Desired:
+        return plan.desired(self.view, self.local, self.own, self.workloads)
+
+
+def _survey(config: AgentConfig, kernel: KernelAdapter, etcd: EtcdStore, *, create: bool) -> Survey:
+    """Read both. Raises NetworkNotConfigured: without a network config nothing is ours to plan."""
+    keys = wire.keys(config)
+    listing = etcd.read(keys.watched)
+    view = View.of((codec.decode(item, keys) for item in listing.items), keys, listing.revision)
+    if view.network is None:
+        raise NetworkNotConfigured(
+            "there is no usable network config in etcd",
+            evidence=view.problems.get(keys.network_config, f"key {keys.network_config} is absent"),
+            next=["overlaynet network set FILE"],
+        )
+    local = wire.local(config, kernel, create=create)
+    workloads = files.read_workloads(config.paths.state / "workloads.json", local.name)
+    found = leasing.own_lease(view, local)
+    return Survey(view, local, tuple(workloads), found.value if found else None)
+
+
+def show_plan(config: AgentConfig) -> dict[str, Any]:
+    """What this host's agent would change now. Writes to neither kernel nor etcd."""
+    wire.require_capabilities()
+    with _open(config) as (kernel, etcd, rules):
+        survey = _survey(config, kernel, etcd, create=False)
+        desired = survey.desired
+        assert survey.view.network is not None
+        pending = Reconciler(kernel).observe(desired.objects, survey.view.network.networks)
+        chains = rules.pending(desired.policies, rules.observe())
+    document = _document("Plan", pending, chains, desired)
+    return {**document, "lease": list(map(str, survey.own.subnets)) if survey.own else None}
+
+
+def once(config: AgentConfig) -> dict[str, Any]:
+    """Claim a subnet if this host has none, then make the host right, once."""
+    wire.require_capabilities()
+    with files.only_one(config.paths.pid_file), _open(config) as (kernel, etcd, rules):
+        survey = _survey(config, kernel, etcd, create=True)
+        if survey.own is None:
+            survey = _claim(config, survey, etcd)
+        desired = survey.desired
+        assert survey.view.network is not None
+        outcome = Reconciler(kernel).look(desired.objects, survey.view.network.networks)
+        chains = sync_firewall(rules, desired.policies)
+    return {**_document("Once", outcome.changes, chains, desired), "failures": _failures(outcome)}
+
+
+def _claim(config: AgentConfig, survey: Survey, etcd: EtcdStore) -> Survey:
+    """Claim a subnet as the running agent would. Raises PoolExhausted, StoreError or Conflict."""
+    answers: list[Event] = []
+    worker = StoreWorker(etcd, wire.keys(config), answers.append)
+    mind = wire.engine(config, survey.local)
+    lost: set[str] = set()
+    for _ in range(CLAIM_ATTEMPTS):
+        network = survey.view.network
+        assert network is not None
+        subnets = leasing.choose(survey.view, network, survey.local, mind.pick, lost)
+        lease = leasing.lease_value(subnets, network, survey.local)
+        worker.carry_out(ClaimSubnet(lease, 0, 0, survey.view.settings.lease_ttl_s))
+        for answer in answers:
+            match answer:
+                case Claimed():
+                    remembered = replace(survey.local.identity, subnets=subnets)
+                    files.write_identity(config.paths.identity, remembered)
+                    return replace(survey, own=lease)
+                case Changed():
+                    survey.view.fold(answer)
+                case Raced(key):
+                    lost.add(key)
+        answers.clear()
+    raise Conflict("every subnet tried was claimed by somebody faster", evidence=", ".join(sorted(lost)))
+
+
+def clean(config: AgentConfig) -> dict[str, Any]:
+    """Remove everything of ours from this host's kernel and nothing else; etcd and the identity stay."""
+    wire.require_capabilities()
+    with files.only_one(config.paths.pid_file):
+        kernel, rules = KernelAdapter.open(), wire.firewall(config)
+        try:
+            chains = sync_firewall(rules, {})
+            outcome = _clean_kernel(kernel)
+        finally:
+            kernel.close()
+        for path in (config.paths.subnet_file, config.paths.state / "workloads.json"):
+            path.unlink(missing_ok=True)
+    return {**_document("Clean", outcome.changes, chains, None), "failures": _failures(outcome)}
+
+
+def _clean_kernel(kernel: KernelAdapter) -> Outcome:
+    """Containers' veths first, then routes, then links; what hangs on a link goes with it."""
+    for link in kernel.observe().links.values():
+        if link.tag and link.type == "veth":
+            kernel.detach(link.name)
+    present = {obj.key: obj for obj in owned(kernel.observe(), ())}
+    pending = changes({}, present)
+    return Outcome(pending, tuple(kernel.apply(pending)))
+
+
+def _document(
+    kind: str,
+    pending: tuple[Change, ...],
+    chains: tuple[RuleChange, ...],
+    desired: plan.Desired | None,
+) -> dict[str, Any]:
+    sources = desired.sources if desired else {}
+    nowhere = Source("none", "")
+    listed = [change_to_json(c, sources.get(c.obj.key, nowhere)) for c in pending]
+    listed += [rule_change_to_json(change) for change in chains]
+    return {"schema": "overlaynet/v1", "kind": kind, "count": len(listed), "changes": listed}
+
+
+def _failures(outcome: Outcome) -> list[dict[str, Any]]:
+    return [{"change": str(f.change), "error": f.error.as_json()} for f in outcome.failures]

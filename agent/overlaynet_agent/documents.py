@@ -1,0 +1,145 @@
+"""The API's JSON documents, made from the loop's state. Pure reading; always on the loop's thread."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from overlaynet import __version__
+from overlaynet.core.jsonstate import object_to_json, policy_to_json, source_to_json
+from overlaynet.core.overlay import container_mtu
+from overlaynet.core.plan import peers_of
+from overlaynet.errors import OverlayError
+from overlaynet.model import VXLAN, Lease, Stored, Workload
+from overlaynet.state import describe, kind_of
+from overlaynet_agent.loop import Loop
+
+Document = dict[str, Any]
+
+
+def ready(loop: Loop) -> Document:
+    problems = [problem.as_json() for problem in loop.problems()]
+    return {"ready": loop.ready, "state": state_word(loop), "problems": problems}
+
+
+def state_word(loop: Loop) -> str:
+    """``starting``, ``ready``, or ``degraded``: ready once, with something wrong now."""
+    if not loop.ready:
+        return "starting"
+    return "degraded" if loop.problems() else "ready"
+
+
+def status(loop: Loop) -> Document:
+    engine, host = loop.engine, loop.host
+    local = engine.local
+    return {
+        "node": {
+            "name": local.name,
+            "node_id": local.identity.node_id,
+            "public_ips": [str(ip) for ip in local.public_ips],
+            "interface": local.interface,
+            "underlay_mtu": local.underlay_mtu,
+            "zone": local.zone,
+        },
+        "agent": {
+            "pid": os.getpid(),
+            "version": __version__,
+            "uptime_s": round(time.monotonic() - loop.started, 3),
+            "state": state_word(loop),
+        },
+        "store": {
+            "endpoints": list(loop.config.etcd.endpoints),
+            "connected": engine.synced and engine.store_error is None,
+            "revision": engine.view.revision,
+            "error": engine.store_error.as_json() if engine.store_error else None,
+        },
+        "network": _network(loop),
+        "lease": _lease(loop),
+        "peers": [_peer(item) for item in _peers(loop)],
+        "containers": [container(workload) for workload in engine.workloads.values()],
+        "pending": len(host.outcome.failures) + len(host.outcome.refused) + (loop.rules.error is not None),
+        "failures": [
+            {"change": describe(failure.change.obj), "error": failure.error.as_json()}
+            for failure in host.outcome.failures
+        ],
+        "problems": [problem.as_json() for problem in loop.problems()],
+        "firewall": {"flavour": loop.firewall.flavour},
+        "writes": {"kernel": sum(host.writes.values()), "firewall": loop.rules.restores},
+        "looks": host.looks,
+    }
+
+
+def _network(loop: Loop) -> Document | None:
+    network = loop.engine.view.network
+    if network is None:
+        return None
+    vxlan = network.backend.type == VXLAN
+    return {
+        "networks": [str(n) for n in network.networks],
+        "backend_type": network.backend.type,
+        "vni": network.backend.vni if vxlan else None,
+        "port": network.backend.port if vxlan else None,
+        "mtu": container_mtu(network.backend, loop.engine.local),
+    }
+
+
+def _lease(loop: Loop) -> Document | None:
+    lease = loop.engine.lease
+    if lease is None:
+        return None
+    return {
+        "key": lease.key,
+        "subnets": [str(s) for s in lease.value.subnets],
+        "confirmed": loop.engine.confirmed,
+        "expires_in_s": loop.keepalive.expires_in_s(lease.lease_id),
+    }
+
+
+def _peers(loop: Loop) -> list[Stored[Lease]]:
+    own = loop.engine.lease
+    return [] if own is None else peers_of(loop.engine.view.leases.values(), own.value)
+
+
+def _peer(item: Stored[Lease]) -> Document:
+    lease = item.value
+    return {
+        "key": item.key,
+        "subnets": [str(s) for s in lease.subnets],
+        "public_ips": [str(ip) for ip in lease.public_ips],
+        "node": lease.node_name,
+        "backend_type": lease.backend_type,
+    }
+
+
+def container(workload: Workload) -> Document:
+    return {
+        "name": workload.name,
+        "namespace": workload.namespace,
+        "ips": [str(ip) for ip in workload.ips],
+        "mac": str(workload.mac),
+        "device": workload.device,
+        "netns": workload.netns,
+        "labels": dict(workload.labels),
+        "ports": [{"port": p.port, "protocol": p.protocol, "name": p.name} for p in workload.ports],
+        "ready": workload.ready,
+    }
+
+
+def state(loop: Loop) -> Document:
+    desired = loop.engine.desired
+    return {
+        "objects": [
+            {
+                "kind": kind_of(key),
+                "object": object_to_json(obj),
+                "source": source_to_json(desired.sources[key]),
+            }
+            for key, obj in desired.objects.items()
+        ],
+        "policies": [{"name": n, "policy": policy_to_json(p)} for n, p in desired.policies.items()],
+    }
+
+
+def error(problem: OverlayError) -> Document:
+    return {"schema": "overlaynet/v1", "kind": "Error", "error": problem.as_json()}

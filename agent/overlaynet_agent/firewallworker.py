@@ -1,0 +1,68 @@
+"""The agent's hands on iptables: a thread, because a restore can wait seconds for the xtables lock.
+
+There is one writer. While it is busy only the latest wanted policies are remembered, so a hundred changes
+in a row cost two restores, not a hundred.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from overlaynet.errors import OverlayError
+from overlaynet.ports import Firewall
+from overlaynet.reconcile import sync_firewall
+from overlaynet.state import Policy, RuleChange
+
+
+@dataclass(frozen=True, slots=True)
+class FirewallDone:
+    """One round is over: what differed and was written, or why it could not be."""
+
+    changes: tuple[RuleChange, ...]
+    error: OverlayError | None
+
+
+class FirewallWorker:
+    """Brings the rules to the latest policies given; tells `post` after each round."""
+
+    def __init__(self, firewall: Firewall, post: Callable[[FirewallDone], None]) -> None:
+        self._firewall = firewall
+        self._post = post
+        self._wanted: Mapping[str, Policy] | None = None
+        self._stopped = False
+        self._wake = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="firewall", daemon=True)
+
+    @property
+    def flavour(self) -> str:
+        return self._firewall.flavour
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def want(self, policies: Mapping[str, Policy]) -> None:
+        """Make the rules like this, soon."""
+        with self._wake:
+            self._wanted = dict(policies)
+            self._wake.notify()
+
+    def stop(self) -> None:
+        """End after the round under way: a restore is never cut short."""
+        with self._wake:
+            self._stopped = True
+            self._wake.notify()
+        self._thread.join(timeout=30)
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._stopped or self._wanted is not None)
+                if self._stopped:
+                    return
+                wanted, self._wanted = self._wanted or {}, None
+            try:
+                self._post(FirewallDone(sync_firewall(self._firewall, wanted), None))
+            except OverlayError as error:
+                self._post(FirewallDone((), error))

@@ -1,0 +1,230 @@
+"""The agent's one loop: events in, engine, kernel; everything that blocks is somebody else's thread.
+
+    store threads ─┐
+    API threads  ──┼──► inbox ──► engine ──► Host (kernel, on this thread) ──► firewall thread
+    signals      ──┘                 └─────► store thread (intents)
+
+The loop owns the engine and the netlink socket, so neither needs a lock. A request from the API is an item
+of the inbox like any other and is answered through a future. A round handles all that is waiting and then
+writes once.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from overlaynet.config import AgentConfig
+from overlaynet.core.backoff import delay
+from overlaynet.core.engine import Engine
+from overlaynet.core.overlay import container_mtu
+from overlaynet.errors import OverlayError
+from overlaynet.events import Event, Intent
+from overlaynet.model import Stored
+from overlaynet.state import Policy
+from overlaynet_agent import files
+from overlaynet_agent.firewallworker import FirewallDone, FirewallWorker
+from overlaynet_agent.host import Host
+from overlaynet_agent.storeworker import KeepAlive, StoreWorker
+
+log = logging.getLogger("overlaynet.loop")
+
+IDLE_S = 1.0
+"""The loop ticks at least this often, so that the keep-alive knows it is alive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Work for the loop's thread from another one."""
+
+    run: Callable[[Loop], Any]
+    reply: Future[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the loop, leaving the dataplane as it is."""
+
+
+Item: TypeAlias = Event | FirewallDone | Request | Stop
+
+
+@dataclass(slots=True)
+class FirewallState:
+    """What the firewall thread last said. `asked` are the policies it was last given."""
+
+    asked: Mapping[str, Policy] | None = None
+    tried: bool = False
+    error: OverlayError | None = None
+    attempt: int = 0
+    restores: int = 0
+
+
+@dataclass(slots=True)
+class Loop:
+    """One agent. `clock` is monotonic seconds."""
+
+    config: AgentConfig
+    engine: Engine
+    host: Host
+    inbox: queue.SimpleQueue[Item]
+    store: StoreWorker
+    keepalive: KeepAlive
+    firewall: FirewallWorker
+    clock: Callable[[], float] = time.monotonic
+    started: float = field(default_factory=time.monotonic)
+    last_tick: float = field(default_factory=time.monotonic)
+    rules: FirewallState = field(default_factory=FirewallState)
+    _next_look: float = 0.0
+    _failed_looks: int = 0
+    _saved_workloads: object = None
+    _said_ready: bool = False
+
+    def run(self) -> None:
+        """Turn until told to stop."""
+        self._next_look = self.clock() + self.config.firewall.resync_s
+        while True:
+            items = self._wait()
+            if any(isinstance(item, Stop) for item in items):
+                return
+            for item in items:
+                self._handle(item)
+            self._round()
+
+    def call(self, run: Callable[[Loop], Any], timeout_s: float = 30.0) -> Any:
+        """From another thread: have `run` called on the loop's, and wait for what it returns or raises."""
+        reply: Future[Any] = Future()
+        self.inbox.put(Request(run, reply))
+        return reply.result(timeout_s)
+
+    def is_alive(self) -> bool:
+        """From another thread: whether the loop has turned within the node lease's time."""
+        return self.clock() - self.last_tick < self.engine.view.settings.node_ttl_s
+
+    def submit(self, intents: list[Intent]) -> None:
+        self.store.submit(*intents)
+
+    # --- one turn ---------------------------------------------------------------------------------
+
+    def _wait(self) -> list[Item]:
+        """All that is waiting; or nothing, once it is time to do something anyway."""
+        now = self.last_tick = self.clock()
+        deadlines = [now + IDLE_S, self._next_look, self.engine.deadline() or now + IDLE_S]
+        items: list[Item] = []
+        try:
+            items.append(self.inbox.get(timeout=max(0.0, min(deadlines) - now)))
+            while True:
+                items.append(self.inbox.get_nowait())
+        except queue.Empty:
+            return items
+
+    def _handle(self, item: Item) -> None:
+        match item:
+            case Request(run, reply):
+                try:
+                    reply.set_result(run(self))
+                except Exception as error:
+                    reply.set_exception(error)
+            case FirewallDone():
+                self._firewall_done(item)
+            case Stop():
+                pass
+            case _:
+                self.submit(self.engine.handle(item, self.clock()))
+
+    def _round(self) -> None:
+        now = self.clock()
+        self.submit(self.engine.tick(now))
+        if now >= self._next_look:
+            self.full_look("timer")
+        else:
+            self._after(self.host.follow())
+        self._ask_firewall()
+        self.keepalive.keep(self.engine.node_lease, self._subnet_lease())
+        self._save()
+        self._say_ready()
+
+    def _subnet_lease(self) -> int:
+        return self.engine.lease.lease_id if self.engine.lease else 0
+
+    def full_look(self, why: str) -> None:
+        """Look at everything: kernel now, firewall on its thread."""
+        self._next_look = self.clock() + self.config.firewall.resync_s
+        outcome = self.host.look(why)
+        self.submit(self.host.vanished(self.clock()))
+        self._after(outcome)
+        self.rules.asked = None
+
+    def _after(self, outcome: Any) -> None:
+        """A change that failed is looked at again soon, and less soon each time."""
+        if outcome.failures:
+            self._failed_looks += 1
+            self._next_look = min(self._next_look, self.clock() + delay(self._failed_looks, 0.0))
+        elif outcome.changes:
+            self._failed_looks = 0
+
+    def _ask_firewall(self) -> None:
+        wanted = self.engine.desired.policies
+        if self.host.active and self.rules.asked != wanted:
+            self.rules.asked = dict(wanted)
+            self.firewall.want(wanted)
+
+    def _firewall_done(self, done: FirewallDone) -> None:
+        rules = self.rules
+        rules.error, rules.tried = done.error, True
+        if done.changes:
+            rules.restores += 1
+            log.info("firewall written chains=%s", ",".join(sorted({c.chain for c in done.changes})))
+        if done.error is None:
+            rules.attempt = 0
+            return
+        rules.attempt += 1
+        log.warning("firewall refused attempt=%d error=%s", rules.attempt, done.error)
+        self._next_look = min(self._next_look, self.clock() + delay(rules.attempt, 0.0))
+
+    # --- what is kept on disk ---------------------------------------------------------------------
+
+    def _save(self) -> None:
+        """Write identity, containers and subnet.env where they differ from what is there."""
+        lease, network = self.engine.lease, self.engine.view.network
+        if lease is None or network is None:
+            return
+        state = (self.engine.local.identity, tuple(self.engine.workloads.values()))
+        if state == self._saved_workloads:
+            return
+        paths, local = self.config.paths, self.engine.local
+        files.write_identity(paths.identity, local.identity)
+        files.write_workloads(paths.state / "workloads.json", self.engine.workloads.values())
+        mtu = container_mtu(network.backend, local)
+        text = files.subnet_env(network, lease.value.subnets, mtu, masquerade=local.masquerade)
+        files.write_if_different(paths.subnet_file, text, 0o644)
+        self._saved_workloads = state
+
+    # --- readiness --------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Whether the first full apply was tried, kernel and rules."""
+        return self.host.tried and self.rules.tried
+
+    def problems(self) -> list[OverlayError]:
+        rules = [self.rules.error] if self.rules.error else []
+        return [*self.engine.problems(), *self.host.problems(), *rules]
+
+    def _say_ready(self) -> None:
+        if self.ready and not self._said_ready:
+            self._said_ready = True
+            lease = self.engine.lease
+            assert isinstance(lease, Stored)
+            log.info(
+                "ready node=%s subnet=%s peers=%d took_s=%.2f",
+                self.engine.local.name,
+                ",".join(map(str, lease.value.subnets)),
+                len(self.engine.view.leases) - 1,
+                self.clock() - self.started,
+            )

@@ -1,0 +1,332 @@
+"""The agent's hands on etcd: two threads that block so that the loop never does.
+
+One carries out intents in the order in which they were asked for and answers each with an event; it also
+lists and starts the watch. The other keeps our etcd leases alive. It does so only while the loop ticks: a
+host whose agent hangs must look dead to the others, not alive for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from overlaynet.core.backoff import delay
+from overlaynet.core.keys import Keys
+from overlaynet.errors import Conflict, LeaseNotFound, OverlayError, StoreError
+from overlaynet.events import (
+    Changed,
+    Claimed,
+    ClaimSubnet,
+    Done,
+    Event,
+    Failed,
+    Gone,
+    Intent,
+    LeaseExpired,
+    Publish,
+    Raced,
+    Register,
+    Registered,
+    Relist,
+    StoreBack,
+    StoreLost,
+    Synced,
+    Withdraw,
+)
+from overlaynet.model import Claim, NodeRecord, Stored, Workload
+from overlaynet.ports import (
+    Commit,
+    Compare,
+    Delete,
+    KeyGone,
+    KeyPut,
+    KeyValue,
+    Notice,
+    Put,
+    Store,
+    Watch,
+    WatchEnded,
+)
+from overlaynet.store import codec
+
+log = logging.getLogger("overlaynet.store")
+
+
+class StoreWorker:
+    """Carries out intents, one after another, in a thread of its own; answers through `post`."""
+
+    def __init__(self, store: Store, keys: Keys, post: Callable[[Event], None]) -> None:
+        self._store = store
+        self._keys = keys
+        self._post = post
+        self._todo: queue.SimpleQueue[Intent | None] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._watch: Watch | None = None
+        self._node_lease = 0
+        self._thread = threading.Thread(target=self._run, name="store", daemon=True)
+
+    def start(self) -> None:
+        self.submit(Relist())
+        self._thread.start()
+
+    def submit(self, *intents: Intent) -> None:
+        for intent in intents:
+            self._todo.put(intent)
+
+    def stop(self) -> None:
+        """End the thread and the watch."""
+        self._stop.set()
+        self._todo.put(None)
+        self._thread.join(timeout=10)
+        if self._watch is not None:
+            self._watch.cancel()
+
+    def _run(self) -> None:
+        while (intent := self._todo.get()) is not None and not self._stop.is_set():
+            if isinstance(intent, Relist):
+                self._list_until_done()
+                continue
+            try:
+                self.carry_out(intent)
+            except OverlayError as error:
+                self._post(Failed(intent, error))
+
+    def carry_out(self, intent: Intent) -> None:
+        """One intent, to its answer. Raises StoreError or Conflict, having written nothing."""
+        match intent:
+            case Register():
+                self._register(intent)
+            case ClaimSubnet():
+                self._claim(intent)
+            case Publish(workload):
+                self._publish(intent, workload)
+            case Withdraw(workload):
+                self._withdraw(intent, workload)
+            case Relist():
+                self._list()
+
+    # --- listing and watching ---------------------------------------------------------------------
+
+    def _list_until_done(self) -> None:
+        attempt = 0
+        while not self._stop.is_set():
+            try:
+                return self._list()
+            except StoreError as error:
+                attempt += 1
+                self._post(StoreLost(error))
+                self._stop.wait(min(2.0, delay(attempt, 0.5)))
+
+    def _list(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        listing = self._store.read(self._keys.watched)
+        items = tuple(codec.decode(item, self._keys) for item in listing.items)
+        self._post(Synced(listing.revision, items))
+        self._watch = self._store.watch(self._keys.watched, listing.revision + 1, self._notice)
+
+    def _notice(self, notice: Notice) -> None:
+        """From the watch's thread."""
+        match notice:
+            case KeyPut(item):
+                self._post(Changed(codec.decode(item, self._keys)))
+            case KeyGone(key, revision):
+                self._post(Gone(key, revision))
+            case WatchEnded(error):
+                log.warning("watch ended, listing again error=%s", error)
+                self.submit(Relist())
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def _register(self, intent: Register) -> None:
+        record = intent.record
+        lease_id, fresh = self._resume(intent.resume, intent.ttl_s)
+        values = {self._keys.node(record.name): codec.encode_node(record)}
+        for ip in record.public_ips:
+            claim = Claim("address", str(ip), record.node_id, record.name)
+            values[self._keys.address(ip)] = codec.encode_claim(claim)
+        for mac in intent.vtep_macs:
+            claim = Claim("vtep", mac, record.node_id, record.name)
+            values[self._keys.vtep(mac)] = codec.encode_claim(claim)
+        compares = [Compare(key, revision) for key, revision in intent.expect]
+        commit = self._store.commit(compares, [Put(k, v, lease_id) for k, v in values.items()])
+        if not commit.ok:
+            self._forget(lease_id, fresh)
+            raise self._conflict(commit, record)
+        self._node_lease = lease_id
+        self._learn_own(values, commit.revision, lease_id)
+        self._post(Registered(lease_id))
+
+    def _conflict(self, commit: Commit, record: NodeRecord) -> OverlayError:
+        """Tell the engine what stands there; say who holds what we would claim."""
+        for item in self._learn(commit.current):
+            holder = item.value
+            if isinstance(holder, NodeRecord | Claim) and holder.node_id != record.node_id:
+                return _held_by_another(item, holder, record)
+        return Conflict("our node record changed while it was being written", evidence=str(commit.revision))
+
+    def _claim(self, intent: ClaimSubnet) -> None:
+        key = self._keys.lease(intent.lease.subnets)
+        lease_id, fresh = 0, False
+        if intent.resume or not intent.expect:
+            lease_id, fresh = self._resume(intent.resume, intent.ttl_s)
+        write = Put(key, codec.encode_lease(intent.lease), lease_id)
+        commit = self._store.commit([Compare(key, intent.expect)], [write])
+        if not commit.ok:
+            self._forget(lease_id, fresh)
+            self._learn(commit.current)
+            self._post(Raced(key))
+            return
+        self._post(Claimed(Stored(key, intent.lease, commit.revision, commit.revision, lease_id)))
+
+    def _publish(self, intent: Publish, workload: Workload) -> None:
+        key = self._keys.workload(workload.node, workload.id)
+        value = codec.encode_workload(workload)
+        try:
+            commit = self._store.commit([], [Put(key, value, self._node_lease)])
+        except LeaseNotFound:
+            self._post(LeaseExpired(self._node_lease))
+            raise
+        self._learn_own({key: value}, commit.revision, self._node_lease)
+        self._post(Done(intent))
+
+    def _withdraw(self, intent: Withdraw, workload: Workload) -> None:
+        key = self._keys.workload(workload.node, workload.id)
+        commit = self._store.commit([], [Delete(key)])
+        self._post(Gone(key, commit.revision))
+        self._post(Done(intent))
+
+    def linger(self, node: NodeRecord, workloads: Sequence[Workload], ttl_s: int) -> None:
+        """Move our node's records to a lease that outlives a clean stop, so that an upgrade drains nothing."""
+        if not self._node_lease:
+            return
+        grant = self._store.grant(ttl_s)
+        held = self._store.read([self._keys.node(node.name), self._keys.addresses, self._keys.vteps])
+        records = [codec.decode(item, self._keys) for item in held.items]
+        ours = {r.key for r in records if getattr(r.value, "node_id", None) == node.node_id}
+        writes = [Put(item.key, item.value, grant.lease_id) for item in held.items if item.key in ours]
+        for workload in workloads:
+            key = self._keys.workload(workload.node, workload.id)
+            writes.append(Put(key, codec.encode_workload(workload), grant.lease_id))
+        self._store.commit([], writes)
+
+    def _resume(self, lease_id: int, ttl_s: int) -> tuple[int, bool]:
+        """An etcd lease to write on: the old one if it lives, else a new one; and whether it is new."""
+        if lease_id:
+            try:
+                self._store.keep_alive(lease_id)
+            except LeaseNotFound:
+                pass
+            else:
+                return lease_id, False
+        return self._store.grant(ttl_s).lease_id, True
+
+    def _forget(self, lease_id: int, fresh: bool) -> None:
+        if fresh:
+            self._store.revoke(lease_id)
+
+    def _learn(self, items: Sequence[KeyValue]) -> list[Stored[object]]:
+        """What a failed transaction told us is news like any other."""
+        decoded = [codec.decode(item, self._keys) for item in items]
+        for item in decoded:
+            self._post(Changed(item))
+        return list(decoded)
+
+    def _learn_own(self, values: Mapping[str, bytes], revision: int, lease_id: int) -> None:
+        """Do not wait for the watch to tell us what we have just written. Said before the intent's answer,
+        or the engine would ask for the same thing again."""
+        self._learn([KeyValue(key, value, revision, revision, lease_id) for key, value in values.items()])
+
+
+def _held_by_another(item: Stored[object], holder: NodeRecord | Claim, record: NodeRecord) -> OverlayError:
+    name = holder.name if isinstance(holder, NodeRecord) else holder.node_name
+    what = {
+        "nodes": f"the node name {record.name}",
+        "addresses": f"the public address {item.key.rpartition('/')[2]}",
+        "vteps": f"the VTEP MAC {item.key.rpartition('/')[2]}",
+    }[item.key.split("/")[-2]]
+    return Conflict(
+        f"{what} of node {record.name} is claimed by node {name} already",
+        evidence=f"key {item.key}: node id {holder.node_id}, ours is {record.node_id}",
+        next=["set node.name and node.interface in agent.toml so that they differ on every host",
+              "overlaynet get hosts"],
+    )  # fmt: skip
+
+
+class KeepAlive:
+    """Renews leases at a third of their time, in a thread of its own, while `alive` says the loop turns."""
+
+    def __init__(self, store: Store, post: Callable[[Event], None], alive: Callable[[], bool]) -> None:
+        self._store = store
+        self._post = post
+        self._alive = alive
+        self._due: dict[int, float] = {}
+        self._ends: dict[int, float] = {}
+        self._wake = threading.Condition()
+        self._stopped = False
+        self._lost = False
+        self._thread = threading.Thread(target=self._run, name="keepalive", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def keep(self, *lease_ids: int) -> None:
+        """The leases to keep from now on; 0 is none."""
+        wanted = {lease_id for lease_id in lease_ids if lease_id}
+        with self._wake:
+            if wanted != self._due.keys():
+                self._due = {i: self._due.get(i, 0.0) for i in wanted}
+                self._wake.notify()
+
+    def expires_in_s(self, lease_id: int) -> int | None:
+        """Seconds a lease we keep would live if we stopped now; None for none, or before the first renewal."""
+        ends = self._ends.get(lease_id)
+        return None if ends is None else max(0, int(ends - time.monotonic()))
+
+    def stop(self) -> None:
+        with self._wake:
+            self._stopped = True
+            self._wake.notify()
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                if self._stopped:
+                    return
+                now = time.monotonic()
+                due = [lease_id for lease_id, at in self._due.items() if at <= now]
+                if not due:
+                    self._wake.wait(min([*self._due.values(), now + 1.0]) - now)
+                    continue
+            for lease_id in due:
+                self._renew(lease_id)
+
+    def _renew(self, lease_id: int) -> None:
+        next_in_s = 1.0
+        try:
+            if self._alive():
+                ttl_s = self._store.keep_alive(lease_id)
+                self._ends[lease_id] = time.monotonic() + ttl_s
+                next_in_s = max(1.0, ttl_s / 3)
+                self._say(None)
+        except LeaseNotFound:
+            log.warning("etcd lease is gone lease=%x", lease_id)
+            self._post(LeaseExpired(lease_id))
+            next_in_s = 5.0
+        except StoreError as error:
+            self._say(error)
+        with self._wake:
+            if lease_id in self._due:
+                self._due[lease_id] = time.monotonic() + next_in_s
+
+    def _say(self, error: StoreError | None) -> None:
+        """Report the store's going and coming back, once each."""
+        if error is not None and not self._lost:
+            self._post(StoreLost(error))
+        elif error is None and self._lost:
+            self._post(StoreBack())
+        self._lost = error is not None

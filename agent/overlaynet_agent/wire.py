@@ -1,0 +1,118 @@
+"""The composition root: the only place that names concrete adapters."""
+
+from __future__ import annotations
+
+import queue
+import random
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+from overlaynet import __version__
+from overlaynet.config import AgentConfig
+from overlaynet.core.engine import Engine
+from overlaynet.core.keys import Keys
+from overlaynet.core.underlay import local_host
+from overlaynet.errors import ConfigError, NameInvalid
+from overlaynet.firewall.iptables import Iptables
+from overlaynet.kernel import capability
+from overlaynet.kernel.apply import KernelAdapter
+from overlaynet.model import Identity, LocalHost, check_name
+from overlaynet.store.etcd import EtcdStore
+from overlaynet_agent import files
+from overlaynet_agent.firewallworker import FirewallWorker
+from overlaynet_agent.host import Host
+from overlaynet_agent.loop import Item, Loop
+from overlaynet_agent.storeworker import KeepAlive, StoreWorker
+
+CAPABILITIES = ("CAP_NET_ADMIN", "CAP_NET_RAW")
+"""All that the agent needs: the first for links, routes and rules, the second for iptables."""
+
+
+def require_capabilities() -> None:
+    """Raises NotPermitted before anything is touched."""
+    capability.require(*CAPABILITIES)
+
+
+def with_node_name(config: AgentConfig) -> AgentConfig:
+    """Settings whose node name is filled in: the host name, if it can be one."""
+    if config.node.name:
+        return config
+    name = socket.gethostname().partition(".")[0].lower()
+    try:
+        check_name(name, "node")
+    except NameInvalid as error:
+        raise ConfigError(
+            f"the host name {name!r} cannot be a node's name",
+            evidence=error.evidence,
+            next=["set node.name in agent.toml"],
+        ) from None
+    return replace(config, node=replace(config.node, name=name))
+
+
+def keys(config: AgentConfig) -> Keys:
+    return Keys(config.etcd.prefix, config.etcd.overlay_prefix)
+
+
+def store(config: AgentConfig) -> EtcdStore:
+    """A client of the configured etcd. The password is read here and nowhere else."""
+    etcd = config.etcd
+    return EtcdStore(
+        etcd.endpoints,
+        ca=etcd.ca,
+        cert=etcd.cert,
+        key=etcd.key,
+        username=etcd.username,
+        password=_password(etcd.password_file),
+    )
+
+
+def _password(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text("utf-8").rstrip("\n")
+    except OSError as error:
+        raise ConfigError("the etcd password file cannot be read", evidence=str(error)) from None
+
+
+def identity(config: AgentConfig, *, create: bool) -> Identity:
+    """Who this node is; made on the first start."""
+    found = files.read_identity(config.paths.identity)
+    if found is None:
+        found = files.new_identity()
+        if create:
+            files.write_identity(config.paths.identity, found)
+    return found
+
+
+def firewall(config: AgentConfig) -> Iptables:
+    return Iptables(config.firewall.backend)
+
+
+def engine(config: AgentConfig, local: LocalHost) -> Engine:
+    chance = random.SystemRandom()
+    made = Engine(keys(config), local, chance.randrange, chance.random, __version__)
+    wired = files.read_workloads(config.paths.state / "workloads.json", local.name)
+    made.workloads = {workload.id: workload for workload in wired}
+    return made
+
+
+def local(config: AgentConfig, kernel: KernelAdapter, *, create: bool) -> LocalHost:
+    return local_host(config, identity(config, create=create), kernel.observe())
+
+
+def loop(config: AgentConfig, kernel: KernelAdapter, etcd: EtcdStore, rules: Iptables) -> Loop:
+    """One agent, wired and not started."""
+    inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
+    mind = engine(config, local(config, kernel, create=True))
+    made = Loop(
+        config=config,
+        engine=mind,
+        host=Host(mind, kernel),
+        inbox=inbox,
+        store=StoreWorker(etcd, keys(config), inbox.put),
+        keepalive=KeepAlive(etcd, inbox.put, lambda: made.is_alive()),
+        firewall=FirewallWorker(rules, inbox.put),
+    )
+    return made

@@ -1,0 +1,87 @@
+"""The only caller of Kernel and Firewall: makes have like want, and says truthfully how far it came.
+
+`look` reads the whole kernel and is the authority. `follow` handles what one event touched against a cache
+of what was there, so that a peer's change costs the same among a hundred peers and among twenty thousand;
+the next look corrects whatever the cache had wrong. Nothing here stops at the first failure: each change
+succeeds or fails alone, and what failed is in the Outcome with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from overlaynet.addr import IPNetwork
+from overlaynet.core.diff import changes, touched_changes
+from overlaynet.core.ownership import have
+from overlaynet.ports import Failure, Firewall, Kernel
+from overlaynet.state import Change, KernelState, Key, Kind, Object, Op, Policy, RuleChange, Sysctl, kind_of
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one round did: changes tried (failed ones among them), failures, and refused keys."""
+
+    changes: tuple[Change, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    refused: Mapping[Key, str] = field(default_factory=dict)
+
+    @property
+    def written(self) -> int:
+        return len(self.changes) - len(self.failures)
+
+
+@dataclass(slots=True)
+class Reconciler:
+    """One host's writer. `seen` is the kernel at the last look; not for use across threads."""
+
+    kernel: Kernel
+    seen: KernelState = field(default_factory=KernelState)
+    cache: dict[Key, Object] = field(default_factory=dict)
+    refused: dict[Key, str] = field(default_factory=dict)
+
+    def observe(self, want: Mapping[Key, Object], networks: tuple[IPNetwork, ...]) -> tuple[Change, ...]:
+        """Read the kernel; answer what would have to change. Writes nothing."""
+        names = [obj.name for obj in want.values() if isinstance(obj, Sysctl)]
+        self.seen = self.kernel.observe(names)
+        found = have(want, self.seen, networks)
+        self.cache, self.refused = found.objects, found.refused
+        return changes(want, self.cache, self.refused)
+
+    def look(self, want: Mapping[Key, Object], networks: tuple[IPNetwork, ...]) -> Outcome:
+        """Read everything, write what differs."""
+        return self._apply(self.observe(want, networks))
+
+    def follow(
+        self, touched: Iterable[Key], want: Mapping[Key, Object], networks: tuple[IPNetwork, ...]
+    ) -> Outcome:
+        """Write what differs among some keys, going by the cache. A change of a link means a look, since
+        the kernel drops what hangs on a link on its own."""
+        keys = list(touched)
+        pending = touched_changes(keys, want, self.cache, self.refused)
+        if any(kind_of(change.obj.key) is Kind.LINK for change in pending):
+            return self.look(want, networks)
+        return self._apply(pending)
+
+    def _apply(self, pending: Sequence[Change]) -> Outcome:
+        failures = tuple(self.kernel.apply(pending)) if pending else ()
+        failed = {failure.change for failure in failures}
+        for change in pending:
+            if not failed or change not in failed:
+                self._remember(change)
+        return Outcome(tuple(pending), failures, dict(self.refused))
+
+    def _remember(self, change: Change) -> None:
+        if change.op is Op.PUT:
+            self.cache[change.obj.key] = change.obj
+        else:
+            self.cache.pop(change.obj.key, None)
+
+
+def sync_firewall(firewall: Firewall, want: Mapping[str, Policy]) -> tuple[RuleChange, ...]:
+    """Read the rules, write what differs; answer what differed. Raises FirewallError or ToolMissing."""
+    present = firewall.observe()
+    pending = firewall.pending(want, present)
+    if pending:
+        firewall.apply(pending, present)
+    return pending
