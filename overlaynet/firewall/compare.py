@@ -21,6 +21,8 @@ from overlaynet.state import ChainKey, RuleChange, RuleLine, RuleSet, Source
 
 NOBODY = Source("none", "")
 """The source of what nobody wants."""
+HOOKS = Source("firewall", "hooks")
+"""The source of our jumps in built-in chains; they serve every policy."""
 
 _TARGET = re.compile(r" ?-[jg] ([A-Za-z0-9_.:-]+)(?: [^\"]*)?$")
 _COMMENT = re.compile(r'--comment ("(?:[^"\\]|\\.)*"|\S+)')
@@ -46,7 +48,9 @@ def learn(wrote: Rules, printed: Rules) -> dict[str, str]:
 
     Only if nobody changed the chain in between, as far as can be told: the rules are as many, and each
     has the comment and the target it was written with."""
-    if len(wrote) != len(printed) or any(_purpose(w) != _purpose(p) for w, p in zip(wrote, printed, strict=True)):
+    if len(wrote) != len(printed) or any(
+        _purpose(w) != _purpose(p) for w, p in zip(wrote, printed, strict=True)
+    ):
         return {}
     return {w: p for w, p in zip(wrote, printed, strict=True) if w != p}
 
@@ -85,8 +89,7 @@ def _hooks(want: Rendered, have: RuleSet, remembered: Mapping[str, str]) -> Iter
         ours, wanted = present.get(key, ()), want.hooks.get(key, ())
         if not _same(wanted, ours, remembered):
             op = "missing" if not ours else "changed" if wanted else "extra"
-            source = Source("policy", "hooks") if wanted else NOBODY
-            yield RuleChange(op, *key, wanted or None, ours or None, source)
+            yield RuleChange(op, *key, wanted or None, ours or None, HOOKS if wanted else NOBODY)
 
 
 def _texts(have: RuleSet, key: ChainKey) -> Rules | None:

@@ -39,9 +39,7 @@ def _lines(saved: str) -> Iterator[tuple[str, str]]:
             yield table, line
 
 
-def _take(
-    chains: dict[ChainKey, list[RuleLine]], policies: dict[ChainKey, str], table: str, line: str
-) -> None:
+def _take(chains: dict[ChainKey, list[RuleLine]], policies: dict[ChainKey, str], table: str, line: str) -> None:
     if line.startswith(":"):
         chain, policy, _ = line[1:].split(" ", 2)
         chains.setdefault((table, chain), [])

@@ -36,7 +36,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import NamedTuple, TypeAlias, assert_never
 
-from overlaynet.addr import IPNetwork
+from overlaynet.addr import IPAddress, IPNetwork
 from overlaynet.firewall.chains import (
     MASQUERADE_MARK,
     Dispatch,
@@ -172,15 +172,16 @@ def _forward_accept(policy: ForwardAccept, family: int) -> Part:
 
 def _vxlan_guard(policy: VxlanGuard, family: int) -> Part:
     overlay = _of(policy.overlay, family)
-    if not overlay:
+    peers = None if policy.peers is None else [ip for ip in policy.peers if ip.version == family]
+    if not overlay and not peers:
         return Part()
     drops = list(_forged(policy, overlay))
     dispatch = [Dispatch(GUARD_ORDER, chain, text) for chain in (INPUT, FORWARD) for text in drops]
-    if policy.peers is None:
+    if peers is None:
         return Part(dispatch=tuple(dispatch))
-    peers = _peers_chain(policy, family)
-    jump = rule("who may send VXLAN frames to this host", next(iter(peers))[1], udp_port=policy.port)
-    return Part(chains=peers, dispatch=(*dispatch, Dispatch(GUARD_ORDER, INPUT, jump)))
+    key = chain_key("filter", f"OVL-VXLAN-{policy.port}")
+    jump = rule("who may send VXLAN frames to this host", key[1], udp_port=policy.port)
+    return Part({key: _peer_rules(peers)}, (*dispatch, Dispatch(GUARD_ORDER, INPUT, jump)))
 
 
 def _forged(policy: VxlanGuard, overlay: list[IPNetwork]) -> Iterator[str]:
@@ -191,10 +192,9 @@ def _forged(policy: VxlanGuard, overlay: list[IPNetwork]) -> Iterator[str]:
         yield rule(f"{why}, whatever source it names", "DROP", device=device, udp_port=policy.port)
 
 
-def _peers_chain(policy: VxlanGuard, family: int) -> dict[ChainKey, Rules]:
-    peers = [ip_network(ip) for ip in policy.peers or () if ip.version == family]
-    texts = [rule("a VXLAN peer", "ACCEPT", src=peer) for peer in peers]
-    return {chain_key("filter", f"OVL-VXLAN-{policy.port}"): (*texts, rule("no VXLAN peer", "DROP"))}
+def _peer_rules(peers: Iterable[IPAddress]) -> Rules:
+    accepts = [rule("a VXLAN peer", "ACCEPT", src=ip_network(peer)) for peer in peers]
+    return (*accepts, rule("no VXLAN peer", "DROP"))
 
 
 def _of(networks: Iterable[IPNetwork], family: int) -> list[IPNetwork]:

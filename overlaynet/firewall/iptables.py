@@ -1,0 +1,261 @@
+"""The iptables programs: the only module that runs them.
+
+Two variants live in Linux side by side and do not see each other's rules: *legacy* (ip_tables in the kernel)
+and *nft* (the same commands on nf_tables). Packets pass both. Rules belong with those that are there already,
+so that a person looking with one command sees all; hence `auto`:
+
+1. the variant that holds foreign rules in this network namespace, if only one does;
+2. else the one that holds ours, so that a restart does not move them;
+3. else what ``iptables`` on PATH is.
+
+If ours are nevertheless left in the other variant (the setting changed), the first `apply` removes them
+there, after they are in place here.
+
+Everything concerns the network namespace of the calling thread. Needed are CAP_NET_ADMIN and CAP_NET_RAW and,
+for legacy, a writable lock file (environment XTABLES_LOCKFILE, else /run/xtables.lock); no root user as such.
+Version 1.8 or newer, the first with two variants.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+from overlaynet.errors import FirewallBusy, OverlayError, ToolMissing
+from overlaynet.firewall import compare
+from overlaynet.firewall.chains import Rendered, is_ours
+from overlaynet.firewall.readback import parse
+from overlaynet.firewall.refusal import refusal
+from overlaynet.firewall.render import render
+from overlaynet.firewall.restore import restore_text
+from overlaynet.state import Policy, RuleChange, RuleSet
+
+Flavour: TypeAlias = Literal["legacy", "nft"]
+FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
+
+DEADLINE_S = 30.0
+"""For one program run. Reading back 10 000 services takes the nft variant several seconds."""
+LOCK_WAIT_S = 5
+
+_SYSTEM_PATH = "/usr/sbin:/sbin"
+_CAPABILITIES = 1 << 12 | 1 << 13  # CAP_NET_ADMIN, CAP_NET_RAW (linux/capability.h)
+
+
+class Tools(NamedTuple):
+    """The programs of one variant and one address family, by full path."""
+
+    flavour: Flavour
+    save: str
+    restore: str
+
+
+class Iptables:
+    """The packet filter of one address family (4 or 6), as `ports.Firewall`.
+
+    `restores` counts commits by table, `bytes_written` the input given to iptables-restore."""
+
+    def __init__(
+        self,
+        flavour: Literal["auto", "legacy", "nft"] = "auto",
+        *,
+        family: int = 4,
+        random_fully: bool = True,
+        deadline_s: float = DEADLINE_S,
+    ) -> None:
+        self._wish = flavour
+        self._family = family
+        self._random_fully = random_fully
+        self._deadline_s = deadline_s
+        self._remembered: dict[str, str] = {}
+        self._tools: Tools | None = None
+        self._other_is_clean = False
+        self.restores: Counter[str] = Counter()
+        self.bytes_written = 0
+
+    @property
+    def flavour(self) -> Flavour:
+        """The variant in use. Chosen at first need, for good. Raises ToolMissing or FirewallError."""
+        return self._chosen().flavour
+
+    def observe(self) -> RuleSet:
+        """Every table's rules with counters. Raises FirewallError, NotPermitted, ToolMissing."""
+        return self._saved(self._chosen())
+
+    def pending(self, want: Mapping[str, Policy], have: RuleSet) -> tuple[RuleChange, ...]:
+        """What differs, of what is ours."""
+        return compare.pending(self.rendered(want), have, self._remembered)
+
+    def apply(self, changes: Sequence[RuleChange], have: RuleSet) -> None:
+        """Commit the changes, each table at once. Raises FirewallError naming the refused line.
+
+        `have` is what the changes were computed from; the programs need no more than the changes."""
+        if changes:
+            self._restore(self._chosen(), changes)
+            self._learn(changes)
+        if not self._other_is_clean:
+            self._clean_other()
+
+    def clean(self) -> None:
+        """Remove every chain and hook of ours, in both variants, and nothing else."""
+        self._clean(_installed(self._family))
+
+    def rendered(self, want: Mapping[str, Policy]) -> Rendered:
+        """The chains these policies become."""
+        return render(want, random_fully=self._random_fully, family=self._family)
+
+    def blockers(self, want: Mapping[str, Policy], have: RuleSet) -> tuple[str, ...]:
+        """Foreign rules that decide before ours are asked, for the status."""
+        return compare.blockers(self.rendered(want), have)
+
+    # --- which variant ----------------------------------------------------------------------------
+
+    def _chosen(self) -> Tools:
+        if self._tools is None:
+            self._tools = self._choose(_installed(self._family))
+        return self._tools
+
+    def _choose(self, installed: Sequence[Tools]) -> Tools:
+        fitting = [tools for tools in installed if self._wish in ("auto", tools.flavour)]
+        if not fitting:
+            raise _missing(self._wish)
+        return fitting[0] if len(fitting) == 1 else self._settled(fitting)
+
+    def _settled(self, installed: Sequence[Tools]) -> Tools:
+        """Of several variants, the one where rules are."""
+        readable = self._readable(installed)
+        for counts in (_foreign_rules, _our_chains):
+            holding = [tools for tools, rules in readable if counts(rules)]
+            if len(holding) == 1:
+                return holding[0]
+        usable = [tools for tools, _ in readable]
+        default = _flavour_of(_which(_name(self._family)))
+        return next((tools for tools in usable if tools.flavour == default), usable[0])
+
+    def _readable(self, installed: Sequence[Tools]) -> list[tuple[Tools, RuleSet]]:
+        """With the rules in each. One that cannot be read (the kernel may know one variant only) holds
+        none; if none can be read, raises the last error."""
+        found: list[tuple[Tools, RuleSet]] = []
+        trouble: OverlayError | None = None
+        for tools in installed:
+            try:
+                found.append((tools, self._saved(tools)))
+            except OverlayError as error:
+                trouble = error
+        if trouble is not None and not found:
+            raise trouble
+        return found
+
+    def _clean_other(self) -> None:
+        mine = self._chosen().flavour
+        self._clean([tools for tools in _installed(self._family) if tools.flavour != mine])
+        self._other_is_clean = True
+
+    def _clean(self, installed: Sequence[Tools]) -> None:
+        for tools, rules in self._readable(installed):
+            leftovers = compare.pending(Rendered(), rules, {})
+            if leftovers:
+                self._restore(tools, leftovers)
+
+    # --- running programs -------------------------------------------------------------------------
+
+    def _saved(self, tools: Tools) -> RuleSet:
+        return parse(self._run([tools.save, "-c"], ""), tools.flavour)
+
+    def _restore(self, tools: Tools, changes: Sequence[RuleChange]) -> None:
+        text = restore_text(changes)
+        wait = ["--wait", str(LOCK_WAIT_S)] if tools.flavour == "legacy" else []
+        self._run([tools.restore, "--noflush", *wait], text)
+        self.restores.update({change.table for change in changes})
+        self.bytes_written += len(text.encode())
+
+    def _learn(self, changes: Sequence[RuleChange]) -> None:
+        """Read back what was just written and remember where it is printed in other words."""
+        now = self.observe()
+        for change in changes:
+            rules = now.chains.get((change.table, change.chain), ())
+            ours = tuple(r.text for r in rules) if is_ours(change.chain) else compare.hooks_in(rules)
+            self._remembered.update(compare.learn(change.want or (), ours))
+
+    def _run(self, command: Sequence[str], text: str) -> str:
+        program = Path(command[0]).name
+        try:
+            done = subprocess.run(  # one program, fixed arguments, its input on stdin
+                command,
+                input=text,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=self._deadline_s,
+                env={**os.environ, "LC_ALL": "C"},
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise FirewallBusy(f"{program} did not answer within {self._deadline_s:g} s") from error
+        except OSError as error:
+            raise _missing(program, str(error)) from error
+        if done.returncode:
+            raise refusal(program, text, done.stderr, privileged=_privileged())
+        return done.stdout
+
+
+def _name(family: int) -> str:
+    return "iptables" if family == 4 else "ip6tables"
+
+
+def _installed(family: int) -> list[Tools]:
+    """The variants that this machine has programs for."""
+    name = _name(family)
+    found = [tools for flavour in FLAVOURS if (tools := _tools(flavour, f"{name}-{flavour}"))]
+    plain = _flavour_of(_which(name)) if not found else None
+    tools = _tools(plain, name) if plain else None
+    return [tools] if tools else found
+
+
+def _tools(flavour: Flavour, name: str) -> Tools | None:
+    save, restore = _which(f"{name}-save"), _which(f"{name}-restore")
+    return Tools(flavour, save, restore) if save and restore else None
+
+
+def _which(name: str) -> str | None:
+    """Like the shell, but also where a user's PATH does not lead."""
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:{_SYSTEM_PATH}")
+
+
+def _flavour_of(program: str | None) -> Flavour | None:
+    """Which variant a program called plainly ``iptables`` is; None for none, or one older than 1.8."""
+    if program is None:
+        return None
+    try:
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    words: dict[str, Flavour] = {"(nf_tables)": "nft", "(legacy)": "legacy"}
+    return next((flavour for word, flavour in words.items() if word in done.stdout), None)
+
+
+def _missing(what: str, evidence: str = "") -> ToolMissing:
+    wanted = "iptables 1.8 or newer" if what == "auto" else f"the program or variant {what}"
+    install = ("apt-get install iptables",)
+    return ToolMissing(f"{wanted} is not installed", evidence=evidence, next=install)
+
+
+def _foreign_rules(rules: RuleSet) -> int:
+    """How many rules of other programs there are."""
+    builtin_or_foreign = [lines for (_, chain), lines in rules.chains.items() if not is_ours(chain)]
+    return sum(len(lines) - len(compare.hooks_in(lines)) for lines in builtin_or_foreign)
+
+
+def _our_chains(rules: RuleSet) -> int:
+    return sum(is_ours(chain) for _, chain in rules.chains)
+
+
+def _privileged() -> bool:
+    """Whether this process holds both capabilities, by /proc/self/status (proc(5), CapEff)."""
+    status = Path("/proc/self/status").read_text()
+    effective = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
+    return int(effective, 16) & _CAPABILITIES == _CAPABILITIES

@@ -1,0 +1,178 @@
+"""A packet filter in memory: `ports.Firewall` without a kernel.
+
+It renders, compares and writes the same text as the real adapter, then reads that text like
+``iptables-restore --noflush`` would: all of a table or nothing, no jump to a chain that is missing, no deletion
+of a chain that is still jumped to, no ``-D`` of a rule that is not there. So a change that the kernel would
+refuse is refused here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+
+from overlaynet.errors import FirewallError, OverlayError
+from overlaynet.firewall import compare
+from overlaynet.firewall.chains import CHAIN_NAME_MAX, Rendered, is_ours
+from overlaynet.firewall.render import render
+from overlaynet.firewall.restore import restore_text
+from overlaynet.state import ChainKey, Policy, RuleChange, RuleLine, RuleSet
+
+BUILTIN: Mapping[str, tuple[str, ...]] = {
+    "raw": ("PREROUTING", "OUTPUT"),
+    "mangle": ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
+    "filter": ("INPUT", "FORWARD", "OUTPUT"),
+    "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
+}
+TARGETS = frozenset({"ACCEPT", "DROP", "RETURN", "REJECT", "LOG", "MARK", "MASQUERADE", "SNAT", "DNAT"})
+
+_JUMP = re.compile(r'-[jg] ([^\s"]+)(?: [^"]*)?$')
+
+
+def _as_written(text: str) -> str:
+    return text
+
+
+class FakeFirewall:
+    """`spell` is how this filter prints a rule; by default as it was written.
+
+    `fail` makes the next commits fail; `restore` is any other program's hand on the same rules; `hit`
+    lets packets match. `restores` and `bytes_written` count as the real adapter does."""
+
+    def __init__(self, *, random_fully: bool = True, spell: Callable[[str], str] = _as_written) -> None:
+        self._random_fully = random_fully
+        self._spell = spell
+        self._chains: dict[ChainKey, list[RuleLine]] = {
+            (table, chain): [] for table, chains in BUILTIN.items() for chain in chains
+        }
+        self._remembered: dict[str, str] = {}
+        self._failures: deque[OverlayError] = deque()
+        self.restores: Counter[str] = Counter()
+        self.bytes_written = 0
+
+    def observe(self) -> RuleSet:
+        policies = {key: "ACCEPT" if key[1] in BUILTIN[key[0]] else "-" for key in self._chains}
+        return RuleSet("fake", {key: tuple(rules) for key, rules in self._chains.items()}, policies)
+
+    def pending(self, want: Mapping[str, Policy], have: RuleSet) -> tuple[RuleChange, ...]:
+        return compare.pending(self.rendered(want), have, self._remembered)
+
+    def apply(self, changes: Sequence[RuleChange], have: RuleSet) -> None:
+        if not changes:
+            return
+        if self._failures:
+            raise self._failures.popleft()
+        text = restore_text(changes)
+        self.restore(text)
+        self.restores.update({change.table for change in changes})
+        self.bytes_written += len(text.encode())
+        self._learn(changes)
+
+    def clean(self) -> None:
+        have = self.observe()
+        self.apply(compare.pending(Rendered(), have, {}), have)
+
+    def rendered(self, want: Mapping[str, Policy]) -> Rendered:
+        return render(want, random_fully=self._random_fully)
+
+    def blockers(self, want: Mapping[str, Policy], have: RuleSet) -> tuple[str, ...]:
+        return compare.blockers(self.rendered(want), have)
+
+    def fail(self, *errors: OverlayError) -> None:
+        """Let the next commits fail with these, one each; nothing is written then."""
+        self._failures.extend(errors)
+
+    def hit(self, table: str, chain: str, position: int, *, packets: int = 1, octets: int = 84) -> None:
+        """Let packets match the rule at `position` (from 0)."""
+        rules = self._chains[(table, chain)]
+        old = rules[position]
+        rules[position] = old._replace(packets=old.packets + packets, octets=old.octets + octets)
+
+    def restore(self, text: str) -> None:
+        """What ``iptables-restore --noflush`` does with this input. Raises FirewallError."""
+        lines = text.splitlines()
+        for _, group in groupby(enumerate(lines), key=_table_counter()):
+            self._commit([line for _, line in group])
+
+    def _commit(self, lines: Sequence[str]) -> None:
+        """One table, from ``*table`` to ``COMMIT``."""
+        if not lines[0].startswith("*") or lines[-1] != "COMMIT":
+            raise FirewallError("a table begins with * and ends with COMMIT", line=lines[0])
+        table = lines[0][1:]
+        draft = {chain: list(rules) for (t, chain), rules in self._chains.items() if t == table}
+        for line in lines[1:-1]:
+            _take(draft, BUILTIN[table], line, self._spell)
+        _refuse_dangling(draft)
+        self._chains = {key: rules for key, rules in self._chains.items() if key[0] != table}
+        self._chains.update({(table, chain): rules for chain, rules in draft.items()})
+
+    def _learn(self, changes: Sequence[RuleChange]) -> None:
+        for change in changes:
+            rules = self._chains.get((change.table, change.chain), [])
+            ours = tuple(r.text for r in rules) if is_ours(change.chain) else compare.hooks_in(rules)
+            self._remembered.update(compare.learn(change.want or (), ours))
+
+
+def _table_counter() -> Callable[[tuple[int, str]], int]:
+    """A key function that counts the ``*table`` lines it has seen."""
+    seen = Counter[str]()
+
+    def key(numbered: tuple[int, str]) -> int:
+        seen["tables"] += numbered[1].startswith("*")
+        return seen["tables"]
+
+    return key
+
+
+def _take(
+    draft: dict[str, list[RuleLine]], builtin: Sequence[str], line: str, spell: Callable[[str], str]
+) -> None:
+    verb, _, rest = line.partition(" ")
+    chain, _, text = rest.partition(" ")
+    if verb.startswith(":"):
+        _declare(draft, builtin, verb[1:], line)
+        return
+    if chain not in draft:
+        raise FirewallError("no chain by that name", line=line)
+    match verb:
+        case "-A":
+            draft[chain].append(RuleLine(spell(text)))
+        case "-I":
+            number, _, text = text.partition(" ")
+            draft[chain].insert(int(number) - 1, RuleLine(spell(text)))
+        case "-D":
+            _delete(draft[chain], spell(text), line)
+        case "-X":
+            _drop_chain(draft, builtin, chain, line)
+        case _:
+            raise FirewallError("not understood", line=line)
+
+
+def _declare(draft: dict[str, list[RuleLine]], builtin: Sequence[str], chain: str, line: str) -> None:
+    if len(chain) > CHAIN_NAME_MAX:
+        raise FirewallError("the chain's name is too long", line=line)
+    if chain not in builtin:
+        draft[chain] = []
+
+
+def _delete(rules: list[RuleLine], text: str, line: str) -> None:
+    position = next((i for i, rule in enumerate(rules) if rule.text == text), None)
+    if position is None:
+        raise FirewallError("no such rule", line=line)
+    del rules[position]
+
+
+def _drop_chain(draft: dict[str, list[RuleLine]], builtin: Sequence[str], chain: str, line: str) -> None:
+    if chain in builtin or draft[chain]:
+        raise FirewallError("the chain is built in or not empty", line=line)
+    del draft[chain]
+
+
+def _refuse_dangling(draft: Mapping[str, Sequence[RuleLine]]) -> None:
+    for chain, rules in draft.items():
+        for line in rules:
+            found = _JUMP.search(line.text)
+            if found and found[1] not in TARGETS and found[1] not in draft:
+                raise FirewallError("no chain/target/match by that name", line=f"-A {chain} {line.text}")

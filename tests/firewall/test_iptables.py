@@ -1,0 +1,230 @@
+"""The real programs, both variants, in network namespaces of the tests' own."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from helpers.firewall_cases import BASE, CASES, DUAL_STACK, FORWARD_ONLY, PEERS_ONLY, Case, restore, rules_of
+from helpers.private_netns import PrivateNetns, private_netns
+from helpers.privilege import requires_netns
+
+from overlaynet.errors import FirewallBusy, FirewallError, ToolMissing
+from overlaynet.firewall import iptables
+from overlaynet.firewall.chains import probability, rule
+from overlaynet.firewall.compare import pending
+from overlaynet.firewall.iptables import Flavour, Iptables
+from overlaynet.firewall.render import render
+from overlaynet.state import RuleChange, Source
+
+pytestmark = [pytest.mark.kernel, requires_netns]
+
+GOLDEN = Path(__file__).parent / "golden"
+FOREIGN = "*filter\n-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\nCOMMIT\n"
+
+both = pytest.mark.parametrize("flavour", ["legacy", "nft"])
+every_case = pytest.mark.parametrize("case", [pytest.param(c, id=c.name) for c in CASES])
+
+
+@pytest.fixture(autouse=True)
+def netns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PrivateNetns]:
+    """Every test here runs inside an empty namespace, with a lock file of its own."""
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
+    with private_netns() as made, made.entered():
+        yield made
+
+
+def reach(firewall: Iptables, want=BASE) -> tuple[RuleChange, ...]:
+    have = firewall.observe()
+    changes = firewall.pending(want, have)
+    firewall.apply(changes, have)
+    return changes
+
+
+@both
+@every_case
+def test_golden_file_is_accepted(flavour: Flavour, case: Case):
+    text = (GOLDEN / f"{case.name}.rules").read_text()
+    restore(flavour, text, "--test", family=case.family)
+    assert rules_of(Iptables(flavour, family=case.family).observe()) == {}
+
+
+@both
+@every_case
+def test_what_is_written_reads_back_as_the_same_text(flavour: Flavour, case: Case):
+    firewall = Iptables(flavour, random_fully=case.random_fully, family=case.family)
+    reach(firewall, case.policies)
+    want = render(case.policies, random_fully=case.random_fully, family=case.family)
+    assert rules_of(firewall.observe()) == {**want.chains, **want.hooks}
+    assert pending(want, firewall.observe(), {}) == ()
+
+
+@both
+def test_spelling_of_what_service_rules_are_made_of_reads_back_as_the_same_text(flavour: Flavour):
+    vip = ip_network("10.112.0.1/32")
+    texts = (
+        rule('it\'s "ns/web:http" \\ cluster IP', "OVL-SEP-X", dst=vip, matches=["-p tcp -m tcp --dport 80"]),
+        *(rule("ns/web -> ep", "OVL-SEP-X", matches=[probability(1 / n)]) for n in range(2, 20)),
+        rule("mark", "MARK --set-xmark 0x4000/0x4000"),
+        rule("unmark", "MARK --set-xmark 0x4000/0x0"),
+        rule("unmarked", "RETURN", matches=["-m mark ! --mark 0x4000/0x4000"]),
+        rule("node port", "OVL-SEP-X", matches=["-m addrtype --dst-type LOCAL"]),
+        rule("dnat", "DNAT --to-destination 10.244.1.2:8080", matches=["-p tcp -m tcp"]),
+        rule(
+            "affinity",
+            "OVL-SEP-X",
+            matches=[
+                "-m recent --rcheck --seconds 10800 --reap --name OVL-SEP-X --mask 255.255.255.255 --rsource"
+            ],
+        ),
+    )
+    source = Source("test", "")
+    firewall = Iptables(flavour)
+    firewall.apply(
+        [
+            RuleChange("missing", "nat", "OVL-SEP-X", (), None, source),
+            RuleChange("missing", "nat", "OVL-SVC-X", texts, None, source),
+        ],
+        firewall.observe(),
+    )
+    assert rules_of(firewall.observe())[("nat", "OVL-SVC-X")] == texts
+
+
+@both
+def test_counters_of_chains_that_do_not_differ_survive(flavour: Flavour, netns: PrivateNetns):
+    firewall = Iptables(flavour)
+    reach(firewall)
+    netns.run("ip address add 10.244.1.1/24 dev lo")
+    netns.run("ping -c 3 -i 0.01 -q 10.244.1.1")
+
+    def postrouted() -> int:
+        return firewall.observe().chains[("nat", "POSTROUTING")][0].packets
+
+    before = postrouted()
+    assert before
+    reach(firewall, PEERS_ONLY)
+    assert postrouted() == before
+
+
+@both
+def test_commits_and_bytes_are_counted(flavour: Flavour):
+    firewall = Iptables(flavour)
+    reach(firewall)
+    written = firewall.bytes_written
+    reach(firewall)
+    assert firewall.bytes_written == written > 0
+    reach(firewall, PEERS_ONLY)
+    assert firewall.restores == {"filter": 2, "nat": 1}
+
+
+def test_each_family_has_rules_of_its_own():
+    four, six = Iptables("nft"), Iptables("nft", family=6)
+    reach(four, DUAL_STACK)
+    assert rules_of(six.observe()) == {}
+    reach(six, DUAL_STACK)
+    assert reach(four, DUAL_STACK) == reach(six, DUAL_STACK) == ()
+    six.clean()
+    assert rules_of(six.observe()) == {}
+    assert reach(four, DUAL_STACK) == ()
+
+
+# --- which variant --------------------------------------------------------------------------------
+
+
+@both
+def test_variant_that_holds_foreign_rules_is_chosen(flavour: Flavour):
+    restore(flavour, FOREIGN)
+    assert Iptables().flavour == flavour
+
+
+@both
+def test_restart_stays_with_the_variant_that_holds_ours(flavour: Flavour):
+    reach(Iptables(flavour))
+    assert Iptables().flavour == flavour
+    assert reach(Iptables()) == ()
+
+
+@both
+def test_ours_do_not_count_against_foreign_rules_of_the_other_variant(flavour: Flavour):
+    other: Flavour = "nft" if flavour == "legacy" else "legacy"
+    reach(Iptables(flavour))
+    restore(other, FOREIGN)
+    assert Iptables().flavour == other
+
+
+@both
+def test_plain_iptables_decides_where_there_are_no_rules(
+    flavour: Flavour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "iptables").symlink_to(Path("/usr/sbin") / f"iptables-{flavour}")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert Iptables().flavour == flavour
+
+
+@both
+def test_only_variant_installed_is_used(flavour: Flavour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("iptables", "iptables-save", "iptables-restore"):
+        program = name.replace("iptables", f"iptables-{flavour}")
+        (tmp_path / name).symlink_to(Path("/usr/sbin") / program)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(iptables, "_SYSTEM_PATH", "")
+    firewall = Iptables()
+    assert firewall.flavour == flavour
+    assert reach(firewall)
+    assert reach(firewall) == ()
+
+
+@both
+def test_ours_leave_the_variant_that_is_no_longer_meant(flavour: Flavour):
+    other: Flavour = "nft" if flavour == "legacy" else "legacy"
+    restore(flavour, FOREIGN)
+    before = rules_of(Iptables(flavour).observe())
+    reach(Iptables(flavour))
+    firewall = Iptables(other)
+    reach(firewall)
+    assert rules_of(Iptables(flavour).observe()) == before
+    assert reach(firewall) == ()
+
+
+def test_clean_takes_ours_out_of_both_variants():
+    for flavour in ("legacy", "nft"):
+        restore(flavour, (GOLDEN / "base.rules").read_text())
+    Iptables().clean()
+    assert rules_of(Iptables("legacy").observe()) == rules_of(Iptables("nft").observe()) == {}
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+def test_no_iptables_at_all_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(iptables, "_SYSTEM_PATH", "")
+    with pytest.raises(ToolMissing) as caught:
+        Iptables().observe()
+    assert caught.value.next == ("apt-get install iptables",)
+
+
+def test_a_lock_that_is_held_is_worth_another_try(tmp_path: Path):
+    firewall = Iptables("legacy", deadline_s=0.3)
+    have = firewall.observe()
+    changes = firewall.pending(FORWARD_ONLY, have)
+    with (tmp_path / "xtables.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(FirewallBusy):
+            firewall.apply(changes, have)
+    patient = Iptables("legacy")
+    patient.apply(changes, have)
+    assert patient.pending(FORWARD_ONLY, patient.observe()) == ()
+
+
+@both
+def test_a_rule_the_kernel_has_no_match_for_is_named(flavour: Flavour):
+    firewall = Iptables(flavour)
+    bad = RuleChange("missing", "filter", "OVL-X", ("-m nonsense -j DROP",), None, Source("test", ""))
+    with pytest.raises(FirewallError) as caught:
+        firewall.apply([bad], firewall.observe())
+    assert caught.value.line == "-A OVL-X -m nonsense -j DROP"
+    assert rules_of(firewall.observe()) == {}
