@@ -127,10 +127,12 @@ class FakeKernel:
         if wiring.container_device in inside.links:
             raise WorkloadExists(f"the container has a device {wiring.container_device} already")
         self._fail_if_told(ATTACH, f"veth pair {wiring.host_device}")
-        if wiring.host_device in self.links:
-            raise KernelError(f"veth pair {wiring.host_device}", errno.EEXIST)
-        self._check_altname(wiring.tag, wiring.host_device)
-        self._wire(inside, wiring)
+        try:
+            _refuse_if(wiring.host_device in self.links, errno.EEXIST)
+            self._check_altname(wiring.tag, wiring.host_device)
+            self._wire(inside, wiring)
+        except _Refused as refused:
+            raise KernelError(f"veth pair {wiring.host_device}", refused.errno) from None
 
     def detach(self, host_device: str) -> None:
         self.writes[DETACH, Op.DROP] += 1
@@ -298,9 +300,9 @@ class FakeKernel:
         device = self._device(entry.dev)
         if entry.master is not None:
             _refuse_if(device.master is None and device.type != "bridge", errno.EOPNOTSUPP)
+        elif device.vxlan is None:
+            entry = entry._replace(dst=None)  # an address the device shall listen to, and no more
         elif entry.dst is not None:
-            _refuse_if(device.vxlan is None, errno.EOPNOTSUPP)
-            assert device.vxlan
             _refuse_if(device.vxlan.local.version != entry.dst.version, errno.EAFNOSUPPORT)
         self.fdb[entry.key] = entry
 
@@ -369,9 +371,9 @@ class FakeKernel:
                 inside._put_address(Address(wiring.container_device, address))
             for gateway in wiring.gateways:
                 inside._put_route(Route(DEFAULT[gateway.version], wiring.container_device, gateway))
-        except _Refused as refused:
+        except _Refused:
             self._delete(wiring.host_device)
-            raise KernelError(f"the inner end of {wiring.host_device}", refused.errno) from None
+            raise
 
 
 class _Refused(Exception):
