@@ -1,0 +1,356 @@
+"""What every Store does. The fake must not be kinder than etcd, so both run the same tests."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+from helpers.etcd import running_etcd
+from helpers.eventually import eventually
+
+from overlaynet.errors import Compacted, LeaseNotFound, StoreRefused, StoreUnavailable
+from overlaynet.ports import Compare, Delete, KeyGone, KeyPut, Notice, Put, Store, WatchEnded
+from overlaynet.store.etcd import EtcdStore
+from overlaynet.store.etcd.rpc import etcdrpc
+from overlaynet.store.memory import MemoryStore
+
+MANY = 12_000
+
+
+@dataclass(frozen=True)
+class World:
+    """A store to test, a prefix nobody else writes under, and what only the backend itself can do."""
+
+    store: Store
+    prefix: str
+    another_client: Callable[[], Store]
+    compact: Callable[[], None]
+    let_expire: Callable[[int], None]
+
+    def key(self, name: str) -> str:
+        return f"{self.prefix}{name}"
+
+    def put(self, name: str, value: bytes = b"x", lease_id: int = 0) -> int:
+        return self.store.commit([], [Put(self.key(name), value, lease_id)]).revision
+
+
+@pytest.fixture(scope="module")
+def etcd_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if shutil.which("etcd") is None:
+        pytest.skip("the etcd program is not installed")
+    with running_etcd(tmp_path_factory.mktemp("etcd")) as server:
+        yield server.url
+
+
+numbers = itertools.count()
+
+
+@pytest.fixture(
+    params=[pytest.param("memory", marks=pytest.mark.fake), pytest.param("etcd", marks=pytest.mark.lab)]
+)
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    prefix = f"/test-{next(numbers)}/"
+    made = _memory(prefix) if request.param == "memory" else _etcd(prefix, request.getfixturevalue("etcd_url"))
+    yield made
+    made.store.close()
+
+
+def _memory(prefix: str) -> World:
+    store = MemoryStore()
+    store.commit([], [Put("/elsewhere", b"1")])
+    return World(store, prefix, lambda: store, store.compact, lambda ttl_s: store.advance(ttl_s))
+
+
+def _etcd(prefix: str, url: str) -> World:
+    store = EtcdStore([url])
+
+    def compact() -> None:
+        member = store._connection.member
+        member.kv.Compact(etcdrpc.CompactionRequest(revision=store.read([prefix]).revision), timeout=5)
+
+    return World(store, prefix, lambda: EtcdStore([url]), compact, lambda _: None)
+
+
+class Sink:
+    """Collects notices; `wait` answers them once there are as many."""
+
+    def __init__(self) -> None:
+        self.notices: list[Notice] = []
+
+    def __call__(self, notice: Notice) -> None:
+        self.notices.append(notice)
+
+    def wait(self, count: int) -> list[Notice]:
+        def enough() -> bool:
+            assert len(self.notices) >= count, f"{len(self.notices)} of {count}: {self.notices}"
+            return True
+
+        eventually(enough, deadline_s=20)
+        return list(self.notices)
+
+
+def told(notices: list[Notice], prefix: str = "") -> list[str]:
+    """Notices in short: "+name" and "-name"."""
+    words = {KeyPut: "+", KeyGone: "-", WatchEnded: "!"}
+    keys = [n.item.key if isinstance(n, KeyPut) else n.key for n in notices if not isinstance(n, WatchEnded)]
+    return [words[type(n)] + key.removeprefix(prefix) for n, key in zip(notices, keys, strict=True)]
+
+
+# --- read and commit ------------------------------------------------------------------------------
+
+
+def test_listing_holds_values_revisions_and_leases(world: World) -> None:
+    lease = world.store.grant(60).lease_id
+    first = world.put("a", b"1")
+    second = world.put("a", b"2", lease)
+    (item,) = world.store.read([world.prefix]).items
+    assert (item.key, item.value, item.lease_id) == (world.key("a"), b"2", lease)
+    assert (item.create_revision, item.mod_revision) == (first, second)
+
+
+def test_listing_of_several_prefixes_is_at_one_revision(world: World) -> None:
+    world.put("a/1")
+    revision = world.put("b/1")
+    listing = world.store.read([world.key("a/"), world.key("b/")])
+    assert [kv.key for kv in listing.items] == [world.key("a/1"), world.key("b/1")]
+    assert listing.revision == revision
+    assert listing.cluster_id != 0
+
+
+def test_prefix_with_slash_lists_what_is_under_it_alone(world: World) -> None:
+    for name in ("subnets", "subnets/1", "subnets-old/1", "subnetsX"):
+        world.put(name)
+    assert [kv.key for kv in world.store.read([world.key("subnets/")]).items] == [world.key("subnets/1")]
+    assert [kv.key for kv in world.store.read([world.key("subnets")]).items] == [world.key("subnets")]
+
+
+def test_listing_of_many_keys_is_complete(world: World) -> None:
+    for start in range(0, MANY, 120):
+        puts = [Put(world.key(f"{n:06}"), b"v" * 100) for n in range(start, start + 120)]
+        world.store.commit([], puts)
+    assert len(world.store.read([world.prefix]).items) == MANY
+
+
+def test_one_transaction_is_one_revision(world: World) -> None:
+    before = world.put("a")
+    commit = world.store.commit(
+        [], [Put(world.key("b"), b"1"), Put(world.key("c"), b"1"), Delete(world.key("a"))]
+    )
+    assert commit.ok
+    assert commit.revision == before + 1
+    assert {kv.mod_revision for kv in world.store.read([world.prefix]).items} == {before + 1}
+
+
+def test_failed_comparison_writes_nothing_and_answers_what_is_there(world: World) -> None:
+    held = world.put("held", b"theirs")
+    compares = [Compare(world.key("held"), 0), Compare(world.key("free"), 0)]
+    commit = world.store.commit(compares, [Put(world.key("free"), b"mine"), Put(world.key("held"), b"mine")])
+    assert not commit.ok
+    assert [(kv.key, kv.value, kv.mod_revision) for kv in commit.current] == [
+        (world.key("held"), b"theirs", held)
+    ]
+    assert [kv.key for kv in world.store.read([world.prefix]).items] == [world.key("held")]
+
+
+def test_comparison_with_present_revision_holds(world: World) -> None:
+    revision = world.put("a")
+    assert world.store.commit([Compare(world.key("a"), revision)], [Delete(world.key("a"))]).ok
+    assert world.store.read([world.prefix]).items == ()
+
+
+def test_deleting_what_is_not_there_changes_nothing(world: World) -> None:
+    revision = world.put("a")
+    commit = world.store.commit([], [Delete(world.key("b"))])
+    assert commit.ok
+    assert world.store.read([world.prefix]).revision == revision
+
+
+def test_writing_a_key_twice_in_one_transaction_is_refused(world: World) -> None:
+    with pytest.raises(StoreRefused):
+        world.store.commit([], [Put(world.key("a"), b"1"), Put(world.key("a"), b"2")])
+    with pytest.raises(StoreRefused):
+        world.store.commit([], [Put(world.key("a"), b"1"), Delete(world.key("a"))])
+    assert world.store.read([world.prefix]).items == ()
+
+
+def test_a_transaction_that_is_too_long_is_refused(world: World) -> None:
+    puts = [Put(world.key(str(n)), b"") for n in range(129)]
+    assert world.store.commit([], puts[:128]).ok
+    with pytest.raises(StoreRefused):
+        world.store.commit([], puts)
+
+
+def test_of_two_clients_claiming_a_key_exactly_one_wins(world: World) -> None:
+    clients = [world.another_client() for _ in range(4)]
+    won: list[str] = []
+    barrier = threading.Barrier(len(clients))
+
+    def claim(name: str, store: Store) -> None:
+        barrier.wait()
+        for key in map(world.key, "abcdef"):
+            if store.commit([Compare(key, 0)], [Put(key, name.encode())]).ok:
+                won.append(f"{key} {name}")
+
+    threads = [threading.Thread(target=claim, args=(f"n{i}", store)) for i, store in enumerate(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    holders = [f"{kv.key} {kv.value.decode()}" for kv in world.store.read([world.prefix]).items]
+    assert sorted(won) == holders
+    for client in clients:
+        client.close()
+
+
+# --- watch ----------------------------------------------------------------------------------------
+
+
+def test_watch_tells_puts_and_deletes_in_order(world: World) -> None:
+    sink = Sink()
+    revision = world.put("a/1", b"old")
+    world.store.watch([world.key("a/"), world.key("b/")], revision + 1, sink)
+    put = world.put("a/2", b"new")
+    world.put("b/1")
+    world.put("c/1")
+    gone = world.store.commit([], [Delete(world.key("a/1"))]).revision
+    notices = sink.wait(3)
+    assert told(notices, world.prefix) == ["+a/2", "+b/1", "-a/1"]
+    assert isinstance(notices[0], KeyPut)
+    assert (notices[0].item.value, notices[0].item.mod_revision) == (b"new", put)
+    assert notices[2] == KeyGone(world.key("a/1"), gone)
+
+
+def test_watch_from_the_past_tells_what_happened_since(world: World) -> None:
+    revision = world.put("a", b"1")
+    world.put("a", b"2")
+    world.store.commit([], [Delete(world.key("a"))])
+    sink = Sink()
+    world.store.watch([world.prefix], revision, sink)
+    assert told(sink.wait(3), world.prefix) == ["+a", "+a", "-a"]
+
+
+def test_watch_of_one_key_ignores_longer_ones(world: World) -> None:
+    sink = Sink()
+    revision = world.put("other")
+    world.store.watch([world.key("config")], revision + 1, sink)
+    world.put("config-old")
+    world.put("config/x")
+    world.put("config")
+    assert told(sink.wait(1), world.prefix) == ["+config"]
+
+
+def test_cancelled_watch_is_silent(world: World) -> None:
+    cancelled, kept = Sink(), Sink()
+    revision = world.put("a")
+    watch = world.store.watch([world.prefix], revision + 1, cancelled)
+    world.store.watch([world.prefix], revision + 1, kept)
+    world.put("b")
+    cancelled.wait(1)
+    watch.cancel()
+    watch.cancel()
+    world.put("c")
+    kept.wait(2)
+    assert told(cancelled.notices, world.prefix) == ["+b"]
+
+
+def test_watch_of_compacted_history_ends_so(world: World) -> None:
+    sink = Sink()
+    revision = world.put("a", b"1")
+    world.put("a", b"2")
+    world.put("a", b"3")
+    world.compact()
+    world.store.watch([world.prefix], revision, sink)
+    (ended,) = sink.wait(1)
+    assert isinstance(ended, WatchEnded)
+    assert isinstance(ended.error, Compacted)
+
+
+def test_watch_after_compaction_goes_on_from_a_new_listing(world: World) -> None:
+    sink = Sink()
+    world.put("a", b"1")
+    world.compact()
+    world.store.watch([world.prefix], world.store.read([world.prefix]).revision + 1, sink)
+    world.put("b")
+    assert told(sink.wait(1), world.prefix) == ["+b"]
+
+
+def test_a_sink_may_call_the_store(world: World) -> None:
+    answers = Sink()
+
+    def answer(notice: Notice) -> None:
+        answers(notice)
+        if isinstance(notice, KeyPut) and notice.item.key == world.key("question"):
+            world.put("answer")
+
+    world.store.watch([world.prefix], world.put("start") + 1, answer)
+    world.put("question")
+    assert told(answers.wait(2), world.prefix) == ["+question", "+answer"]
+
+
+# --- leases ---------------------------------------------------------------------------------------
+
+
+def test_lease_keeps_living_when_renewed(world: World) -> None:
+    grant = world.store.grant(60)
+    assert grant.ttl_s == 60
+    assert world.store.keep_alive(grant.lease_id) == 60
+    assert 0 < world.store.time_to_live(grant.lease_id) <= 60
+
+
+def test_revoked_lease_takes_its_keys_in_one_revision(world: World) -> None:
+    lease = world.store.grant(60).lease_id
+    world.put("a", lease_id=lease)
+    revision = world.put("b", lease_id=lease)
+    world.put("stays")
+    sink = Sink()
+    world.store.watch([world.prefix], revision + 2, sink)
+    world.store.revoke(lease)
+    assert sorted(told(sink.wait(2), world.prefix)) == ["-a", "-b"]
+    assert {n.revision for n in sink.notices if isinstance(n, KeyGone)} == {revision + 2}
+    assert [kv.key for kv in world.store.read([world.prefix]).items] == [world.key("stays")]
+
+
+def test_key_put_without_its_lease_outlives_it(world: World) -> None:
+    lease = world.store.grant(60).lease_id
+    world.put("a", lease_id=lease)
+    world.put("a")
+    world.store.revoke(lease)
+    assert [kv.lease_id for kv in world.store.read([world.prefix]).items] == [0]
+
+
+def test_lease_that_is_not_renewed_runs_out(world: World) -> None:
+    grant = world.store.grant(2)
+    revision = world.put("a", lease_id=grant.lease_id)
+    sink = Sink()
+    world.store.watch([world.prefix], revision + 1, sink)
+    world.let_expire(grant.ttl_s)
+    assert told(sink.wait(1), world.prefix) == ["-a"]
+    for call in (world.store.keep_alive, world.store.time_to_live):
+        with pytest.raises(LeaseNotFound):
+            call(grant.lease_id)
+
+
+def test_unknown_lease_is_named_as_such(world: World) -> None:
+    for call in (world.store.keep_alive, world.store.time_to_live):
+        with pytest.raises(LeaseNotFound):
+            call(0x123456)
+    with pytest.raises(LeaseNotFound):
+        world.put("a", lease_id=0x123456)
+    world.store.revoke(0x123456)
+    assert world.store.read([world.prefix]).items == ()
+
+
+def test_closed_store_is_unavailable_and_its_watches_are_silent(world: World) -> None:
+    sink = Sink()
+    world.store.watch([world.prefix], world.put("a") + 1, sink)
+    world.store.close()
+    world.store.close()
+    with pytest.raises(StoreUnavailable):
+        world.store.read([world.prefix])
+    with pytest.raises(StoreUnavailable):
+        world.store.keep_alive(1)
+    assert sink.notices == []

@@ -1,0 +1,97 @@
+"""A real etcd of the test's own: one member, on loopback and on a unix socket, in a directory of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from helpers.eventually import eventually
+
+requires_etcd = pytest.mark.skipif(shutil.which("etcd") is None, reason="the etcd program is not installed")
+
+
+class EtcdServer:
+    """One etcd. Its data outlives `kill`, so that `start` brings the same cluster back."""
+
+    def __init__(self, directory: Path, *, scheme: str = "http", extra: Sequence[str] = ()) -> None:
+        self.directory = directory
+        self.url = f"{scheme}://127.0.0.1:{_free_port()}"
+        self.socket = directory / "etcd.sock:0"  # etcd insists on a port, even in a socket's name
+        self._extra = list(extra)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def unix_url(self) -> str:
+        return f"unix://{self.socket}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "etcd was not started"
+        return self._process.pid
+
+    def start(self) -> None:
+        """Returns when it listens."""
+        with (self.directory / "etcd.log").open("ab") as log:
+            self._process = subprocess.Popen(self._arguments(), cwd=self.directory, stdout=log, stderr=log)
+        eventually(self._listens, deadline_s=20)
+
+    def _arguments(self) -> list[str]:
+        listen = self.url if self.url.startswith("https") else f"{self.url},unix://{self.socket.name}"
+        arguments = ["etcd", "--name", "test", "--data-dir", str(self.directory / "data")]
+        arguments += ["--listen-client-urls", listen, "--advertise-client-urls", self.url]
+        return [*arguments, "--listen-peer-urls", "http://127.0.0.1:0", *self._extra]
+
+    def _listens(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise RuntimeError("etcd ended: " + (self.directory / "etcd.log").read_text()[-2000:])
+        port = int(self.url.rpartition(":")[2])
+        log = (self.directory / "etcd.log").read_bytes().rpartition(b"starting member")[2]
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return b"ready to serve client requests" in log
+        return False
+
+    def kill(self) -> None:
+        """As a power cut would. Harmless when it is not running."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def empty(self) -> None:
+        """Lose the disk; call it while etcd is not running."""
+        shutil.rmtree(self.directory / "data")
+
+    def freeze(self) -> None:
+        """Stop answering without closing a connection, as a hung machine does."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running_etcd(directory: Path, *, scheme: str = "http", extra: Sequence[str] = ()) -> Iterator[EtcdServer]:
+    """An etcd that is ended with the block, however the block ends."""
+    server = EtcdServer(directory, scheme=scheme, extra=extra)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
