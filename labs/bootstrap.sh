@@ -175,7 +175,7 @@ make_venv() {
 pip_install() (
     cd "$ROOT"
     export PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
-    .venv/bin/python -m pip --disable-pip-version-check --no-input install --quiet "$@" ||
+    .venv/bin/python -m pip --disable-pip-version-check --no-input install --quiet --use-pep517 "$@" ||
         die "pip could not install the packages of constraints.txt; its own words are above"
 )
 
