@@ -13,16 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from overlaynet.errors import AgentUnreachable, OverlayError, all_errors
+from overlaynet.errors import AgentUnreachable, FirewallError, KernelError, OverlayError, all_errors
 from overlaynet.lab.process import last_lines
 
 TIMEOUT_S = 10.0
 
 
-class _UnixConnection(http.client.HTTPConnection):
+class UnixConnection(http.client.HTTPConnection):
     """An HTTP connection to a unix socket; `fds` go with the first bytes sent."""
 
-    def __init__(self, path: Path, timeout_s: float, fds: Sequence[int]) -> None:
+    def __init__(self, path: Path, timeout_s: float, fds: Sequence[int] = ()) -> None:
         super().__init__("localhost", timeout=timeout_s)
         self._path = path
         self._fds = list(fds)
@@ -79,7 +79,7 @@ class AgentClient:
     def _exchange(
         self, method: str, path: str, body: Mapping[str, Any] | None, fds: Sequence[int]
     ) -> tuple[int, dict[str, Any]]:
-        connection = _UnixConnection(self.socket_path, self.timeout_s, fds)
+        connection = UnixConnection(self.socket_path, self.timeout_s, fds)
         text = None if body is None else json.dumps(body).encode()
         try:
             connection.request(method, path, text, {"Content-Type": "application/json"} if text else {})
@@ -112,7 +112,12 @@ def _refusal(status: int, document: Mapping[str, Any]) -> OverlayError:
     if not isinstance(said, dict):
         return OverlayError(f"the agent answered with status {status}", evidence=f"{document!r:.200}")
     found = all_errors().get(str(said.get("code")), OverlayError)
-    error = found.__new__(found)
+    error = found.__new__(found)  # some classes take an errno or a line, which a document does not have
+    match error:
+        case KernelError():
+            error.target, error.errno, error.text = "", 0, ""
+        case FirewallError():
+            error.line = ""
     OverlayError.__init__(
         error,
         str(said.get("message", "")),

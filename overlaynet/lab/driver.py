@@ -31,6 +31,9 @@ class Driver(Protocol):
     def netns(self, place: str) -> str | None:
         """The network namespace of a place, as a job for the host's probe names it; None: the host's own."""
 
+    def argv_in(self, place: str, argv: Sequence[str]) -> list[str]:
+        """The command line that runs `argv` there. Raises LabFailed if the place is not there."""
+
     def run(self, place: str, argv: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 30.0) -> Completed:
         """Run a command there. Raises LabFailed if it could not be started or did not end in time."""
 

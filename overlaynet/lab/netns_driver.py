@@ -45,7 +45,7 @@ class NetnsDriver:
     def run(self, place: str, argv: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 30.0) -> Completed:
         try:
             done = subprocess.run(
-                self._argv(place, argv), input=stdin, capture_output=True, timeout=timeout_s, check=False
+                self.argv_in(place, argv), input=stdin, capture_output=True, timeout=timeout_s, check=False
             )
         except subprocess.TimeoutExpired as error:
             raise LabFailed(f"{argv[0]} in {place} did not end within {timeout_s:g} s") from error
@@ -70,14 +70,14 @@ class NetnsDriver:
 
     def popen_in(self, place: str, argv: Sequence[str]) -> subprocess.Popen[bytes]:
         try:
-            return subprocess.Popen(self._argv(place, argv))
+            return subprocess.Popen(self.argv_in(place, argv))
         except OSError as error:
             raise LabFailed(f"{argv[0]} could not be started in {place}", evidence=str(error)) from error
 
     def agent(self, host: str) -> AgentClient:
         return AgentClient(self._paths.host(host).socket)
 
-    def _argv(self, place: str, argv: Sequence[str]) -> list[str]:
+    def argv_in(self, place: str, argv: Sequence[str]) -> list[str]:
         name = namespace(self.lab, place)
         if not netns.exists(name):
             raise LabFailed(

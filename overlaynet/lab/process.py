@@ -85,7 +85,7 @@ def spawn(argv: Sequence[str], log: Path, environ: Mapping[str, str]) -> Process
     try:
         pid = os.posix_spawn(
             program,
-            argv,
+            list(argv),
             environ,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
@@ -152,10 +152,16 @@ def inside(namespaces: Iterable[Path]) -> list[Process]:
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
-            start = start_time(int(entry.name)) if namespace_id(entry / "ns" / "net") in wanted else None
+            there = namespace_id(own_namespace(int(entry.name)))
+            start = start_time(int(entry.name)) if there in wanted else None
             if start is not None:
                 found.append(Process(int(entry.name), start))
     return found
+
+
+def own_namespace(pid: int) -> Path:
+    """The file that stands for a process's network namespace."""
+    return Path(f"/proc/{pid}/ns/net")
 
 
 def namespace_id(path: Path) -> tuple[int, int] | None:

@@ -39,11 +39,11 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class LabState:
-    """A lab as it was last built. `namespaces` are full names; `processes` go by their name in the plan."""
+    """A lab as it was last built: its namespaces' specs and its processes, by their names in the plan."""
 
     topology: Topology
     boot_id: str
-    namespaces: tuple[str, ...] = ()
+    namespaces: Mapping[str, str] = field(default_factory=dict)
     processes: Mapping[str, Running] = field(default_factory=dict)
     driver: str = "netns"
 
@@ -61,7 +61,7 @@ class LabState:
             "boot_id": self.boot_id,
             "topology": self.topology.as_document(),
             "numbers": {host.name: host.number for host in self.topology.hosts},
-            "namespaces": list(self.namespaces),
+            "namespaces": dict(self.namespaces),
             "processes": {
                 name: {"pid": running.process.pid, "start": running.process.start, "spec": running.spec}
                 for name, running in sorted(self.processes.items())
@@ -75,7 +75,7 @@ class LabState:
         return cls(
             topology=topology.keeping(document["numbers"]),
             boot_id=document["boot_id"],
-            namespaces=tuple(document["namespaces"]),
+            namespaces=dict(document["namespaces"]),
             processes={
                 name: Running(Process(item["pid"], item["start"]), item["spec"])
                 for name, item in document["processes"].items()
@@ -125,20 +125,38 @@ def load(paths: LabPaths) -> LabState | None:
 @contextmanager
 def changing(paths: Paths, name: str) -> Iterator[None]:
     """Hold the lab's lock. Raises LabFailed at once if another command is changing this lab."""
-    file = paths.lock(name)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = _lock(paths.lock(name), name)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-    except BlockingIOError:
-        raise LabFailed(
-            f"another command is changing lab {name!r} just now",
-            evidence=f"it holds {file}",
-            next=[f"overlaynet status -l {name}"],
-        ) from None
     finally:
+        paths.lock(name).unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _lock(file: Path, name: str) -> int:
+    """The lock, on the file that has this name now: whoever held it before has removed theirs."""
+    while True:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_open_as(file, descriptor):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise LabFailed(
+                f"another command is changing lab {name!r} just now",
+                evidence=f"it holds {file}",
+                next=[f"overlaynet status -l {name}"],
+            ) from None
+        os.close(descriptor)
+
+
+def _is_open_as(file: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(file.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 # --- which lab ------------------------------------------------------------------------------------

@@ -1,0 +1,47 @@
+"""What the lab itself keeps in etcd: the network's config and settings, and the end of hosts that left.
+
+Everything else there is the agents'. A config that is there already is the operator's and stays; settings
+follow the topology. A host that was taken out of the topology is gone for good, so its lease does not wait
+for its time to run out.
+"""
+
+from __future__ import annotations
+
+from overlaynet.core.keys import Keys
+from overlaynet.lab.topology import Topology
+from overlaynet.model import Claim, Lease, NodeRecord, Settings, Workload
+from overlaynet.ports import Compare, Delete, KeyValue, Put, Store
+from overlaynet.store import codec
+
+
+def tend(store: Store, keys: Keys, topology: Topology, previous: Settings | None) -> int:
+    """Put what is missing, delete what departed hosts left; answer how many keys were written.
+
+    `previous`: the settings this lab last asked for. Raises StoreErrors."""
+    listing = store.read(keys.watched)
+    present = {item.key: item for item in listing.items}
+    writes: list[tuple[Compare, Put | Delete]] = []
+    if keys.network_config not in present:
+        value = codec.encode_network_config(topology.network.config)
+        writes.append((Compare(keys.network_config, 0), Put(keys.network_config, value)))
+    if keys.settings not in present or previous not in (None, topology.settings):
+        writes.append(_settings(keys, topology.settings, present.get(keys.settings)))
+    hosts = {host.name for host in topology.hosts}
+    for item in listing.items:
+        node = owner(item, keys)
+        if node is not None and node not in hosts:
+            writes.append((Compare(item.key, item.mod_revision), Delete(item.key)))
+    return sum(store.commit([compare], [write]).ok for compare, write in writes)
+
+
+def _settings(keys: Keys, settings: Settings, present: KeyValue | None) -> tuple[Compare, Put]:
+    revision = present.mod_revision if present else 0
+    return Compare(keys.settings, revision), Put(keys.settings, codec.encode_settings(settings))
+
+
+def owner(item: KeyValue, keys: Keys) -> str | None:
+    """The node whose key this is; None for one that is no node's or was written by another program."""
+    match codec.decode(item, keys).value:
+        case Lease(node_name=name) | Claim(node_name=name) | Workload(node=name) | NodeRecord(name=name):
+            return name
+    return None

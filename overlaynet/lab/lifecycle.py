@@ -1,0 +1,376 @@
+"""Bringing a lab up and taking it down.
+
+`up` converges: it looks at what is there, plans, and does only what the plan says, so that the second time
+there is nothing to do, a process that died is started again, and hosts and containers come and go as the
+topology does. A first `up` that fails is taken back whole; an existing lab is left as far as it got, and the
+next `up` goes on from there.
+
+    etcd           started first; it becomes ready while hosts are being wired
+    agents         all at once; what they need from etcd arrives while Python is still being loaded
+    containers     on each host as soon as its agent has a subnet
+    settled        every agent ready, nothing pending, everyone knows everyone
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from overlaynet.core.keys import Keys
+from overlaynet.errors import AgentUnreachable, LabFailed, NotReady, OverlayError, TopologyError
+from overlaynet.kernel import capability, netns
+from overlaynet.lab import attach, cluster_store, process
+from overlaynet.lab.build import STOP_GRACE_S, UNFINISHED, Builder
+from overlaynet.lab.converge import (
+    ETCD,
+    UNDERLAY_PLACE,
+    Key,
+    Kind,
+    Parts,
+    Plan,
+    agent_of,
+    cables,
+    plan,
+    plan_containers,
+    unsettled,
+    wanted,
+)
+from overlaynet.lab.launch import identity, identity_json, launches
+from overlaynet.lab.netns_driver import PREFIX, NetnsDriver, namespace
+from overlaynet.lab.paths import LabPaths, Paths
+from overlaynet.lab.state import LabState, Running, boot_id, changing, load, save, write_atomically
+from overlaynet.lab.topology import Host, Topology
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is, and how much there is."""
+
+TOOLS = ("ip", "nsenter", "setpriv", "etcd", "iptables")
+CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SETPCAP")
+_FIRST_POLL_S, _LAST_POLL_S = 0.02, 0.25
+_WORKERS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class UpResult:
+    """What `up` did. `waiting` says, if not converged, what each unsettled host still lacks."""
+
+    lab: str
+    changes: int
+    hosts: tuple[str, ...]
+    ready_s: float
+    converged: bool
+    waiting: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Settled:
+    """One host: how many containers were wired or unwired, and why it is not settled, if it is not."""
+
+    changes: int = 0
+    waiting: str | None = None
+
+
+def silent(step: str, done: int, total: int) -> None:
+    """A progress that nobody watches."""
+
+
+# --- up -------------------------------------------------------------------------------------------
+
+
+def up(topology: Topology, paths: Paths, *, timeout_s: float, progress: Progress = silent) -> UpResult:
+    """Make the lab as the topology says. Raises OverlayErrors; a lab that only takes too long is no error."""
+    require_privilege("making a lab")
+    for name in TOOLS:
+        process.tool(name)
+    with changing(paths, topology.name):
+        old = load(paths.lab(topology.name))
+        try:
+            return _Up(topology, paths, old, timeout_s, progress).run()
+        except BaseException:
+            if old is None:
+                with suppress(OverlayError):
+                    _take_down(topology.name, paths, keep_logs=False)
+            raise
+
+
+def require_privilege(purpose: str) -> None:
+    capability.require(*CAPABILITIES, purpose=purpose)
+
+
+class _Up:
+    """One `up`: the wanted topology, what was recorded before, and what has been done so far."""
+
+    def __init__(
+        self, topology: Topology, paths: Paths, old: LabState | None, timeout_s: float, progress: Progress
+    ) -> None:
+        known = {host.name: host.number for host in old.topology.hosts} if old else {}
+        self.topology = topology.keeping(known)
+        self.paths: LabPaths = paths.lab(topology.name)
+        self.old = old
+        self.progress = progress
+        self.started = time.monotonic()
+        self.deadline = self.started + timeout_s
+        self.builder = Builder(topology.name, self.paths)
+        self.driver = NetnsDriver(topology.name, self.paths)
+        self.launches = launches(self.topology, self.paths, os.uname().machine)
+        self.processes: dict[str, Running] = {}
+        self.stopping = threading.Event()
+        if old and old.topology.network != self.topology.network:
+            raise TopologyError(
+                f"the network of lab {topology.name!r} cannot be changed while it is up",
+                evidence=f"it is {old.topology.network.config}",
+                next=[f"overlaynet down -l {topology.name}"],
+            )
+
+    def run(self) -> UpResult:
+        recorded = self.old or LabState(self.topology, boot_id())
+        have = self.builder.observe(recorded, self.topology)
+        want = wanted(self.topology, {name: launch.spec for name, launch in self.launches.items()})
+        steps = plan(want, have)
+        self.processes = {
+            name: running for name, running in recorded.processes.items() if Key(Kind.PROCESS, name) in have
+        }
+        namespaces = _specs(want)
+        if steps.changes or recorded != replace(recorded, topology=self.topology):
+            self._save({**_specs(have), **namespaces, **dict.fromkeys(_touched(steps), UNFINISHED)})
+        self._remove(steps, recorded.topology)
+        self._make(steps)
+        changes = steps.changes + self._settle_store()
+        settled = self._settle(frozenset(steps.makes(Kind.NETNS)))
+        self._start(name for name in steps.makes(Kind.PROCESS) if name.startswith("command/"))
+        if steps.changes:
+            self._save(namespaces)
+        waiting = tuple(s.waiting for s in settled if s.waiting)
+        return UpResult(
+            lab=self.topology.name,
+            changes=changes + sum(s.changes for s in settled),
+            hosts=tuple(host.name for host in self.topology.hosts),
+            ready_s=round(time.monotonic() - self.started, 3),
+            converged=not waiting,
+            waiting=waiting,
+        )
+
+    def _save(self, namespaces: Mapping[str, str]) -> None:
+        save(self.paths, LabState(self.topology, boot_id(), dict(namespaces), dict(self.processes)))
+
+    # --- parts --------------------------------------------------------------------------------
+
+    def _remove(self, steps: Plan, before: Topology) -> None:
+        names = steps.removes(Kind.PROCESS)
+        for batch in ([n for n in names if n != ETCD], [n for n in names if n == ETCD]):
+            process.stop((self.processes.pop(name).process for name in batch), STOP_GRACE_S)
+        known = {cable.place: cable for cable in (*cables(before), *cables(self.topology))}
+        new = set(steps.makes(Kind.NETNS)) - set(steps.removes(Kind.NETNS))
+        touched = {*steps.removes(Kind.CABLE), *steps.makes(Kind.CABLE)} - new
+        self.builder.remove_cables(known[place] for place in sorted(touched) if place in known)
+        self.builder.remove_namespaces(steps.removes(Kind.NETNS))
+        for host in {h.name for h in before.hosts} - {h.name for h in self.topology.hosts}:
+            _remove_host_files(self.paths, host)
+
+    def _make(self, steps: Plan) -> None:
+        """Namespaces, cables, etcd and agents."""
+        self.progress("network", 0, len(steps.make))
+        self.builder.make_namespaces(sorted(steps.makes(Kind.NETNS), key=lambda place: place != UNDERLAY_PLACE))
+        fresh = set(steps.makes(Kind.CABLE))
+        self.builder.make_cables([cable for cable in cables(self.topology) if cable.place in fresh])
+        self.progress("network", len(steps.make), len(steps.make))
+        for host in self.topology.hosts:
+            self._prepare(host)
+        daemons = [name for name in steps.makes(Kind.PROCESS) if not name.startswith("command/")]
+        self._start(sorted(daemons, key=lambda name: name != ETCD))
+
+    def _prepare(self, host: Host) -> None:
+        """The host's directories, and the identity it begins with: only if it has none."""
+        paths = self.paths.host(host.name)
+        paths.run.mkdir(parents=True, exist_ok=True)
+        paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not paths.identity.exists():
+            text = identity_json(identity(self.topology, host, os.urandom(16).hex()))
+            write_atomically(paths.identity, text, 0o600)
+
+    def _start(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.processes[name] = self.builder.start(self.launches[name])
+
+    # --- etcd ---------------------------------------------------------------------------------
+
+    def _settle_store(self) -> int:
+        from overlaynet.store.etcd import EtcdStore  # here: it costs 0.2 s, which agents need as well
+
+        self.progress("etcd", 0, 1)
+        store = EtcdStore([f"unix://{self.paths.etcd_socket}"])
+        try:
+            self.builder.await_etcd(self.processes[ETCD])
+            previous = self.old.topology.settings if self.old else None
+            return cluster_store.tend(store, Keys(), self.topology, previous)
+        finally:
+            store.close()
+            self.progress("etcd", 1, 1)
+
+    # --- hosts --------------------------------------------------------------------------------
+
+    def _settle(self, remade: frozenset[str]) -> list[_Settled]:
+        """Wire containers and wait, all hosts side by side. The first error stops them all."""
+        total = len(self.topology.hosts)
+        self.progress("hosts", 0, total)
+        with ThreadPoolExecutor(max_workers=min(_WORKERS, total)) as pool:
+            futures = [pool.submit(self._settle_host, host, remade) for host in self.topology.hosts]
+            try:
+                for done, future in enumerate(as_completed(futures), start=1):
+                    future.result()
+                    self.progress("hosts", done, total)
+            except BaseException:
+                self.stopping.set()
+                raise
+        return [future.result() for future in futures]
+
+    def _settle_host(self, host: Host, remade: frozenset[str]) -> _Settled:
+        settled = _Settled()
+        others = frozenset(h.name for h in self.topology.hosts if h != host)
+        wired = False
+        for status in self._statuses(host):
+            if isinstance(status, str):
+                settled.waiting = status
+                continue
+            if not wired:
+                wired = self._wire(host, status, remade, settled)
+            else:
+                settled.waiting = unsettled(host.name, others, status)
+                if settled.waiting is None:
+                    break
+        return settled
+
+    def _wire(self, host: Host, status: Mapping[str, Any], remade: frozenset[str], settled: _Settled) -> bool:
+        """Bring the agent's containers in line; answer whether that could be done already."""
+        lease = status["lease"]
+        if lease is None or not lease["confirmed"]:
+            settled.waiting = f"{host.name} has no subnet yet"
+            return False
+        wiring = plan_containers(self.topology.containers_on(host.name), status["containers"], remade)
+        agent = self.driver.agent(host.name)
+        for container_namespace, name in wiring.detach:
+            attach.detach(agent, container_namespace, name)
+        with suppress(NotReady):
+            for container in wiring.attach:
+                attach.attach(agent, container, self.builder.name(container.name))
+            settled.changes = wiring.changes
+            return True
+        return False
+
+    def _statuses(self, host: Host) -> Iterable[dict[str, Any] | str]:
+        """The agent's status again and again, or why there is none, until the time is over."""
+        agent = self.driver.agent(host.name)
+        pause_s = _FIRST_POLL_S
+        while time.monotonic() < self.deadline and not self.stopping.is_set():
+            try:
+                yield agent.get("/v1/status")
+            except AgentUnreachable as error:
+                self._check_alive(host, error)
+                yield f"{host.name}: {error.message}"
+            self.stopping.wait(pause_s)
+            pause_s = min(pause_s * 1.3, _LAST_POLL_S)
+
+    def _check_alive(self, host: Host, error: AgentUnreachable) -> None:
+        if not self.processes[agent_of(host.name)].process.alive:
+            log = self.paths.host(host.name).log
+            raise LabFailed(
+                f"the agent of {host.name} ended",
+                evidence=process.last_lines(log),
+                next=[f"tail {log}", f"overlaynet up -l {self.topology.name}"],
+            ) from error
+
+
+def _specs(parts: Parts) -> dict[str, str]:
+    return {key.name: str(spec) for key, spec in parts.items() if key.kind is Kind.NETNS}
+
+
+def _touched(steps: Plan) -> set[str]:
+    return {*steps.makes(Kind.NETNS), *steps.removes(Kind.NETNS)}
+
+
+def _remove_host_files(paths: LabPaths, host: str) -> None:
+    for directory in (paths.host(host).run, paths.host(host).state):
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+# --- down -----------------------------------------------------------------------------------------
+
+
+def down(name: str, paths: Paths, *, keep_logs: bool = False) -> int:
+    """Take a lab away, whole or half-built; answer how many namespaces and processes there were.
+
+    `keep_logs` leaves its log files. Raises LabFailed, NotPermitted, KernelError."""
+    require_privilege("taking a lab down")
+    with changing(paths, name):
+        return _take_down(name, paths, keep_logs=keep_logs)
+
+
+def _take_down(name: str, paths: Paths, *, keep_logs: bool) -> int:
+    lab = paths.lab(name)
+    try:
+        state = load(lab)
+    except LabFailed:
+        state = None  # damaged: names and directories have to do
+    if state is not None:
+        names = [namespace(name, place) for place in state.namespaces]
+        recorded = [] if state.rebooted else [running.process for running in state.processes.values()]
+    else:
+        names, recorded = orphans(name, netns.names(), _claimed(name, paths)), []
+    names = [item for item in names if netns.exists(item)]
+    etcd = namespace(name, ETCD)
+    first = process.inside(netns.path(item) for item in names if item != etcd)
+    process.stop(first, STOP_GRACE_S)
+    last = {*process.inside([netns.path(etcd)] if etcd in names else []), *recorded}
+    process.stop(last, STOP_GRACE_S)
+    for item in names:
+        netns.delete(item)
+    for directory in (lab.run, lab.state):
+        _remove_tree(directory, keep_logs=keep_logs)
+    return len(names) + len(first) + len(last - set(first))
+
+
+def _claimed(name: str, paths: Paths) -> set[str]:
+    """Namespaces that other labs have recorded as theirs."""
+    claimed: set[str] = set()
+    for other in paths.names():
+        if other != name:
+            with suppress(LabFailed):
+                state = load(paths.lab(other))
+                claimed |= {namespace(other, place) for place in state.namespaces} if state else set()
+    return claimed
+
+
+def orphans(name: str, present: Iterable[str], claimed: Iterable[str]) -> list[str]:
+    """Which of the machine's namespaces are this lab's, judged by their names alone.
+
+    `ovl-a-b-c` may be `c` of lab `a-b` or `b-c` of lab `a`: it is left alone if another lab has recorded it,
+    or if an underlay tells that there is a lab with the longer name."""
+    present = list(present)
+    prefix = f"{PREFIX}-{name}-"
+    ending = f"-{UNDERLAY_PLACE}"
+    longer = [n.removesuffix(UNDERLAY_PLACE) for n in present if n.startswith(prefix) and n.endswith(ending)]
+    theirs = tuple(other for other in longer if other != prefix)
+    return [n for n in present if n.startswith(prefix) and n not in set(claimed) and not n.startswith(theirs)]
+
+
+def _remove_tree(directory: Path, *, keep_logs: bool) -> None:
+    """The directory with everything in it, but for logs if they are to be kept."""
+    if not keep_logs:
+        shutil.rmtree(directory, ignore_errors=True)
+    for file in sorted(directory.rglob("*"), reverse=True):
+        if file.is_dir() and not file.is_symlink():
+            with suppress(OSError):  # logs are left in it
+                file.rmdir()
+        elif file.suffix != ".log":
+            file.unlink()
+    for empty in (directory, *directory.parents[:2]):
+        with suppress(OSError):
+            empty.rmdir()
