@@ -11,6 +11,10 @@ so that a person looking with one command sees all; hence `auto`:
 If ours are nevertheless left in the other variant (the setting changed), the first `apply` removes them
 there, after they are in place here.
 
+In a user namespace the legacy variant may change tables but not list them (/proc/net/ip_tables_names belongs
+to the machine's root). There each table is read by its name, which makes the kernel set it up, empty; so
+only where the legacy variant was chosen or is to be cleaned, not to find out which one to choose.
+
 Everything concerns the network namespace of the calling thread. Needed are CAP_NET_ADMIN and CAP_NET_RAW and,
 for legacy, a writable lock file (environment XTABLES_LOCKFILE, else /run/xtables.lock); no root user as such.
 Version 1.8 or newer, the first with two variants.
@@ -22,13 +26,13 @@ import os
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
-from overlaynet.errors import FirewallBusy, OverlayError, ToolMissing
+from overlaynet.errors import FirewallBusy, FirewallError, NotPermitted, OverlayError, ToolMissing
 from overlaynet.firewall import compare
-from overlaynet.firewall.chains import Rendered, is_ours
+from overlaynet.firewall.chains import TABLE_ORDER, Rendered, is_ours
 from overlaynet.firewall.readback import parse
 from overlaynet.firewall.refusal import refusal
 from overlaynet.firewall.render import render
@@ -52,6 +56,9 @@ class Tools(NamedTuple):
     flavour: Flavour
     save: str
     restore: str
+
+
+Found: TypeAlias = list[tuple[Tools, RuleSet]]
 
 
 class Iptables:
@@ -84,7 +91,7 @@ class Iptables:
 
     def observe(self) -> RuleSet:
         """Every table's rules with counters. Raises FirewallError, NotPermitted, ToolMissing."""
-        return self._saved(self._chosen())
+        return self._saved_somehow(self._chosen())
 
     def pending(self, want: Mapping[str, Policy], have: RuleSet) -> tuple[RuleChange, ...]:
         """What differs, of what is ours."""
@@ -102,7 +109,7 @@ class Iptables:
 
     def clean(self) -> None:
         """Remove every chain and hook of ours, in both variants, and nothing else."""
-        self._clean(_installed(self._family))
+        self._clean(_readable(_installed(self._family), self._saved_somehow))
 
     def rendered(self, want: Mapping[str, Policy]) -> Rendered:
         """The chains these policies become."""
@@ -127,7 +134,7 @@ class Iptables:
 
     def _settled(self, installed: Sequence[Tools]) -> Tools:
         """Of several variants, the one where rules are."""
-        readable = self._readable(installed)
+        readable = _readable(installed, self._saved)
         for counts in (_foreign_rules, _our_chains):
             holding = [tools for tools, rules in readable if counts(rules)]
             if len(holding) == 1:
@@ -136,27 +143,14 @@ class Iptables:
         default = _flavour_of(_which(_name(self._family)))
         return next((tools for tools in usable if tools.flavour == default), usable[0])
 
-    def _readable(self, installed: Sequence[Tools]) -> list[tuple[Tools, RuleSet]]:
-        """With the rules in each. One that cannot be read (the kernel may know one variant only) holds
-        none; if none can be read, raises the last error."""
-        found: list[tuple[Tools, RuleSet]] = []
-        trouble: OverlayError | None = None
-        for tools in installed:
-            try:
-                found.append((tools, self._saved(tools)))
-            except OverlayError as error:
-                trouble = error
-        if trouble is not None and not found:
-            raise trouble
-        return found
-
     def _clean_other(self) -> None:
         mine = self._chosen().flavour
-        self._clean([tools for tools in _installed(self._family) if tools.flavour != mine])
+        others = [tools for tools in _installed(self._family) if tools.flavour != mine]
+        self._clean(_attempted(others, self._saved)[0])
         self._other_is_clean = True
 
-    def _clean(self, installed: Sequence[Tools]) -> None:
-        for tools, rules in self._readable(installed):
+    def _clean(self, found: Found) -> None:
+        for tools, rules in found:
             leftovers = compare.pending(Rendered(), rules, {})
             if leftovers:
                 self._restore(tools, leftovers)
@@ -165,6 +159,23 @@ class Iptables:
 
     def _saved(self, tools: Tools) -> RuleSet:
         return parse(self._run([tools.save, "-c"], ""), tools.flavour)
+
+    def _saved_somehow(self, tools: Tools) -> RuleSet:
+        """Table by table where they cannot be listed."""
+        try:
+            return self._saved(tools)
+        except NotPermitted:
+            if tools.flavour != "legacy" or not _privileged():
+                raise
+        return parse("".join(self._saved_table(tools, table) for table in TABLE_ORDER), tools.flavour)
+
+    def _saved_table(self, tools: Tools, table: str) -> str:
+        try:
+            return self._run([tools.save, "-c", "-t", table], "")
+        except FirewallError as error:
+            if error.transient:
+                raise
+            return ""  # the kernel has no such table
 
     def _restore(self, tools: Tools, changes: Sequence[RuleChange]) -> None:
         text = restore_text(changes)
@@ -242,6 +253,28 @@ def _missing(what: str, evidence: str = "") -> ToolMissing:
     wanted = "iptables 1.8 or newer" if what == "auto" else f"the program or variant {what}"
     install = ("apt-get install iptables",)
     return ToolMissing(f"{wanted} is not installed", evidence=evidence, next=install)
+
+
+def _readable(installed: Sequence[Tools], read: Callable[[Tools], RuleSet]) -> Found:
+    """The variants that can be read, with the rules in each; raises the last error if there is none."""
+    found, trouble = _attempted(installed, read)
+    if trouble is not None and not found:
+        raise trouble
+    return found
+
+
+def _attempted(
+    installed: Sequence[Tools], read: Callable[[Tools], RuleSet]
+) -> tuple[Found, OverlayError | None]:
+    """Read each. One that fails holds nothing, as a rule: the kernel may know the other variant only."""
+    found: Found = []
+    trouble: OverlayError | None = None
+    for tools in installed:
+        try:
+            found.append((tools, read(tools)))
+        except OverlayError as error:
+            trouble = error
+    return found, trouble
 
 
 def _foreign_rules(rules: RuleSet) -> int:

@@ -41,7 +41,14 @@ class FakeFirewall:
     `fail` makes the next commits fail; `restore` is any other program's hand on the same rules; `hit`
     lets packets match. `restores` and `bytes_written` count as the real adapter does."""
 
-    def __init__(self, *, random_fully: bool = True, spell: Callable[[str], str] = _as_written) -> None:
+    def __init__(
+        self,
+        *,
+        flavour: str = "legacy",
+        random_fully: bool = True,
+        spell: Callable[[str], str] = _as_written,
+    ) -> None:
+        self.flavour = flavour
         self._random_fully = random_fully
         self._spell = spell
         self._chains: dict[ChainKey, list[RuleLine]] = {
@@ -54,7 +61,7 @@ class FakeFirewall:
 
     def observe(self) -> RuleSet:
         policies = {key: "ACCEPT" if key[1] in BUILTIN[key[0]] else "-" for key in self._chains}
-        return RuleSet("fake", {key: tuple(rules) for key, rules in self._chains.items()}, policies)
+        return RuleSet(self.flavour, {key: tuple(rules) for key, rules in self._chains.items()}, policies)
 
     def pending(self, want: Mapping[str, Policy], have: RuleSet) -> tuple[RuleChange, ...]:
         return compare.pending(self.rendered(want), have, self._remembered)

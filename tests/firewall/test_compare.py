@@ -11,7 +11,7 @@ from overlaynet.firewall.chains import Rendered, Rules
 from overlaynet.firewall.compare import NOBODY, blockers, hooks_in, learn, pending
 from overlaynet.firewall.render import FORWARD, POSTROUTING, render
 from overlaynet.firewall.restore import restore_text
-from overlaynet.state import ChainKey, RuleLine, RuleSet, Source
+from overlaynet.state import ChainKey, RuleChange, RuleLine, RuleSet, Source
 from overlaynet.testing.fake_firewall import FakeFirewall
 
 pytestmark = pytest.mark.unit
@@ -191,3 +191,13 @@ def foreign(rules: tuple[RuleLine, ...]) -> list[str]:
 
 def test_restore_text_of_no_changes_is_empty():
     assert restore_text(()) == ""
+
+
+def test_two_hooks_of_one_chain_are_put_in_their_order_in_front():
+    fake = FakeFirewall()
+    fake.restore("*filter\n:OVL-FORWARD - [0:0]\n:OVL-LATER - [0:0]\n-A FORWARD -i eth7 -j DROP\nCOMMIT\n")
+    foreign_rules = fake.observe().chains[BUILTIN_FORWARD]
+    two = RuleChange("missing", *BUILTIN_FORWARD, (HOOK, "-j OVL-LATER"), None, NOBODY)
+    fake.apply([two], fake.observe())
+    assert [line.text for line in fake.observe().chains[BUILTIN_FORWARD][:2]] == [HOOK, "-j OVL-LATER"]
+    assert fake.observe().chains[BUILTIN_FORWARD][2:] == foreign_rules

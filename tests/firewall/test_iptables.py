@@ -14,7 +14,7 @@ from helpers.privilege import requires_netns
 
 from overlaynet.errors import FirewallBusy, FirewallError, ToolMissing
 from overlaynet.firewall import iptables
-from overlaynet.firewall.chains import probability, rule
+from overlaynet.firewall.chains import Rendered, probability, rule
 from overlaynet.firewall.compare import pending
 from overlaynet.firewall.iptables import Flavour, Iptables
 from overlaynet.firewall.render import render
@@ -120,6 +120,23 @@ def test_commits_and_bytes_are_counted(flavour: Flavour):
     assert firewall.restores == {"filter": 2, "nat": 1}
 
 
+@both
+def test_a_rule_that_is_printed_in_other_words_is_written_once(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+):
+    """As with a version of iptables whose spelling is not ours."""
+    text = '-s 10.244.0.5 -m comment --comment "overlaynet: a" -j MARK --or-mark 0x4000'
+    odd = Rendered(chains={("nat", "OVL-X"): (text,)}, origins={("nat", "OVL-X"): (Source("test", ""),)})
+    monkeypatch.setattr(iptables, "render", lambda *_, **__: odd)
+    firewall = Iptables(flavour)
+    assert reach(firewall)
+    assert rules_of(firewall.observe())[("nat", "OVL-X")] != (text,)
+    assert reach(firewall) == ()
+    edited = text.replace("10.244.0.5", "10.244.0.6")
+    restore(flavour, f"*nat\n-F OVL-X\n-A OVL-X {edited}\nCOMMIT\n")
+    assert reach(firewall)
+
+
 def test_each_family_has_rules_of_its_own():
     four, six = Iptables("nft"), Iptables("nft", family=6)
     reach(four, DUAL_STACK)
@@ -187,6 +204,35 @@ def test_ours_leave_the_variant_that_is_no_longer_meant(flavour: Flavour):
     reach(firewall)
     assert rules_of(Iptables(flavour).observe()) == before
     assert reach(firewall) == ()
+
+
+@pytest.fixture
+def tables_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a user namespace: the legacy variant reads a table only by its name."""
+    for name in ("iptables-legacy-restore", "iptables-nft-save", "iptables-nft-restore", "iptables"):
+        (tmp_path / name).symlink_to(Path("/usr/sbin") / name)
+    save = tmp_path / "iptables-legacy-save"
+    refusal = "Failed to list table names in /proc/net/ip_tables_names: Permission denied"
+    by_name = 'case "$*" in *-t*) exec /usr/sbin/iptables-legacy-save "$@" ;; esac'
+    save.write_text(f'#!/bin/sh\n{by_name}\necho "{refusal}" >&2\nexit 1\n')
+    save.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+
+@pytest.mark.usefixtures("tables_cannot_be_listed")
+def test_legacy_works_where_its_tables_cannot_be_listed():
+    firewall = Iptables("legacy")
+    assert reach(firewall)
+    assert reach(firewall) == ()
+    firewall.clean()
+    assert rules_of(firewall.observe()) == {}
+
+
+@pytest.mark.usefixtures("tables_cannot_be_listed")
+def test_legacy_is_not_set_up_only_to_find_out_which_variant_to_use(netns: PrivateNetns):
+    reach(Iptables("nft"))
+    assert Iptables().flavour == "nft"
+    assert netns.run("cat /proc/thread-self/net/ip_tables_names") == ""
 
 
 def test_clean_takes_ours_out_of_both_variants():
