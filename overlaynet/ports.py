@@ -105,7 +105,10 @@ class Store(Protocol):
         """All keys under the prefixes, at one revision."""
 
     def watch(self, prefixes: Sequence[str], revision: int, sink: Callable[[Notice], None]) -> Watch:
-        """Tell `sink`, in order and from another thread, of every change from `revision` on."""
+        """Tell `sink`, from another thread, of every change from `revision` on.
+
+        In order of revisions; but what happened before the watch was there, or while it was cut off, comes
+        prefix by prefix, in order within each."""
 
     def commit(self, compares: Sequence[Compare], writes: Sequence[Put | Delete]) -> Commit:
         """Write all or, if a comparison fails, nothing."""
@@ -191,6 +194,10 @@ class Firewall(Protocol):
 
     def pending(self, want: Mapping[str, Policy], have: RuleSet) -> tuple[RuleChange, ...]:
         """What differs, of what is ours. Pure."""
+
+    def blockers(self, want: Mapping[str, Policy], have: RuleSet) -> tuple[str, ...]:
+        """Foreign rules in front of our hooks that may end a packet's walk before it: to be told, never
+        fought. Pure."""
 
     def apply(self, changes: Sequence[RuleChange], have: RuleSet) -> None:
         """Make it so, each table in one atomic commit; chains that do not differ are not named."""

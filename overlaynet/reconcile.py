@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from overlaynet.addr import IPNetwork
 from overlaynet.core.diff import changes, touched_changes
@@ -78,10 +79,17 @@ class Reconciler:
             self.cache.pop(change.obj.key, None)
 
 
-def sync_firewall(firewall: Firewall, want: Mapping[str, Policy]) -> tuple[RuleChange, ...]:
-    """Read the rules, write what differs; answer what differed. Raises FirewallError or ToolMissing."""
+class FirewallOutcome(NamedTuple):
+    """What differed and was written; and foreign rules in front of ours that may stop a packet first."""
+
+    changes: tuple[RuleChange, ...] = ()
+    blockers: tuple[str, ...] = ()
+
+
+def sync_firewall(firewall: Firewall, want: Mapping[str, Policy]) -> FirewallOutcome:
+    """Read the rules, write what differs. Raises FirewallError or ToolMissing."""
     present = firewall.observe()
     pending = firewall.pending(want, present)
     if pending:
         firewall.apply(pending, present)
-    return pending
+    return FirewallOutcome(pending, firewall.blockers(want, present))

@@ -141,7 +141,7 @@ def once(config: AgentConfig) -> dict[str, Any]:
         desired = survey.desired
         assert survey.view.network is not None
         outcome = Reconciler(kernel).look(desired.objects, survey.view.network.networks)
-        chains = sync_firewall(rules, desired.policies)
+        chains = sync_firewall(rules, desired.policies).changes
     return {**_document("Once", outcome.changes, chains, desired), "failures": _failures(outcome)}
 
 
@@ -177,7 +177,7 @@ def clean(config: AgentConfig) -> dict[str, Any]:
     with files.only_one(config.paths.pid_file):
         kernel, rules = KernelAdapter.open(), wire.firewall(config)
         try:
-            chains = sync_firewall(rules, {})
+            chains = sync_firewall(rules, {}).changes
             outcome = _clean_kernel(kernel)
         finally:
             kernel.close()

@@ -64,7 +64,7 @@ def status(loop: Loop) -> Document:
             for failure in host.outcome.failures
         ],
         "problems": [problem.as_json() for problem in loop.problems()],
-        "firewall": {"flavour": loop.firewall.flavour},
+        "firewall": {"flavour": loop.firewall.flavour, "foreign_rules_in_front": list(loop.rules.blockers)},
         "writes": {"kernel": sum(host.writes.values()), "firewall": loop.rules.restores},
         "looks": host.looks,
     }

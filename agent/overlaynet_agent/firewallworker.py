@@ -12,16 +12,16 @@ from dataclasses import dataclass
 
 from overlaynet.errors import OverlayError
 from overlaynet.ports import Firewall
-from overlaynet.reconcile import sync_firewall
-from overlaynet.state import Policy, RuleChange
+from overlaynet.reconcile import FirewallOutcome, sync_firewall
+from overlaynet.state import Policy
 
 
 @dataclass(frozen=True, slots=True)
 class FirewallDone:
     """One round is over: what differed and was written, or why it could not be."""
 
-    changes: tuple[RuleChange, ...]
-    error: OverlayError | None
+    outcome: FirewallOutcome
+    error: OverlayError | None = None
 
 
 class FirewallWorker:
@@ -63,6 +63,6 @@ class FirewallWorker:
                     return
                 wanted, self._wanted = self._wanted or {}, None
             try:
-                self._post(FirewallDone(sync_firewall(self._firewall, wanted), None))
+                self._post(FirewallDone(sync_firewall(self._firewall, wanted)))
             except OverlayError as error:
-                self._post(FirewallDone((), error))
+                self._post(FirewallDone(FirewallOutcome(), error))

@@ -63,6 +63,7 @@ class FirewallState:
     error: OverlayError | None = None
     attempt: int = 0
     restores: int = 0
+    blockers: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -177,11 +178,11 @@ class Loop:
     def _firewall_done(self, done: FirewallDone) -> None:
         rules = self.rules
         rules.error, rules.tried = done.error, True
-        if done.changes:
+        if changes := done.outcome.changes:
             rules.restores += 1
-            log.info("firewall written chains=%s", ",".join(sorted({c.chain for c in done.changes})))
+            log.info("firewall written chains=%s", ",".join(sorted({c.chain for c in changes})))
         if done.error is None:
-            rules.attempt = 0
+            rules.attempt, rules.blockers = 0, done.outcome.blockers
             return
         rules.attempt += 1
         log.warning("firewall refused attempt=%d error=%s", rules.attempt, done.error)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from overlaynet.addr import IPAddress
+from overlaynet.core.overlay import vxlan_device
 from overlaynet.model import VXLAN, Lease, LocalHost, NetworkConfig
 from overlaynet.state import ForwardAccept, Masquerade, Policy, VxlanGuard
 
@@ -24,7 +25,8 @@ def policies(
         wanted["masquerade"] = Masquerade(network.networks, lease.subnets)
     if network.backend.type == VXLAN:
         allowed = _addresses(peers) if local.vxlan_peers_only else None
-        wanted["vxlan"] = VxlanGuard(network.backend.port, network.networks, allowed)
+        inside = (local.bridge, vxlan_device(network.backend.vni))
+        wanted["vxlan"] = VxlanGuard(network.backend.port, network.networks, allowed, inside)
     return wanted
 
 
