@@ -60,19 +60,19 @@ class Refusal(NamedTuple):
 class Rtnl:
     """A NETLINK_ROUTE socket. Not for two threads at once."""
 
-    def __init__(self, sock: socket.socket, *, timeout_s: int = TIMEOUT_S) -> None:
+    def __init__(self, sock: socket.socket, *, timeout_s: float = TIMEOUT_S) -> None:
         """Takes over `sock`. `timeout_s`: how long one answer may take before KernelError (ETIMEDOUT)."""
         self._socket = sock
         self._seq = time.monotonic_ns() & 0x3FFFFFFF  # an adopted socket may still hold answers to others
         _configure(sock, timeout_s)
 
     @classmethod
-    def open(cls, *, timeout_s: int = TIMEOUT_S) -> Rtnl:
+    def open(cls, *, timeout_s: float = TIMEOUT_S) -> Rtnl:
         """In the calling thread's network namespace."""
         return cls(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE), timeout_s=timeout_s)
 
     @classmethod
-    def from_fd(cls, fd: int, *, timeout_s: int = TIMEOUT_S) -> Rtnl:
+    def from_fd(cls, fd: int, *, timeout_s: float = TIMEOUT_S) -> Rtnl:
         """In the namespace where the socket `fd` was opened. `fd` stays the caller's to close."""
         try:
             sock = socket.socket(fileno=os.dup(fd))
@@ -84,7 +84,7 @@ class Rtnl:
         return cls(sock, timeout_s=timeout_s)
 
     @classmethod
-    def inside(cls, target: netns.Target, *, timeout_s: int = TIMEOUT_S) -> Rtnl:
+    def inside(cls, target: netns.Target, *, timeout_s: float = TIMEOUT_S) -> Rtnl:
         """In another namespace, given by name, path or descriptor. Needs CAP_SYS_ADMIN to enter it."""
         sock = netns.socket_in(target, socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         return cls(sock, timeout_s=timeout_s)
@@ -198,13 +198,23 @@ class Rtnl:
         except BlockingIOError as error:
             raise KernelError("an answer in time", errno.ETIMEDOUT) from error
         except OSError as error:
-            text = "answers were lost; look again" if error.errno == errno.ENOBUFS else ""
+            lost = error.errno == errno.ENOBUFS
+            if lost:
+                self._drain()
+            text = "answers were lost; look again" if lost else ""
             raise KernelError("a netlink receive", error.errno or errno.EIO, text) from error
 
+    def _drain(self) -> None:
+        """Throw away what is left: until its buffer is empty the kernel gives an overrun socket nothing."""
+        with suppress(BlockingIOError):
+            while True:
+                self._socket.recv(ANSWER_BYTES, socket.MSG_DONTWAIT)
 
-def _configure(sock: socket.socket, timeout_s: int) -> None:
+
+def _configure(sock: socket.socket, timeout_s: float) -> None:
     sock.setblocking(True)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, pack("@ll", timeout_s, 0))
+    timeout = pack("@ll", int(timeout_s), int(timeout_s % 1 * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)  # up to rmem_max
     with suppress(OSError):  # beyond rmem_max needs CAP_NET_ADMIN in the initial user namespace
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)

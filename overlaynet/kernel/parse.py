@@ -276,7 +276,7 @@ def routes(answers: Iterable[Answer], names: Names) -> list[Route]:
         found.append(
             Route(
                 network(octets, prefixlen),
-                names.get(index),
+                None if kind in NOWHERE else names.get(index),
                 via,
                 metric,
                 flags & wire.RTNH_F_ONLINK != 0,
@@ -294,6 +294,8 @@ _U32 = Struct("=I")
 ANY = {int(AF_INET): bytes(4), int(AF_INET6): bytes(16)}
 """The address of a default route, which the kernel does not send."""
 LOCAL = wire.ROUTE_TYPE_NUMBER["local"]
+NOWHERE = frozenset(wire.ROUTE_TYPE_NUMBER[word] for word in ("blackhole", "unreachable", "prohibit", "throw"))
+"""Routes that end here; IPv6 says they are on the loopback."""
 
 
 # --- policy routing -------------------------------------------------------------------------------

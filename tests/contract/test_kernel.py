@@ -67,6 +67,7 @@ OBJECTS = [
     ),
     pytest.param(Route(ip_network("10.8.0.0/16"), UNDERLAY, table=1_000, scope="link"), id="route-other-table"),
     pytest.param(Route(ip_network("10.7.0.0/16"), None, metric=3, type="blackhole"), id="route-blackhole"),
+    pytest.param(Route(ip_network("fd00:7::/64"), None, metric=3, type="blackhole"), id="route6-blackhole"),
     pytest.param(Route(ip_network("10.6.0.0/16"), UNDERLAY, metric=4, prefsrc=PUBLIC.ip), id="route-source"),
     pytest.param(Sysctl(FORWARDING, "1"), id="sysctl"),
 ]

@@ -29,7 +29,8 @@ CONTAINER_MAC = Mac("0a:58:0a:f4:01:02")
 class Host(Protocol):
     """What the contract suite needs beside the port itself."""
 
-    kernel: Kernel
+    @property
+    def kernel(self) -> Kernel: ...
 
     def container(self) -> Wiring:
         """How to wire a new, empty container."""
