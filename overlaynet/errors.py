@@ -242,3 +242,23 @@ def all_errors() -> Mapping[str, type[OverlayError]]:
         found[cls.code] = cls
         todo.extend(cls.__subclasses__())
     return dict(sorted(found.items()))
+
+
+def from_json(said: Mapping[str, object]) -> OverlayError:
+    """The error that another process told of in its `error` member: same class, code and words.
+
+    What a class carries beside them (an errno, a line) is only in the words."""
+    found = all_errors().get(str(said.get("code")), OverlayError)
+    error = found.__new__(found)
+    if isinstance(error, KernelError):
+        error.target, error.errno, error.text = "", 0, ""
+    elif isinstance(error, FirewallError):
+        error.line = ""
+    steps = said.get("next")
+    OverlayError.__init__(
+        error,
+        str(said.get("message", "")),
+        evidence=str(said.get("evidence", "")),
+        next=[str(step) for step in steps] if isinstance(steps, list) else [],
+    )
+    return error

@@ -17,6 +17,7 @@ import click
 
 from overlaynet.cli import output
 from overlaynet.cli.cluster import Cluster, choose
+from overlaynet.errors import OverlayError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -66,6 +67,19 @@ class App:
                     self.echo(name)
             case _:
                 self.echo(text() if callable(text) else text)
+
+    def fail(self, error: OverlayError) -> int:
+        """Print an error in the form that was asked for; its exit code."""
+        if self.format in ("json", "yaml"):
+            write = output.to_json if self.format == "json" else output.to_yaml
+            self.echo(write(output.error_document(error, self.lab)))
+        else:
+            click.echo(output.error_block(error), err=True, color=self.colour)
+        return error.exit_code
+
+    def warn(self, error: OverlayError) -> None:
+        """An error that leaves a partial answer: standard error, also when quiet."""
+        click.echo(output.error_block(error), err=True, color=self.colour)
 
     def echo(self, text: str) -> None:
         click.echo(text, color=self.colour)

@@ -11,8 +11,8 @@ there. Without etcd, source and state are unknown, and the tables can still be r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -25,6 +25,7 @@ from overlaynet.core.jsonstate import (
     rules_from_json,
     source_to_json,
 )
+from overlaynet.core.leasing import own_lease
 from overlaynet.core.overlay import vxlan_device
 from overlaynet.core.ownership import Have, have, owned
 from overlaynet.core.plan import Desired, desired
@@ -34,7 +35,7 @@ from overlaynet.errors import NetworkNotConfigured, NotReady
 from overlaynet.firewall.chains import Rendered, is_ours
 from overlaynet.firewall.compare import hooks_in
 from overlaynet.firewall.iptables import Iptables
-from overlaynet.model import DEFAULT_VNI, Identity
+from overlaynet.model import DEFAULT_VNI, Identity, Workload
 from overlaynet.state import (
     Change,
     Fdb,
@@ -104,34 +105,42 @@ def job(view: View | None, config: AgentConfig) -> dict[str, Any]:
     return {"op": "observe", "sysctls": sysctls, "firewall": True}
 
 
-def survey(
-    host: str, answer: Mapping[str, Any], view: View | None, config: AgentConfig, identity: Identity | None
-) -> Survey:
-    """Judge a probe's answer. `view` None: etcd could not be asked.
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a host besides what is seen on it. `view` None: etcd could not be asked;
+    `workloads` None: its agent left no list, so etcd's counts."""
+
+    host: str
+    config: AgentConfig
+    identity: Identity | None
+    view: View | None
+    workloads: Sequence[Workload] | None = None
+
+
+def survey(known: Known, answer: Mapping[str, Any]) -> Survey:
+    """Judge a probe's answer.
 
     Raises NetworkNotConfigured, NotReady (the host has no lease), UnderlayProblem or ValueInvalid."""
     kernel, rules = kernel_from_json(answer["kernel"]), rules_from_json(answer["rules"])
-    networks = view.network.networks if view and view.network else ()
+    networks = known.view.network.networks if known.view and known.view.network else ()
     ours = frozenset(obj.key for obj in owned(kernel, networks))
-    plan = None if view is None else _plan(host, kernel, rules, view, config, identity)
-    return Survey(host, kernel, rules, ours, plan)
+    plan = None if known.view is None else _plan(known, known.view, kernel, rules)
+    return Survey(known.host, kernel, rules, ours, plan)
 
 
-def _plan(
-    host: str, kernel: KernelState, rules: RuleSet, view: View, config: AgentConfig, identity: Identity | None
-) -> Plan:
+def _plan(known: Known, view: View, kernel: KernelState, rules: RuleSet) -> Plan:
     if view.network is None:
         raise NetworkNotConfigured(
             "no network is configured in etcd", next=["overlaynet network set FILE", "overlaynet network show"]
         )
-    own = view.own_lease(identity.node_id) if identity else None
-    if identity is None or own is None:
-        raise NotReady(
-            f"{host} holds no lease, so nothing says what it should hold",
-            evidence="no lease in etcd carries this host's node id" if identity else "it has no identity yet",
-            next=["overlaynet get leases", f"overlaynet logs {host}"],
-        )
-    want = desired(view, local_host(config, identity, kernel), own.value, view.workloads_of(host))
+    if known.identity is None:
+        raise _no_lease(known.host, "its agent never ran: it has no identity")
+    local = replace(local_host(known.config, known.identity, kernel), name=known.host)
+    own = own_lease(view, local)
+    if own is None:
+        raise _no_lease(known.host, "no lease in etcd carries its node id")
+    workloads = list(view.workloads_of(known.host)) if known.workloads is None else known.workloads
+    want = desired(view, local, own.value, workloads)
     there = have(want.objects, kernel, view.network.networks)
     firewall = Iptables(random_fully=True)
     return Plan(
@@ -140,6 +149,14 @@ def _plan(
         rendered=firewall.rendered(want.policies),
         changes=changes(want.objects, there.objects, there.refused),
         rule_changes=firewall.pending(want.policies, rules),
+    )
+
+
+def _no_lease(host: str, evidence: str) -> NotReady:
+    return NotReady(
+        f"{host} holds no lease, so nothing says what it should hold",
+        evidence=evidence,
+        next=["overlaynet get leases", f"overlaynet logs {host}"],
     )
 
 

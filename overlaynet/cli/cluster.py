@@ -1,0 +1,156 @@
+"""The cluster a command is about: a lab of this machine, or (`local`) the real one this host is in.
+
+Verbs know only `Cluster`. It says what there is (hosts, containers), and gives three ways of asking about
+it: the probe on a host, the agent of a host, and etcd. The first and the last work while agents are dead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from subprocess import Popen
+from typing import Any, Protocol, TypeVar
+
+from overlaynet.config import AgentConfig
+from overlaynet.core.keys import Keys
+from overlaynet.core.view import View
+from overlaynet.errors import NotFound, OverlayError
+from overlaynet.lab.client import AgentClient
+from overlaynet.model import Identity, Port, Workload
+from overlaynet.ports import Store
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A host: how it is driven, and where its namespace and files are."""
+
+    name: str
+    driver: str
+    netns: str | None
+    underlay_ip: str | None
+    log: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container as it was started. `ips` and `mac` are None until it is wired."""
+
+    name: str
+    host: str
+    namespace: str
+    netns: str | None
+    ips: tuple[str, ...] = ()
+    mac: str | None = None
+    labels: Mapping[str, str] | None = None
+    ports: tuple[Port, ...] = ()
+    ready: bool = False
+
+    @property
+    def id(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+    def with_record(self, record: Workload) -> Container:
+        """The same, as an agent wired it."""
+        return replace(
+            self,
+            ips=tuple(map(str, record.ips)),
+            mac=str(record.mac),
+            labels=record.labels,
+            ports=record.ports,
+            ready=record.ready,
+        )
+
+
+class Cluster(Protocol):
+    """What verbs ask of a cluster. Each call raises only OverlayErrors."""
+
+    name: str
+
+    def hosts(self) -> Sequence[Host]:
+        """In the order of their names."""
+
+    def containers(self) -> Sequence[Container]:
+        """Those that were started, wired or not."""
+
+    def places(self) -> Sequence[str]:
+        """Every name that a command can be run in."""
+
+    def config(self, host: str) -> AgentConfig:
+        """The settings of that host's agent."""
+
+    def identity(self, host: str) -> Identity | None:
+        """What that host's agent is known by; None if it never ran."""
+
+    def workloads(self, host: str) -> Sequence[Workload] | None:
+        """The containers that host's agent has wired, by its own file; None if there is no such file."""
+
+    def keys(self) -> Keys:
+        """Where everything is in etcd."""
+
+    def store(self) -> Store:
+        """etcd, to be closed by the caller."""
+
+    def probe(self, host: str, job: Mapping[str, Any], timeout_s: float) -> Mapping[str, Any]:
+        """The answer of a probe run on that host."""
+
+    def agent(self, host: str, timeout_s: float) -> AgentClient:
+        """That host's agent, answering or not."""
+
+    def start(self, target: str, argv: Sequence[str]) -> Popen[bytes]:
+        """A command in a host's or container's namespace, on the caller's own terminal."""
+
+    def once(self, host: str, timeout_s: float) -> Mapping[str, Any]:
+        """One reconcile by ``overlaynet-agent once`` there: ``{"changes", "failures"}``."""
+
+
+def pick_hosts(cluster: Cluster, name: str | None) -> list[Host]:
+    """The named host, or all of them. Raises NotFound."""
+    hosts = list(cluster.hosts())
+    if name is None:
+        return hosts
+    found = [host for host in hosts if host.name == name]
+    if not found:
+        raise NotFound(
+            f"there is no host {name!r} in {cluster.name}",
+            evidence="hosts: " + (", ".join(h.name for h in hosts) or "none"),
+            next=["overlaynet get hosts"],
+        )
+    return found
+
+
+def each_host(hosts: Sequence[Host], ask: Callable[[Host], R]) -> dict[str, R | OverlayError]:
+    """Ask all hosts at once; an error of one is its answer and stops nobody else's."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def safely(host: Host) -> R | OverlayError:
+        try:
+            return ask(host)
+        except OverlayError as error:
+            return error
+
+    with ThreadPoolExecutor(max_workers=max(1, min(16, len(hosts)))) as pool:
+        return dict(zip((h.name for h in hosts), pool.map(safely, hosts), strict=True))
+
+
+def read_view(cluster: Cluster) -> View:
+    """What etcd says now. Raises StoreError."""
+    from overlaynet.store import codec
+
+    keys, store = cluster.keys(), cluster.store()
+    try:
+        listing = store.read(keys.watched)
+    finally:
+        store.close()
+    return View.of((codec.decode(item, keys) for item in listing.items), keys, listing.revision)
+
+
+def choose(lab: str | None) -> Cluster:
+    """The lab that is meant: the one named, else the only one running, else this host's own agent.
+
+    Raises LabChoice."""
+    from overlaynet.cli.contexts import choose_context
+
+    return choose_context(lab)

@@ -1,0 +1,296 @@
+"""The two kinds of cluster behind `Cluster`: a lab, and the real one that this host is a node of.
+
+Both read what agents leave on disk (identity, wired containers), so that neither needs a living agent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+from overlaynet.addr import Mac
+from overlaynet.cli.cluster import Cluster, Container, Host
+from overlaynet.config import AgentConfig, load
+from overlaynet.core.keys import Keys
+from overlaynet.errors import AgentUnreachable, ConfigError, EnvironmentProblem, LabFailed, from_json
+from overlaynet.kernel.netns import path as netns_path
+from overlaynet.lab.client import AgentClient
+from overlaynet.lab.lab import Lab
+from overlaynet.lab.netns_driver import clean_environ
+from overlaynet.lab.paths import LabPaths, Paths
+from overlaynet.lab.process import tool
+from overlaynet.lab.state import LOCAL, running_labs
+from overlaynet.lab.state import choose as choose_name
+from overlaynet.lab.state import load as load_state
+from overlaynet.model import Identity, Workload
+from overlaynet.ports import KeyValue, Store
+
+_PROBE = (sys.executable, "-P", "-m", "overlaynet.probe")
+_AGENT = (sys.executable, "-P", "-m", "overlaynet_agent")
+
+
+def choose_context(lab: str | None, paths: Paths | None = None) -> Cluster:
+    """The cluster that is meant. Raises LabChoice, NameInvalid, LabFailed."""
+    paths = paths or Paths()
+    name = choose_name(lab, os.environ, paths)
+    return LocalCluster(paths) if name == LOCAL else LabCluster(Lab.open(name, paths))
+
+
+def lab_items(paths: Paths | None = None) -> list[dict[str, Any]]:
+    """Running labs as items of `get labs`."""
+    paths = paths or Paths()
+    return [_lab_item(name, paths.lab(name)) for name in running_labs(paths)]
+
+
+def _lab_item(name: str, paths: LabPaths) -> dict[str, Any]:
+    try:
+        state = load_state(paths)
+    except LabFailed:
+        state = None
+    return {
+        "name": name,
+        "state": "unreadable" if state is None else "rebooted" if state.rebooted else "running",
+        "driver": state.driver if state else None,
+        "hosts": len(state.topology.hosts) if state else None,
+        "containers": len(state.topology.containers) if state else None,
+    }
+
+
+class LabCluster:
+    """A lab of this machine."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.name = lab.name
+        self.lab = lab
+
+    def hosts(self) -> Sequence[Host]:
+        lab = self.lab
+        return [
+            Host(
+                h.name,
+                lab.state.driver,
+                lab.driver.netns(h.name),
+                str(h.underlay_ip),
+                lab.paths.host(h.name).log,
+            )
+            for h in lab.hosts
+        ]
+
+    def containers(self) -> Sequence[Container]:
+        lab = self.lab
+        wired = {w.id: w for host in lab.hosts for w in self.workloads(host.name) or ()}
+        started = [
+            Container(c.name, c.host, c.namespace, lab.driver.netns(c.name), labels=c.labels, ports=c.ports)
+            for c in lab.containers
+        ]
+        return [_wired(container, wired) for container in started]
+
+    def places(self) -> Sequence[str]:
+        return self.lab.places
+
+    def config(self, host: str) -> AgentConfig:
+        return load(self.lab.paths.host(host).config, {})
+
+    def identity(self, host: str) -> Identity | None:
+        return read_identity(self.lab.paths.host(host).identity)
+
+    def workloads(self, host: str) -> Sequence[Workload] | None:
+        return read_workloads(self.lab.paths.host(host).state / "workloads.json", host)
+
+    def keys(self) -> Keys:
+        hosts = self.lab.hosts
+        return keys_of(self.config(hosts[0].name)) if hosts else Keys()
+
+    def store(self) -> Store:
+        return self.lab.store()
+
+    def probe(self, host: str, job: Mapping[str, Any], timeout_s: float) -> Mapping[str, Any]:
+        return checked(self.lab.driver.probe(host, job, timeout_s))
+
+    def agent(self, host: str, timeout_s: float) -> AgentClient:
+        return AgentClient(self.lab.paths.host(host).socket, timeout_s)
+
+    def start(self, target: str, argv: Sequence[str]) -> subprocess.Popen[bytes]:
+        return self.lab.driver.popen_in(target, argv)
+
+    def once(self, host: str, timeout_s: float) -> Mapping[str, Any]:
+        environ = {**clean_environ(), **self.lab.environ_of(host)}
+        done = _run(self.lab.agent_argv(host, "once", "-o", "json"), b"", timeout_s, environ)
+        return once_answer(host, done.stdout, done.stderr)
+
+
+class LocalCluster:
+    """The cluster this machine's own agent belongs to: one host, ours."""
+
+    name = LOCAL
+
+    def __init__(self, paths: Paths) -> None:
+        self._config = load(None, {k: v for k, v in os.environ.items() if k != "OVERLAYNET_LAB"})
+        self._socket = paths.run_root / "agent.sock"
+
+    def hosts(self) -> Sequence[Host]:
+        node = self._status().get("node") or {}
+        underlay = next(iter(node.get("public_ips", [])), None)
+        return [Host(node.get("name") or self._node_name(), "local", None, underlay)]
+
+    def containers(self) -> Sequence[Container]:
+        wired = self.workloads(self.hosts()[0].name) or ()
+        return [_wired(Container(w.name, w.node, w.namespace, w.netns), {w.id: w}) for w in wired]
+
+    def places(self) -> Sequence[str]:
+        return [h.name for h in self.hosts()] + [c.name for c in self.containers()]
+
+    def config(self, host: str) -> AgentConfig:
+        return self._config
+
+    def identity(self, host: str) -> Identity | None:
+        return read_identity(self._config.paths.identity)
+
+    def workloads(self, host: str) -> Sequence[Workload] | None:
+        return read_workloads(self._config.paths.state / "workloads.json", host)
+
+    def keys(self) -> Keys:
+        return keys_of(self._config)
+
+    def store(self) -> Store:
+        from overlaynet.store.etcd import EtcdStore
+
+        etcd = self._config.etcd
+        return EtcdStore(
+            etcd.endpoints,
+            ca=etcd.ca,
+            cert=etcd.cert,
+            key=etcd.key,
+            username=etcd.username,
+            password=_password(etcd.password_file),
+        )
+
+    def probe(self, host: str, job: Mapping[str, Any], timeout_s: float) -> Mapping[str, Any]:
+        done = _run(_PROBE, json.dumps(job).encode(), timeout_s)
+        return checked(_document(host, "probe", done.stdout, done.stderr))
+
+    def agent(self, host: str, timeout_s: float) -> AgentClient:
+        return AgentClient(self._socket, timeout_s)
+
+    def start(self, target: str, argv: Sequence[str]) -> subprocess.Popen[bytes]:
+        container = next((c for c in self.containers() if c.name == target), None)
+        if container is not None and container.netns is None:
+            raise EnvironmentProblem(f"it is not known which network namespace {target} has")
+        inside = [] if container is None else [tool("nsenter"), f"--net={_namespace(container.netns)}", "--"]
+        try:
+            return subprocess.Popen([*inside, *argv])
+        except OSError as error:
+            raise EnvironmentProblem(f"{argv[0]} could not be started", evidence=str(error)) from error
+
+    def once(self, host: str, timeout_s: float) -> Mapping[str, Any]:
+        done = _run([*_AGENT, "once", "-o", "json"], b"", timeout_s)
+        return once_answer(host, done.stdout, done.stderr)
+
+    def _status(self) -> Mapping[str, Any]:
+        try:
+            return self.agent("", 3.0).get("/v1/status")
+        except AgentUnreachable:
+            return {}
+
+    def _node_name(self) -> str:
+        return self._config.node.name or os.uname().nodename.partition(".")[0].lower()
+
+
+# --- what agents leave on disk --------------------------------------------------------------------
+
+
+def read_identity(path: Path) -> Identity | None:
+    """Who the agent of a host is; None if it never ran. Raises ConfigError."""
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        return Identity(
+            node_id=str(document["node_id"]),
+            vtep_mac=Mac.parse(document["vtep_mac"]),
+            subnets=tuple(ip_network(s) for s in document["subnets"]),
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"the identity file {path} cannot be read", evidence=str(error)) from None
+
+
+def read_workloads(path: Path, node: str) -> list[Workload] | None:
+    """The containers an agent has wired; None if it never wired any. Raises ConfigError."""
+    from overlaynet.store import codec
+
+    keys = Keys()
+    try:
+        records = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the workload file {path} cannot be read", evidence=str(error)) from None
+    found = [codec.decode(KeyValue(k, json.dumps(v).encode()), keys).value for k, v in records.items()]
+    return [value for value in found if isinstance(value, Workload) and value.node == node]
+
+
+def _wired(container: Container, wired: Mapping[str, Workload]) -> Container:
+    record = wired.get(container.id)
+    return container if record is None else container.with_record(record)
+
+
+def keys_of(config: AgentConfig) -> Keys:
+    return Keys(config.etcd.prefix, config.etcd.overlay_prefix)
+
+
+# --- programs that report in JSON -----------------------------------------------------------------
+
+
+def checked(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The document, unless it tells of an error: then that is raised."""
+    if document.get("kind") == "Error":
+        raise from_json(document["error"])
+    return document
+
+
+def once_answer(host: str, stdout: bytes, stderr: bytes) -> dict[str, Any]:
+    """What ``overlaynet-agent once`` did: how many changes, and those that were refused."""
+    document = checked(_document(host, "overlaynet-agent once", stdout, stderr))
+    return {"changes": document["count"], "failures": document["failures"]}
+
+
+def _document(host: str, what: str, stdout: bytes, stderr: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(stdout)
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        said = stderr.decode(errors="replace")[-400:]
+        raise EnvironmentProblem(f"{what} on {host} did not report", evidence=said)
+    return document
+
+
+def _run(
+    argv: Sequence[str], stdin: bytes, timeout_s: float, environ: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(
+            argv, input=stdin, capture_output=True, timeout=timeout_s, check=False, env=environ
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EnvironmentProblem(f"{argv[-1]} did not end within {timeout_s:g} s") from error
+    except OSError as error:
+        raise EnvironmentProblem(f"{argv[0]} could not be started", evidence=str(error)) from error
+
+
+def _password(path: Path | None) -> str | None:
+    try:
+        return None if path is None else path.read_text("utf-8").rstrip("\n")
+    except OSError as error:
+        raise ConfigError(f"the password file {path} cannot be read", evidence=str(error)) from None
+
+
+def _namespace(netns: str | None) -> str:
+    text = netns or ""
+    return text if "/" in text else str(netns_path(text))

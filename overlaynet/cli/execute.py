@@ -1,0 +1,102 @@
+"""`overlaynet exec` and `overlaynet shell`: being in a container or on a host."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+
+import click
+
+from overlaynet.cli import inventory
+from overlaynet.cli.app import App, pass_app, shared
+from overlaynet.errors import NotFound, OverlayError, UsageError
+
+COULD_NOT_START = 125
+
+
+@click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@shared
+@click.argument("name")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
+@pass_app
+def execute(app: App, name: str, command: Sequence[str]) -> int:
+    """Run COMMAND in the network namespace of a container or host: exec web-1 -- ping -c1 web-3
+
+    An argument that is exactly the name of a container or host becomes its address. The exit code is the
+    command's own, or 125 if it could not be started.
+    """
+    argv = list(command[1:] if command[:1] == ("--",) else command)
+    try:
+        if not argv:
+            raise UsageError("no command was given", next=[f"overlaynet exec {name} -- ip address"])
+        return run_in(app, name, with_addresses(argv, inventory.addresses(app.cluster)))
+    except OverlayError as error:
+        app.fail(error)
+        return COULD_NOT_START
+
+
+def with_addresses(argv: Sequence[str], addresses: Mapping[str, str]) -> list[str]:
+    """The command line with names as addresses; the program itself is never one."""
+    return [*argv[:1], *(addresses.get(word, word) for word in argv[1:])]
+
+
+def run_in(app: App, target: str, argv: Sequence[str]) -> int:
+    """Run a command there on our own terminal; its exit code, or 128 and the signal that ended it.
+
+    Raises NotFound for a program or target that is not there, LabFailed."""
+    check_target(app, target)
+    if shutil.which(argv[0]) is None:
+        raise NotFound(f"there is no program {argv[0]!r}", evidence="looked on PATH")
+    process = app.cluster.start(target, argv)
+    # The terminal sends Ctrl-C to the command as well; it decides what that means, we only wait.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        code = process.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return code if code >= 0 else 128 - code
+
+
+def check_target(app: App, target: str) -> None:
+    """Raises NotFound unless there is a container or host of that name."""
+    known = app.cluster.places()
+    if target not in known:
+        raise NotFound(
+            f"there is no container or host {target!r} in {app.cluster.name}",
+            evidence="there are " + (", ".join(known) or "none"),
+            next=["overlaynet get containers"],
+        )
+
+
+@click.command()
+@click.argument("name")
+@shared
+@pass_app
+def shell(app: App, name: str) -> int:
+    """Open a shell in the network namespace of a container or host.
+
+    Names of containers and hosts are there as variables that hold their addresses: ping $web_3
+    """
+    addresses = inventory.addresses(app.cluster)
+    check_target(app, name)
+    if sys.stdin.isatty():
+        app.note(
+            f"in {name}; addresses: " + "  ".join(f"${variable(n)}={ip}" for n, ip in sorted(addresses.items()))
+        )
+    return run_in(app, name, shell_argv(name, app.cluster.name, addresses))
+
+
+def variable(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def shell_argv(name: str, lab: str, addresses: Mapping[str, str]) -> list[str]:
+    """An interactive shell with a prompt that says where it is."""
+    bash = shutil.which("bash")
+    program = [bash, "--norc", "-i"] if bash else [os.environ.get("SHELL", "/bin/sh"), "-i"]
+    prompt = f"[{name}] \\w \\$ " if bash else f"[{name}] $ "
+    names = [f"{variable(n)}={ip}" for n, ip in sorted(addresses.items())]
+    return ["env", f"PS1={prompt}", f"OVERLAYNET_LAB={lab}", *names, *program]

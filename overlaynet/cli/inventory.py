@@ -1,0 +1,142 @@
+"""What there is in a cluster, as the items of `get` and `status`.
+
+Several places know of each thing: the lab what was started, etcd what was claimed, an agent what it wired.
+Each is asked, and one that does not answer only leaves its members null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from overlaynet.addr import subnet_key
+from overlaynet.cli.cluster import Cluster, Container, Host, each_host, read_view
+from overlaynet.core.view import View
+from overlaynet.errors import LeaseNotFound, OverlayError, StoreError
+from overlaynet.model import Lease, Port, Stored
+
+AGENT_TIMEOUT_S = 3.0
+
+Items = list[dict[str, Any]]
+Statuses = Mapping[str, Mapping[str, Any] | OverlayError]
+
+
+def statuses(cluster: Cluster, hosts: Sequence[Host]) -> Statuses:
+    """Every agent's status, or why there is none, by host."""
+    return each_host(hosts, lambda host: cluster.agent(host.name, AGENT_TIMEOUT_S).get("/v1/status"))
+
+
+def host_items(cluster: Cluster, hosts: Sequence[Host], told: Statuses) -> Items:
+    """Hosts as items."""
+    return [_host(cluster, host, told[host.name]) for host in hosts]
+
+
+def _host(cluster: Cluster, host: Host, told: Mapping[str, Any] | OverlayError) -> dict[str, Any]:
+    return {
+        "name": host.name,
+        "driver": host.driver,
+        "netns": host.netns,
+        "underlay_ip": host.underlay_ip,
+        "subnet": _subnet(cluster, host, told),
+        "agent": agent_item(told),
+    }
+
+
+def agent_item(told: Mapping[str, Any] | OverlayError) -> dict[str, Any]:
+    """An agent's state; ``stopped`` if none answers."""
+    if isinstance(told, OverlayError):
+        return {"state": "stopped", "pid": None, "version": None}
+    return {name: told["agent"][name] for name in ("state", "pid", "version")}
+
+
+def _subnet(cluster: Cluster, host: Host, told: Mapping[str, Any] | OverlayError) -> str | None:
+    """The agent's word, else what the host's identity remembers."""
+    if not isinstance(told, OverlayError) and told["lease"] is not None:
+        return next(iter(told["lease"]["subnets"]), None)
+    try:
+        identity = cluster.identity(host.name)
+    except OverlayError:
+        return None
+    return next(map(str, identity.subnets), None) if identity else None
+
+
+# --- containers -----------------------------------------------------------------------------------
+
+
+def containers(cluster: Cluster, view: View | None) -> list[Container]:
+    """What was started, with the addresses etcd has; and what only etcd knows of."""
+    wired = {} if view is None else {item.value.id: item.value for item in view.workloads.values()}
+    found = []
+    for container in cluster.containers():
+        record = wired.pop(container.id, None)
+        found.append(container.with_record(record) if record else container)
+    return found + [Container(w.name, w.node, w.namespace, w.netns).with_record(w) for w in wired.values()]
+
+
+def container_items(found: Sequence[Container]) -> Items:
+    """Containers as items. `ready` is false for one that is not wired."""
+    return [
+        {
+            "name": c.name,
+            "id": c.id,
+            "host": c.host,
+            "namespace": c.namespace,
+            "netns": c.netns,
+            "ips": list(c.ips),
+            "mac": c.mac,
+            "labels": dict(c.labels or {}),
+            "ports": [_port(port) for port in c.ports],
+            "ready": c.ready,
+        }
+        for c in found
+    ]
+
+
+def _port(port: Port) -> dict[str, Any]:
+    return {"port": port.port, "protocol": port.protocol, "name": port.name}
+
+
+def addresses(cluster: Cluster) -> dict[str, str]:
+    """Name to address, of containers and of hosts; what cannot be found out is left out."""
+    try:
+        view = read_view(cluster)
+    except StoreError:
+        view = None
+    found = {c.name: c.ips[0] for c in containers(cluster, view) if c.ips}
+    return found | {h.name: h.underlay_ip for h in cluster.hosts() if h.underlay_ip}
+
+
+# --- leases ---------------------------------------------------------------------------------------
+
+
+def lease_items(view: View, ttl_s: Callable[[int], int]) -> Items:
+    """Leases as items, by subnet. `ttl_s` answers the seconds an etcd lease still lives."""
+    alive = {item.value.node_id for item in view.nodes.values()}
+    ordered = sorted(view.leases.values(), key=lambda i: (i.value.subnets[0].version, i.value.subnets[0]))
+    return [_lease(item, alive, ttl_s) for item in ordered]
+
+
+def _lease(item: Stored[Lease], alive: set[str], ttl_s: Callable[[int], int]) -> dict[str, Any]:
+    lease = item.value
+    vtep = lease.vtep(4)
+    return {
+        "key": "&".join(subnet_key(s) for s in lease.subnets),
+        "subnet": str(lease.subnets[0]),
+        "node": lease.node_name,
+        "public_ip": next(map(str, lease.public_ips), None),
+        "backend_type": lease.backend_type,
+        "vni": vtep.vni if vtep else None,
+        "vtep_mac": str(vtep.mac) if vtep else None,
+        "mod_revision": item.mod_revision,
+        "expires_in_s": _expiry(item.lease_id, ttl_s),
+        "live": lease.node_id in alive if lease.node_id else None,
+    }
+
+
+def _expiry(lease_id: int, ttl_s: Callable[[int], int]) -> int | None:
+    if not lease_id:
+        return None
+    try:
+        return ttl_s(lease_id)
+    except LeaseNotFound:
+        return 0

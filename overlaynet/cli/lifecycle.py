@@ -1,0 +1,154 @@
+"""`overlaynet up`, `down` and `clean`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from overlaynet.cli.app import App, pass_app, shared
+from overlaynet.cli.leftovers import Leftover, leftovers
+from overlaynet.errors import NotFound, UsageError
+from overlaynet.lab import lifecycle
+from overlaynet.lab.lab import UP_TIMEOUT_S, Lab
+from overlaynet.lab.lifecycle import UpResult
+from overlaynet.lab.paths import Paths
+from overlaynet.lab.state import LOCAL, choose
+from overlaynet.lab.topology import DEFAULT_NAME, Topology
+
+HOSTS, CONTAINERS = 3, 2
+NOT_CONVERGED = 1
+
+
+@click.command()
+@click.argument("topology", required=False, type=click.Path(path_type=Path))
+@click.option("-f", "--file", type=click.Path(path_type=Path), help="The topology file, in place of TOPOLOGY.")
+@click.option("--hosts", type=click.IntRange(1), help=f"Hosts, where there is no file (default {HOSTS}).")
+@click.option(
+    "--containers", type=click.IntRange(0), help=f"Containers on each of them (default {CONTAINERS})."
+)
+@click.option("--driver", type=click.Choice(["netns"]), default="netns", help="What the hosts are.")
+@shared
+@pass_app
+def up(
+    app: App, topology: Path | None, file: Path | None, hosts: int | None, containers: int | None, driver: str
+) -> int:
+    """Bring a lab up, or to what its topology says.
+
+    Without a file: --hosts hosts, each with --containers containers. A running lab is changed only where
+    it differs. Exit code 1 if the hosts did not settle within --timeout (60 s).
+    """
+    wanted = _topology(app, topology or file, hosts, containers)
+    app.lab = wanted.name
+    with app.progress(f"lab {wanted.name}") as say:
+        result = Lab.up(wanted, timeout_s=app.timeout(UP_TIMEOUT_S), progress=teller(say))
+    lab = Lab.open(result.lab)
+    members = {
+        "changes": result.changes,
+        "hosts": [_host(lab, name) for name in result.hosts],
+        "ready_s": round(result.ready_s, 3),
+        "converged": result.converged,
+        "waiting": list(result.waiting),
+    }
+    app.result("Up", members, lambda: up_text(lab, result), [wanted.name])
+    return 0 if result.converged else NOT_CONVERGED
+
+
+def _topology(app: App, file: Path | None, hosts: int | None, containers: int | None) -> Topology:
+    if file is not None:
+        if hosts is not None or containers is not None:
+            raise UsageError(
+                "a topology file says how many hosts there are", evidence="--hosts or --containers"
+            )
+        return Topology.load(file, app.lab)
+    name = app.lab or DEFAULT_NAME
+    return Topology.simple(name, hosts or HOSTS, CONTAINERS if containers is None else containers)
+
+
+def teller(say: Callable[[str], None]) -> Callable[[str, int, int], None]:
+    """Steps of a lab as lines, each said once."""
+    said: set[str] = set()
+
+    def tell(step: str, done: int, total: int) -> None:
+        text = f"{step} {done}/{total}" if total > 1 else step
+        if text not in said:
+            said.add(text)
+            say(text)
+
+    return tell
+
+
+def _host(lab: Lab, name: str) -> dict[str, object]:
+    host = lab.topology.host(name)
+    return {
+        "name": name,
+        "underlay_ip": str(host.underlay_ip),
+        "subnet": str(lab.topology.subnet(host)),
+        "containers": [c.name for c in lab.topology.containers_on(name)],
+    }
+
+
+def up_text(lab: Lab, result: UpResult) -> str:
+    """Each host with its containers, then how many changes it took and what to type next."""
+    if result.converged and not result.changes:
+        return f"0 changes; lab {lab.name} is as described"
+    lines = []
+    for name in result.hosts:
+        host = lab.topology.host(name)
+        containers = "  ".join(c.name for c in lab.topology.containers_on(name))
+        lines.append(f"{name}  {host.underlay_ip}  {lab.topology.subnet(host)}  {containers}".rstrip())
+    lines += [f"waiting  {text}" for text in result.waiting]
+    count = f"{result.changes} change" + ("" if result.changes == 1 else "s")
+    state = f"ready in {result.ready_s:.1f} s" if result.converged else "not settled in time"
+    option = "" if lab.name == DEFAULT_NAME else f" -l {lab.name}"
+    step = f"verify mesh{option}" if result.converged else f"status{option}"
+    return "\n".join([*lines, f"lab {lab.name}: {count}, {state}", f"next: overlaynet {step}"])
+
+
+@click.command()
+@click.option("--keep-logs", is_flag=True, help="Leave the log files.")
+@shared
+@pass_app
+def down(app: App, keep_logs: bool) -> None:
+    """Take a lab down and remove all of it: processes, namespaces and files."""
+    import os
+
+    paths = Paths()
+    name = choose(app.lab, os.environ, paths)
+    if name == LOCAL:
+        raise UsageError("`down` takes labs down; this machine is a node of a real cluster")
+    app.lab = name
+    with app.progress(f"taking lab {name} down"):
+        count = lifecycle.down(name, paths, keep_logs=keep_logs)
+    app.result("Down", {"removed": count}, f"lab {name} is down", [name])
+
+
+@click.command()
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@shared
+@pass_app
+def clean(app: App, yes: bool) -> None:
+    """Remove what labs that are not running left behind: namespaces, processes, files.
+
+    Lists it first and asks.
+    """
+    paths = Paths()
+    found = leftovers(paths)
+    if not found:
+        app.result("Clean", {"items": []}, "nothing to clean")
+        return
+    for item in found:
+        app.note(clean_line(item))
+    if not yes and not click.confirm("remove all of it?", err=True):
+        raise NotFound("nothing was removed") if app.format != "table" else click.Abort
+    for item in found:
+        lifecycle.down(item.lab, paths)
+    items = [item.as_json() for item in found]
+    app.result("Clean", {"items": items}, f"removed what was left of {len(found)} labs", [i.lab for i in found])
+
+
+def clean_line(item: Leftover) -> str:
+    return f"lab {item.lab}: {item.why}; " + (
+        ", ".join([*item.namespaces, *item.directories]) or "nothing else"
+    )

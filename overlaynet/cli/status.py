@@ -1,0 +1,141 @@
+"""`overlaynet status`: the cluster on one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from overlaynet.cli import inventory
+from overlaynet.cli.app import App, pass_app, shared
+from overlaynet.cli.cluster import Cluster, Host, read_view
+from overlaynet.cli.contexts import LabCluster
+from overlaynet.cli.output import member, table
+from overlaynet.errors import OverlayError
+
+_COLUMNS = (
+    member("HOST", "name"),
+    member("UNDERLAY", "underlay_ip"),
+    member("SUBNET", "subnet"),
+    member("AGENT", "agent.state"),
+    member("PID", "agent.pid"),
+    member("PEERS", "peers"),
+    member("CONTAINERS", "containers"),
+    member("PENDING", "pending"),
+    member("DRIVER", "driver", wide=True),
+    member("NETNS", "netns", wide=True),
+    member("VERSION", "agent.version", wide=True),
+)
+
+
+@click.command()
+@shared
+@pass_app
+def status(app: App) -> None:
+    """How the cluster is: hosts, agents, etcd, leases, and what is wrong.
+
+    Always exit code 0 if it could be told; `verify` and `diff` give verdicts.
+    """
+    cluster = app.cluster
+    hosts = cluster.hosts()
+    told = inventory.statuses(cluster, hosts)
+    items = [_host(item, told[item["name"]]) for item in inventory.host_items(cluster, hosts, told)]
+    rebooted = isinstance(cluster, LabCluster) and cluster.lab.state.rebooted
+    members = {
+        "state": _state(items, rebooted=rebooted),
+        "rebooted": rebooted,
+        "hosts": items,
+        "etcd": _etcd(cluster),
+        "network": _network(told),
+        "problems": _problems(hosts, told),
+    }
+    app.result("Status", members, lambda: status_text(cluster.name, members, wide=app.wide), [cluster.name])
+
+
+def _host(item: Mapping[str, Any], told: Mapping[str, Any] | OverlayError) -> dict[str, Any]:
+    """An item of `get hosts`, with the counts its agent keeps."""
+    if isinstance(told, OverlayError):
+        return {**item, "peers": None, "containers": None, "pending": None}
+    counts = {name: len(told[name]) for name in ("peers", "containers")}
+    return {**item, **counts, "pending": told["pending"]}
+
+
+def _state(items: Sequence[Mapping[str, Any]], *, rebooted: bool) -> str:
+    states = {item["agent"]["state"] for item in items}
+    if rebooted:
+        return "rebooted"
+    if states <= {"ready"}:
+        return "ready"
+    return "stopped" if states == {"stopped"} else "degraded"
+
+
+def _etcd(cluster: Cluster) -> dict[str, Any]:
+    try:
+        view = read_view(cluster)
+    except OverlayError as error:
+        return {
+            "connected": False,
+            "revision": None,
+            "leases": None,
+            "containers": None,
+            "error": error.as_json(),
+        }
+    return {
+        "connected": True,
+        "revision": view.revision,
+        "leases": len(view.leases),
+        "containers": len(view.workloads),
+        "error": None,
+    }
+
+
+def _network(told: inventory.Statuses) -> Mapping[str, Any] | None:
+    known = (t["network"] for t in told.values() if not isinstance(t, OverlayError))
+    return next((network for network in known if network is not None), None)
+
+
+def _problems(hosts: Sequence[Host], told: inventory.Statuses) -> list[dict[str, Any]]:
+    found = []
+    for host in hosts:
+        answer = told[host.name]
+        if isinstance(answer, OverlayError):
+            found.append({"host": host.name, **answer.as_json()})
+            continue
+        found += [{"host": host.name, **problem} for problem in answer["problems"]]
+        found += [
+            {"host": host.name, **f["error"], "message": f"{f['change']}: {f['error']['message']}"}
+            for f in answer["failures"]
+        ]
+    return found
+
+
+def status_text(name: str, members: Mapping[str, Any], *, wide: bool = False) -> str:
+    """The lab's state, one line for etcd and the network, the table of hosts, and problems."""
+    lines = [f"{name}: {members['state']}"]
+    if members["rebooted"]:
+        lines.append("the machine was restarted since; `overlaynet up` builds the lab again")
+    lines += [_etcd_line(members["etcd"]), _network_line(members["network"]), ""]
+    lines.append(table(_COLUMNS, members["hosts"], wide=wide))
+    if members["problems"] and not members["rebooted"]:
+        lines += ["", *(line for problem in members["problems"] for line in _problem(problem))]
+    return "\n".join(lines)
+
+
+def _etcd_line(etcd: Mapping[str, Any]) -> str:
+    if etcd["error"]:
+        return f"etcd     {etcd['error']['message']}"
+    return f"etcd     revision {etcd['revision']}, {etcd['leases']} leases, {etcd['containers']} containers"
+
+
+def _network_line(network: Mapping[str, Any] | None) -> str:
+    if network is None:
+        return "network  not known: no agent tells of one"
+    extra = f", vni {network['vni']}, port {network['port']}" if network["backend_type"] == "vxlan" else ""
+    return f"network  {', '.join(network['networks'])}, {network['backend_type']}{extra}, mtu {network['mtu']}"
+
+
+def _problem(problem: Mapping[str, Any]) -> list[str]:
+    evidence = str(problem["evidence"]).splitlines()
+    lines = [f"{problem['host']}  {problem['code']}: {problem['message']}", *(f"  {line}" for line in evidence)]
+    return lines + [f"  try  {step}" for step in problem["next"]]

@@ -1,0 +1,65 @@
+"""Looking at several hosts at once, and beside what they should hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from overlaynet.cli.app import App
+from overlaynet.cli.cluster import Host, each_host, read_view
+from overlaynet.core.view import View
+from overlaynet.errors import NetworkError, OverlayError, StoreError, WorkloadError
+from overlaynet.probe import survey as surveying
+from overlaynet.probe.survey import Known, Survey
+
+TIMEOUT_S = 30.0
+INCONCLUSIVE = 4
+
+
+class Surveyed(NamedTuple):
+    """The hosts that could be judged, and why the others could not, by name."""
+
+    surveys: Sequence[Survey]
+    errors: Mapping[str, OverlayError]
+
+    @property
+    def exit_code(self) -> int:
+        return INCONCLUSIVE if self.errors else 0
+
+
+def survey_hosts(app: App, hosts: Sequence[Host], *, need_plan: bool) -> Surveyed:
+    """Survey all of them. Raises the first error if none could be judged.
+
+    Without `need_plan` a missing etcd, network or lease leaves states unknown and is only warned of."""
+    view = _view(app, need_plan=need_plan)
+    found = each_host(hosts, lambda host: _survey(app, host, view, need_plan=need_plan))
+    errors = {name: error for name, error in found.items() if isinstance(error, OverlayError)}
+    if errors and len(errors) == len(hosts):
+        raise next(iter(errors.values()))
+    for error in errors.values():
+        app.warn(error)
+    return Surveyed([s for s in found.values() if isinstance(s, Survey)], errors)
+
+
+def _view(app: App, *, need_plan: bool) -> View | None:
+    try:
+        return read_view(app.cluster)
+    except StoreError as error:
+        if need_plan:
+            raise
+        app.warn(error)
+        return None
+
+
+def _survey(app: App, host: Host, view: View | None, *, need_plan: bool) -> Survey:
+    cluster, config = app.cluster, app.cluster.config(host.name)
+    answer = cluster.probe(host.name, surveying.job(view, config), app.timeout(TIMEOUT_S))
+    known = Known(host.name, config, cluster.identity(host.name), view, cluster.workloads(host.name))
+    try:
+        return surveying.survey(known, answer)
+    except (NetworkError, WorkloadError) as error:
+        if need_plan:
+            raise
+        app.warn(error)
+        return surveying.survey(replace(known, view=None), answer)
