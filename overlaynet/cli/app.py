@@ -8,30 +8,46 @@ error, so that a pipe only ever carries results.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from overlaynet.cli import output
-from overlaynet.cli.cluster import Cluster, choose
 from overlaynet.errors import OverlayError
 
+if TYPE_CHECKING:
+    from overlaynet.cli.cluster import Cluster
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+PATIENCE_S = 1.0
+"""What takes no longer needs no progress."""
+
+
+def choose(lab: str | None) -> Cluster:
+    """The cluster that is meant: imported only now, since help and version need none. Raises LabChoice."""
+    from overlaynet.cli.contexts import choose_context
+
+    return choose_context(lab)
 
 
 @dataclass(slots=True)
 class App:
-    """One call of the command line. `timeout_s` is None where the verb's own default holds."""
+    """One call of the command line. `timeout_s` is None where the verb's own default holds; `named` says
+    that the lab was chosen by an option, so that a next command must choose it as well."""
 
     lab: str | None = None
     format: str = "table"
     quiet: bool = False
     colour: bool | None = None
     timeout_s: float | None = None
+    named: bool = False
     pick: Callable[[str | None], Cluster] = choose
+    started_s: float = field(default_factory=time.monotonic)
     _cluster: Cluster | None = None
 
     @property
@@ -45,6 +61,10 @@ class App:
     @property
     def wide(self) -> bool:
         return self.format == "wide"
+
+    def command(self, words: str) -> str:
+        """A command to type next, about the same lab."""
+        return f"overlaynet {words} -l {self.lab}" if self.named else f"overlaynet {words}"
 
     def timeout(self, default_s: float) -> float:
         return default_s if self.timeout_s is None else self.timeout_s
@@ -89,11 +109,16 @@ class App:
         if not self.quiet:
             click.echo(text, err=True, color=self.colour)
 
+    def _note_later(self, text: str) -> None:
+        """A step as a line, but for what is done within the first second anyway."""
+        if time.monotonic() - self.started_s > PATIENCE_S:
+            self.note(text)
+
     @contextmanager
     def progress(self, title: str) -> Iterator[Callable[[str], None]]:
         """Show what a longer piece of work is at: a spinner on a terminal, else a line for each step."""
         if self.quiet or self.colour is False or not sys.stderr.isatty():
-            yield self.note
+            yield self._note_later
             return
         from rich.console import Console
 
@@ -104,7 +129,9 @@ class App:
 def _keep(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
     def callback(ctx: click.Context, _: click.Parameter, value: Any) -> None:
         if value is not None:
-            setattr(ctx.ensure_object(App), name, value)
+            app = ctx.ensure_object(App)
+            setattr(app, name, value)
+            app.named = app.named or name == "lab"
 
     return callback
 

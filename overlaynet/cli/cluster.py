@@ -145,12 +145,3 @@ def read_view(cluster: Cluster) -> View:
     finally:
         store.close()
     return View.of((codec.decode(item, keys) for item in listing.items), keys, listing.revision)
-
-
-def choose(lab: str | None) -> Cluster:
-    """The lab that is meant: the one named, else the only one running, else this host's own agent.
-
-    Raises LabChoice."""
-    from overlaynet.cli.contexts import choose_context
-
-    return choose_context(lab)

@@ -6,6 +6,7 @@ For kernel tables NAME is a host, for all else it is the thing itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -97,6 +98,7 @@ def _source(item: Mapping[str, Any]) -> str | None:
     return None if source is None else f"{source['kind']} {source['name']}"
 
 
+_COMMENT = re.compile(r'-m comment --comment (?:"((?:[^"\\\\]|\\\\.)*)"|\S+) ?')
 _JUDGED = (member("OWNER", "owner"), Column("SOURCE", _source), member("STATE", "state"))
 
 KINDS: Mapping[str, Kind] = {
@@ -199,8 +201,10 @@ KINDS: Mapping[str, Kind] = {
             member("#", "position"),
             member("PACKETS", "packets"),
             member("BYTES", "bytes", wide=True),
-            *_JUDGED,
-            member("RULE", "text"),
+            member("OWNER", "owner", wide=True),
+            *_JUDGED[1:],
+            Column("RULE", lambda i: _COMMENT.sub("", i["text"])),
+            Column("COMMENT", lambda i: next(iter(_COMMENT.findall(i["text"])), None), wide=True),
         ),
         _kernel(_rows("rules")),
         lambda item: f"{item['host']}:{item['table']}:{item['chain']}:{item['position']}",

@@ -7,12 +7,14 @@ Each is asked, and one that does not answer only leaves its members null.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from overlaynet.addr import subnet_key
 from overlaynet.cli.cluster import Cluster, Container, Host, each_host, read_view
 from overlaynet.core.view import View
 from overlaynet.errors import LeaseNotFound, OverlayError, StoreError
+from overlaynet.lab.state import LOCAL
 from overlaynet.model import Lease, Port, Stored
 
 AGENT_TIMEOUT_S = 3.0
@@ -97,11 +99,13 @@ def _port(port: Port) -> dict[str, Any]:
 
 
 def addresses(cluster: Cluster) -> dict[str, str]:
-    """Name to address, of containers and of hosts; what cannot be found out is left out."""
-    try:
-        view = read_view(cluster)
-    except StoreError:
-        view = None
+    """Name to address, of containers and of hosts; what cannot be found out is left out.
+
+    A lab's are known on this machine; a real cluster's other nodes only to etcd."""
+    view = None
+    if cluster.name == LOCAL:
+        with suppress(StoreError):
+            view = read_view(cluster)
     found = {c.name: c.ips[0] for c in containers(cluster, view) if c.ips}
     return found | {h.name: h.underlay_ip for h in cluster.hosts() if h.underlay_ip}
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
 
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.leftovers import Leftover, leftovers
-from overlaynet.errors import NotFound, UsageError
+from overlaynet.errors import UsageError
 from overlaynet.lab import lifecycle
 from overlaynet.lab.lab import UP_TIMEOUT_S, Lab
 from overlaynet.lab.lifecycle import UpResult
@@ -51,7 +53,7 @@ def up(
         "converged": result.converged,
         "waiting": list(result.waiting),
     }
-    app.result("Up", members, lambda: up_text(lab, result), [wanted.name])
+    app.result("Up", members, lambda: up_text(lab, result, app.command), [wanted.name])
     return 0 if result.converged else NOT_CONVERGED
 
 
@@ -89,7 +91,7 @@ def _host(lab: Lab, name: str) -> dict[str, object]:
     }
 
 
-def up_text(lab: Lab, result: UpResult) -> str:
+def up_text(lab: Lab, result: UpResult, command: Callable[[str], str]) -> str:
     """Each host with its containers, then how many changes it took and what to type next."""
     if result.converged and not result.changes:
         return f"0 changes; lab {lab.name} is as described"
@@ -101,9 +103,8 @@ def up_text(lab: Lab, result: UpResult) -> str:
     lines += [f"waiting  {text}" for text in result.waiting]
     count = f"{result.changes} change" + ("" if result.changes == 1 else "s")
     state = f"ready in {result.ready_s:.1f} s" if result.converged else "not settled in time"
-    option = "" if lab.name == DEFAULT_NAME else f" -l {lab.name}"
-    step = f"verify mesh{option}" if result.converged else f"status{option}"
-    return "\n".join([*lines, f"lab {lab.name}: {count}, {state}", f"next: overlaynet {step}"])
+    step = command("verify mesh" if result.converged else "status")
+    return "\n".join([*lines, f"lab {lab.name}: {count}, {state}", f"next: {step}"])
 
 
 @click.command()
@@ -112,8 +113,6 @@ def up_text(lab: Lab, result: UpResult) -> str:
 @pass_app
 def down(app: App, keep_logs: bool) -> None:
     """Take a lab down and remove all of it: processes, namespaces and files."""
-    import os
-
     paths = Paths()
     name = choose(app.lab, os.environ, paths)
     if name == LOCAL:
@@ -135,17 +134,26 @@ def clean(app: App, yes: bool) -> None:
     """
     paths = Paths()
     found = leftovers(paths)
-    if not found:
-        app.result("Clean", {"items": []}, "nothing to clean")
-        return
-    for item in found:
-        app.note(clean_line(item))
-    if not yes and not click.confirm("remove all of it?", err=True):
-        raise NotFound("nothing was removed") if app.format != "table" else click.Abort
-    for item in found:
+    agreed = bool(found) and (yes or _agreed(app, found))
+    for item in found if agreed else ():
         lifecycle.down(item.lab, paths)
-    items = [item.as_json() for item in found]
-    app.result("Clean", {"items": items}, f"removed what was left of {len(found)} labs", [i.lab for i in found])
+    members = {"removed": agreed, "items": [item.as_json() for item in found]}
+    app.result("Clean", members, lambda: clean_text(found, removed=agreed), [item.lab for item in found])
+
+
+def _agreed(app: App, found: Sequence[Leftover]) -> bool:
+    for item in found:
+        click.echo(clean_line(item), err=True, color=app.colour)
+    if not sys.stdin.isatty():
+        raise UsageError("`clean` asks before it removes anything", next=["overlaynet clean --yes"])
+    return click.confirm("remove all of it?", err=True)
+
+
+def clean_text(found: Sequence[Leftover], *, removed: bool) -> str:
+    """What became of the leftovers."""
+    if not found:
+        return "nothing to clean"
+    return "\n".join([*map(clean_line, found), "removed" if removed else "nothing was removed"])
 
 
 def clean_line(item: Leftover) -> str:

@@ -76,7 +76,7 @@ def _is_number(value: Any) -> bool:
 def cell_text(value: Any) -> str:
     """One value as a cell: lists by commas, booleans as yes and no, null as a dash."""
     match value:
-        case None | [] | {} | "":
+        case None | [] | "":
             return NOTHING
         case bool():
             return "yes" if value else "no"
@@ -85,7 +85,7 @@ def cell_text(value: Any) -> str:
         case list() | tuple():
             return ",".join(cell_text(v) for v in value)
         case Mapping():
-            return ",".join(f"{k}={cell_text(v)}" for k, v in value.items())
+            return ",".join(f"{k}={cell_text(v)}" for k, v in value.items()) or NOTHING
         case _:
             return str(value)
 

@@ -32,11 +32,11 @@ def diff(app: App, host: str | None) -> int:
     hosts += [{"host": n, "changes": [], "error": e.as_json()} for n, e in found.errors.items()]
     count = sum(len(item["changes"]) for item in hosts)
     names = [f"{h['host']}:{c['object']}:{c['key']}" for h in hosts for c in h["changes"]]
-    app.result("Diff", {"count": count, "hosts": hosts}, lambda: diff_text(hosts), names)
+    app.result("Diff", {"count": count, "hosts": hosts}, lambda: diff_text(hosts, app.command("repair")), names)
     return 1 if count else found.exit_code
 
 
-def diff_text(hosts: Sequence[Mapping[str, Any]]) -> str:
+def diff_text(hosts: Sequence[Mapping[str, Any]], repair_command: str) -> str:
     """One block for each host that differs, and a last line with the count."""
     lines = []
     for host in hosts:
@@ -44,7 +44,7 @@ def diff_text(hosts: Sequence[Mapping[str, Any]]) -> str:
     count = sum(len(host["changes"]) for host in hosts)
     lines.append(f"{_many(count, 'difference')} on {_many(len(hosts), 'host')}")
     if count:
-        lines.append("next: overlaynet repair")
+        lines.append(f"next: {repair_command}")
     return "\n".join(lines)
 
 

@@ -100,7 +100,7 @@ def _problems(hosts: Sequence[Host], told: inventory.Statuses) -> list[dict[str,
     for host in hosts:
         answer = told[host.name]
         if isinstance(answer, OverlayError):
-            found.append({"host": host.name, **answer.as_json()})
+            found.append({"host": host.name, **_silent(host.name, answer)})
             continue
         found += [{"host": host.name, **problem} for problem in answer["problems"]]
         found += [
@@ -108,6 +108,12 @@ def _problems(hosts: Sequence[Host], told: inventory.Statuses) -> list[dict[str,
             for f in answer["failures"]
         ]
     return found
+
+
+def _silent(host: str, error: OverlayError) -> dict[str, Any]:
+    """An agent that does not answer, in few words: its log is a command away."""
+    brief = {"evidence": error.evidence.partition(";")[0], "next": [f"overlaynet logs {host}", "overlaynet up"]}
+    return {**error.as_json(), **brief}
 
 
 def status_text(name: str, members: Mapping[str, Any], *, wide: bool = False) -> str:

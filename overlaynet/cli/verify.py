@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any
 
@@ -14,6 +14,7 @@ from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.cluster import Cluster, Container, Host, each_host, read_view
 from overlaynet.cli.output import coloured
 from overlaynet.errors import OverlayError, StoreError
+from overlaynet.lab.state import LOCAL
 from overlaynet.probe import mesh
 from overlaynet.probe.mesh import FAIL, INCONCLUSIVE, PASS, Check, Member, Report
 
@@ -21,6 +22,7 @@ TIMEOUT_S = 60.0
 MATRIX_MAX = 12
 """Containers up to which the whole matrix is shown; beyond, only what did not pass."""
 
+PAIRS_SHOWN = 4
 _CELLS = {PASS: ".", FAIL: "X", INCONCLUSIVE: "?"}
 
 
@@ -47,18 +49,18 @@ def verify(app: App, suite: str) -> int:
         report = mesh.judge(members, answers)
     duration_s = time.monotonic() - started
     names = [check.id for check in report.checks if check.verdict != PASS]
-    app.result("Verify", report.as_json(duration_s), lambda: report_text(report), names)
+    app.result("Verify", report.as_json(duration_s), lambda: report_text(report, app.command), names)
     return report.exit_code
 
 
 def _members(app: App, cluster: Cluster) -> list[Member]:
-    """Every container, with its address by etcd or, if that has none, by its own interface."""
-    try:
-        view = read_view(cluster)
-    except StoreError as error:
-        app.warn(error)
-        view = None
-    found = inventory.containers(cluster, view)
+    """Every container, with its address by its agent's list, by etcd or, last, by its own interface."""
+    found: Sequence[Container] = cluster.containers()
+    if cluster.name == LOCAL or not all(c.ips for c in found):
+        try:
+            found = inventory.containers(cluster, read_view(cluster))
+        except StoreError as error:
+            app.warn(error)
     seen = _look(cluster, [c for c in found if not c.ips])
     return [_member(c, c.ips or seen.get(c.name, ())) for c in found]
 
@@ -84,17 +86,14 @@ def _look(cluster: Cluster, unknown: Sequence[Container]) -> dict[str, list[str]
 # --- text -----------------------------------------------------------------------------------------
 
 
-def report_text(report: Report) -> str:
-    """The matrix or the list of what did not pass, then each failure with its evidence, then the sum."""
+def report_text(report: Report, command: Callable[[str], str]) -> str:
+    """The matrix or nothing, then each kind of failure with its evidence, then the sum."""
     lines = []
     names = list(dict.fromkeys(check.sender.name for check in report.checks))
     if 0 < len(names) <= MATRIX_MAX:
         lines += [*matrix(report, names), ""]
-    bad = [*report.having(FAIL), *report.having(INCONCLUSIVE)]
-    for check in bad:
-        lines += _reasons(check)
-    if bad:
-        lines.append("")
+    for alike in _alike([*report.having(FAIL), *report.having(INCONCLUSIVE)]):
+        lines += [*_reasons(alike, command), ""]
     return "\n".join([*lines, report.summary])
 
 
@@ -102,27 +101,36 @@ def matrix(report: Report, names: Sequence[str]) -> list[str]:
     """Senders down, targets across. `.` reached, `X` failed, `?` inconclusive."""
     cells = {(c.sender.name, c.target.name): _CELLS[c.verdict] for c in report.checks}
     width = max(len(name) for name in names)
-    columns = [len(name) for name in names]
     lines = ["  ".join([" " * width, *names])]
     for sender in names:
-        marks = [cells.get((sender, target), " ").ljust(w) for target, w in zip(names, columns, strict=True)]
+        marks = [cells.get((sender, target), " ").ljust(len(target)) for target in names]
         lines.append("  ".join([sender.ljust(width), *marks]).rstrip())
     return lines
 
 
-def _reasons(check: Check) -> list[str]:
-    target = f"{check.target.name} ({check.target.ip})" if check.target.ip else check.target.name
-    route = f"{check.sender.name} on {check.sender.host} → {target} on {check.target.host}"
+def _alike(checks: Sequence[Check]) -> list[list[Check]]:
+    """Checks that failed between the same hosts for the same reason, together."""
+    groups: dict[tuple[object, ...], list[Check]] = {}
+    for check in checks:
+        key = (check.verdict, check.sender.host, check.target.host, check.reason, check.evidence)
+        groups.setdefault(key, []).append(check)
+    return list(groups.values())
+
+
+def _reasons(alike: Sequence[Check], command: Callable[[str], str]) -> list[str]:
+    first = alike[0]
+    shown = ", ".join(f"{c.sender.name} → {c.target.name}" for c in alike[:PAIRS_SHOWN])
+    more = f" and {len(alike) - PAIRS_SHOWN} more" if len(alike) > PAIRS_SHOWN else ""
     return [
-        f"{coloured(check.verdict)}  {route}",
-        f"      {check.reason}: {check.evidence}",
-        f"      try  {_next(check)}",
+        f"{coloured(first.verdict)}  {first.sender.host} → {first.target.host}: {shown}{more}",
+        f"  {first.reason}: {first.evidence}",
+        f"  try  {command(_next(first))}",
     ]
 
 
 def _next(check: Check) -> str:
     if check.verdict == INCONCLUSIVE:
-        return "overlaynet status"
+        return "status"
     if check.reason == "no_address":
-        return f"overlaynet logs {check.target.host}"
-    return f"overlaynet diff {check.sender.host}"
+        return f"logs {check.target.host}"
+    return f"diff {check.sender.host}" if check.reason == "send_error" else "diff"

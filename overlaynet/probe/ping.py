@@ -63,15 +63,19 @@ class _Ping:
         spent = self.sent >= self.count and not self.waiting
         return spent or self.received >= self.enough or self.error == "setup_error"
 
-    def blame(self, error: str, evidence: str) -> None:
+    def blame(self, error: str, evidence: str = "") -> None:
         """Note why a request failed. The first reason that says more than silence is kept as the error."""
         if self.error in (None, "no_reply"):
             self.error = error
-        if evidence not in self.evidence:
+        if evidence and evidence not in self.evidence:
             self.evidence.append(evidence)
 
     def result(self) -> dict[str, Any]:
         good = self.received >= self.enough
+        if self.error == "no_reply":
+            self.evidence = [
+                f"{self.received} replies to {self.sent} requests within {self.timeout_s:g} s each"
+            ]
         return {
             "id": self.id,
             "sent": self.sent,
@@ -153,7 +157,7 @@ class _Loop:
             pass
         elif seq != _NEXT:
             if ping.waiting.pop(seq, None) is not None:
-                ping.blame("no_reply", f"no reply within {ping.timeout_s:g} s")
+                ping.blame("no_reply")
         elif ping.sent < ping.count:
             self._send(ping, now)
         self._settle(ping)

@@ -166,17 +166,20 @@ def _no_lease(host: str, evidence: str) -> NotReady:
 def routes(survey: Survey) -> list[dict[str, Any]]:
     """Routes of every table but the kernel's own, as items of `get`."""
     shown = [r for r in survey.kernel.routes if r.table != LOCAL_TABLE]
-    return list(_items(survey, shown, Route, _route))
+    ordered = sorted(shown, key=lambda r: (r.dst.version, r.table, r.dst, r.metric))
+    return list(_items(survey, ordered, Route, _route))
 
 
 def neighs(survey: Survey) -> list[dict[str, Any]]:
     """Neighbour entries, as items of `get`."""
-    return list(_items(survey, survey.kernel.neighs, Neigh, _neigh))
+    ordered = sorted(survey.kernel.neighs, key=lambda n: (n.dev, n.ip.version, int(n.ip)))
+    return list(_items(survey, ordered, Neigh, _neigh))
 
 
 def fdb(survey: Survey) -> list[dict[str, Any]]:
     """Forwarding entries of bridges and VXLAN devices, as items of `get`."""
-    return list(_items(survey, survey.kernel.fdb, Fdb, _fdb))
+    ordered = sorted(survey.kernel.fdb, key=lambda f: (f.key not in survey.ours, f.dev, f.mac))
+    return list(_items(survey, ordered, Fdb, _fdb))
 
 
 def _items(
