@@ -116,7 +116,7 @@ _SHAPES: Mapping[str, _Shape] = {
 _POLICIES: Mapping[str, _Shape] = {
     "masquerade": _shape(Masquerade, overlay=_NETWORKS, own=_NETWORKS),
     "forward_accept": _shape(ForwardAccept, overlay=_NETWORKS),
-    "vxlan_guard": _shape(VxlanGuard, overlay=_NETWORKS, peers=_IPS),
+    "vxlan_guard": _shape(VxlanGuard, overlay=_NETWORKS, peers=_IPS, devices=_TEXTS),
 }
 _KINDS = {shape.cls: kind for table in (_SHAPES, _POLICIES) for kind, shape in table.items()}
 

@@ -75,7 +75,7 @@ objects = st.one_of(
 policies = st.one_of(
     st.builds(Masquerade, tuples(networks), tuples(networks)),
     st.builds(ForwardAccept, tuples(networks)),
-    st.builds(VxlanGuard, number, tuples(networks), maybe(tuples(ips))),
+    st.builds(VxlanGuard, number, tuples(networks), maybe(tuples(ips)), tuples(text)),
 )
 links = st.builds(
     LinkInfo,
