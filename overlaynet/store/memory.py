@@ -72,7 +72,7 @@ class MemoryStore:
         self._keys: dict[str, KeyValue] = {}
         self._leases: dict[int, _Lease] = {}
         self._next_lease = 1
-        self._history: list[tuple[int, Notice]] = []
+        self._history: list[tuple[int, KeyPut | KeyGone]] = []
         self._compacted = 0
         self._watches: list[MemoryWatch] = []
         self._now = 0.0
@@ -99,7 +99,8 @@ class MemoryStore:
                 self._end(watch, _compacted(revision, self._compacted))
             else:
                 past = [notice for made, notice in self._history if made >= revision]
-                watch.waiting.extend(notice for notice in past if _concerns(watch, notice))
+                for prefix in watch.prefixes:
+                    watch.waiting.extend(notice for notice in past if covers(prefix, _key(notice)))
         self._deliver()
         return watch
 
@@ -225,7 +226,7 @@ class MemoryStore:
             self._revision = revision
             self._publish(notices)
 
-    def _apply(self, write: Put | Delete, revision: int) -> Notice | None:
+    def _apply(self, write: Put | Delete, revision: int) -> KeyPut | KeyGone | None:
         old = self._keys.pop(write.key, None)
         if isinstance(write, Delete):
             return KeyGone(write.key, revision) if old else None
@@ -238,7 +239,7 @@ class MemoryStore:
         if self._leases.pop(lease_id, None):
             self._write([Delete(key) for key, kv in self._keys.items() if kv.lease_id == lease_id])
 
-    def _publish(self, notices: Sequence[Notice]) -> None:
+    def _publish(self, notices: Sequence[KeyPut | KeyGone]) -> None:
         self._history.extend((self._revision, notice) for notice in notices)
         for watch in self._watches:
             watch.waiting.extend(notice for notice in notices if _concerns(watch, notice))
@@ -280,14 +281,12 @@ class MemoryStore:
             return notice
 
 
-def _concerns(watch: MemoryWatch, notice: KeyPut | KeyGone | WatchEnded) -> bool:
-    match notice:
-        case KeyPut(item):
-            return any(covers(prefix, item.key) for prefix in watch.prefixes)
-        case KeyGone(key, _):
-            return any(covers(prefix, key) for prefix in watch.prefixes)
-        case WatchEnded():
-            return True
+def _concerns(watch: MemoryWatch, notice: KeyPut | KeyGone) -> bool:
+    return any(covers(prefix, _key(notice)) for prefix in watch.prefixes)
+
+
+def _key(notice: KeyPut | KeyGone) -> str:
+    return notice.item.key if isinstance(notice, KeyPut) else notice.key
 
 
 def _closed() -> StoreUnavailable:

@@ -191,9 +191,8 @@ def test_of_two_clients_claiming_a_key_exactly_one_wins(world: World) -> None:
 
     def claim(name: str, store: Store) -> None:
         barrier.wait()
-        for key in map(world.key, "abcdef"):
-            if store.commit([Compare(key, 0)], [Put(key, name.encode())]).ok:
-                won.append(f"{key} {name}")
+        keys = [world.key(letter) for letter in "abcdef"]
+        won.extend(f"{k} {name}" for k in keys if store.commit([Compare(k, 0)], [Put(k, name.encode())]).ok)
 
     threads = [threading.Thread(target=claim, args=(f"n{i}", store)) for i, store in enumerate(clients)]
     for thread in threads:
@@ -209,19 +208,42 @@ def test_of_two_clients_claiming_a_key_exactly_one_wins(world: World) -> None:
 # --- watch ----------------------------------------------------------------------------------------
 
 
-def test_watch_tells_puts_and_deletes_in_order(world: World) -> None:
+def test_watch_tells_puts_and_deletes_with_their_revisions(world: World) -> None:
     sink = Sink()
     revision = world.put("a/1", b"old")
-    world.store.watch([world.key("a/"), world.key("b/")], revision + 1, sink)
+    world.store.watch([world.key("a/")], revision + 1, sink)
     put = world.put("a/2", b"new")
     world.put("b/1")
-    world.put("c/1")
     gone = world.store.commit([], [Delete(world.key("a/1"))]).revision
-    notices = sink.wait(3)
-    assert told(notices, world.prefix) == ["+a/2", "+b/1", "-a/1"]
+    notices = sink.wait(2)
+    assert told(notices, world.prefix) == ["+a/2", "-a/1"]
     assert isinstance(notices[0], KeyPut)
     assert (notices[0].item.value, notices[0].item.mod_revision) == (b"new", put)
-    assert notices[2] == KeyGone(world.key("a/1"), gone)
+    assert notices[1] == KeyGone(world.key("a/1"), gone)
+
+
+def test_watch_that_has_caught_up_keeps_the_order_across_prefixes(world: World) -> None:
+    sink, prefixes = Sink(), [world.key(f"{name}/") for name in "abc"]
+    start = world.put("a/start")
+    world.put("b/start")
+    world.put("c/start")
+    world.store.watch(prefixes, start, sink)
+    sink.wait(3)
+    names = [f"{name}/{number}" for number in range(20) for name in "cab"]
+    for name in names:
+        world.put(name)
+    assert told(sink.wait(63)[3:], world.prefix) == [f"+{name}" for name in names]
+
+
+def test_watch_from_the_past_tells_of_every_prefix(world: World) -> None:
+    sink = Sink()
+    revision = world.put("b/1")
+    world.put("a/1")
+    world.put("b/2")
+    world.store.watch([world.key("a/"), world.key("b/")], revision, sink)
+    notices = told(sink.wait(3), world.prefix)
+    assert [n for n in notices if "b" in n] == ["+b/1", "+b/2"]
+    assert "+a/1" in notices
 
 
 def test_watch_from_the_past_tells_what_happened_since(world: World) -> None:

@@ -36,7 +36,8 @@ class EtcdServer:
         return self._process.pid
 
     def start(self) -> None:
-        """Returns when it listens."""
+        """Returns when it listens. A killed etcd leaves its socket behind, on which the next would fail."""
+        self.socket.unlink(missing_ok=True)
         with (self.directory / "etcd.log").open("ab") as log:
             self._process = subprocess.Popen(self._arguments(), cwd=self.directory, stdout=log, stderr=log)
         eventually(self._listens, deadline_s=20)
@@ -71,9 +72,15 @@ class EtcdServer:
     def freeze(self) -> None:
         """Stop answering without closing a connection, as a hung machine does."""
         self._signal(signal.SIGSTOP)
+        eventually(lambda: all(state == "T" for state in self._thread_states()))
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
+
+    def _thread_states(self) -> list[str]:
+        """The state letter behind the command's name (proc_pid_stat(5)); stopping takes threads a moment."""
+        tasks = Path(f"/proc/{self.pid}/task").iterdir()
+        return [(task / "stat").read_text().rpartition(") ")[2][0] for task in tasks]
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None

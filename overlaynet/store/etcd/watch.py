@@ -9,8 +9,10 @@ nothing is lost and nothing is told twice. What cannot be bridged ends the watch
   from a backup, or emptied). Such a stream would be silent until the new history has caught up with the old;
 - etcd refuses: no right to read a prefix.
 
-Within a stream events come in the order of their revisions, except that a watcher which starts in the past
-is brought up to date on its own; events of one prefix are always in order.
+Within a stream events come in the order of their revisions, except that etcd brings each watcher which starts
+in the past up to date on its own: after a break, changes of one prefix may be told before older ones of
+another. Nothing tells when a watcher has caught up, so there is nothing to wait for; events of one prefix,
+and so of one key, are always in order.
 """
 
 from __future__ import annotations
