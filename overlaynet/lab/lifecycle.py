@@ -333,7 +333,7 @@ def _take_down(name: str, paths: Paths, *, keep_logs: bool) -> int:
     for item in names:
         netns.delete(item)
     for directory in (lab.run, lab.state):
-        _remove_tree(directory, keep_logs=keep_logs)
+        remove_tree(directory, keep_logs=keep_logs)
     return len(names) + len(first) + len(last - set(first))
 
 
@@ -361,7 +361,7 @@ def orphans(name: str, present: Iterable[str], claimed: Iterable[str]) -> list[s
     return [n for n in present if n.startswith(prefix) and n not in set(claimed) and not n.startswith(theirs)]
 
 
-def _remove_tree(directory: Path, *, keep_logs: bool) -> None:
+def remove_tree(directory: Path, *, keep_logs: bool) -> None:
     """The directory with everything in it, but for logs if they are to be kept."""
     if not keep_logs:
         shutil.rmtree(directory, ignore_errors=True)

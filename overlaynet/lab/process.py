@@ -5,7 +5,8 @@ A process id alone names nobody for long: the kernel gives it out again. With th
 through a pidfd, so that even between the look at the start time and the signal nobody else can be hit.
 
 Processes are spawned by posix_spawn: it copies no address space, takes a session of its own, and leaves no
-object behind that wants to be waited for. One that ended but was not yet reaped (a zombie) counts as gone.
+object behind that wants to be waited for. One that ended but was not yet reaped (a zombie) counts as gone; it
+is never reaped here, for it may be somebody else's child within this program.
 """
 
 from __future__ import annotations
@@ -40,8 +41,7 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs; a zombie does not, and is reaped if it is our own child."""
-        reap(self.pid)
+        """Whether it still runs; a zombie does not."""
         return start_time(self.pid) == self.start
 
 
@@ -53,14 +53,6 @@ def start_time(pid: int) -> int | None:
         return None
     state, *rest = stat[stat.rindex(")") + 2 :].split()
     return None if state in "ZX" else int(rest[_START_TIME_FIELD - 4])
-
-
-def reap(pid: int) -> None:
-    """Collect the exit status of a child of ours that has ended; harmless for anybody else's."""
-    try:
-        os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        return
 
 
 def tool(name: str) -> str:
@@ -111,9 +103,8 @@ def stop(processes: Iterable[Process], grace_s: float) -> None:
             pids = ", ".join(str(process.pid) for process in waiting.values())
             raise LabFailed(f"processes do not end: {pids}", next=[f"ps -o pid,stat,wchan,args -p {pids}"])
     finally:
-        for fd, process in open_fds.items():
+        for fd in open_fds:
             os.close(fd)
-            reap(process.pid)
 
 
 def _pidfd(process: Process) -> int | None:

@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,9 @@ def changing(paths: Paths, name: str) -> Iterator[None]:
     finally:
         paths.lock(name).unlink(missing_ok=True)
         os.close(descriptor)
+        for empty in (paths.labs, paths.run_root):
+            with suppress(OSError):  # it is not empty: there are other labs
+                empty.rmdir()
 
 
 def _lock(file: Path, name: str) -> int:
