@@ -44,15 +44,17 @@ Outcome: TypeAlias = Refusal | None
 ABSENT = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL})
 """How the kernel says that what should go is not there (one word for each table)."""
 TABLES = (Neigh, Fdb, Route, Address)
-ENCODERS: Mapping[tuple[Op, type], Callable[..., bytes]] = {
-    (Op.PUT, Neigh): wire.put_neigh,
-    (Op.DROP, Neigh): wire.drop_neigh,
-    (Op.PUT, Fdb): wire.put_fdb,
-    (Op.DROP, Fdb): wire.drop_fdb,
-    (Op.PUT, Route): wire.put_route,
-    (Op.DROP, Route): wire.drop_route,
-    (Op.PUT, Address): wire.put_address,
-    (Op.DROP, Address): wire.drop_address,
+PUT: Mapping[type, Callable[..., bytes]] = {
+    Neigh: wire.put_neigh,
+    Fdb: wire.put_fdb,
+    Route: wire.put_route,
+    Address: wire.put_address,
+}
+DROP: Mapping[type, Callable[..., bytes]] = {
+    Neigh: wire.drop_neigh,
+    Fdb: wire.drop_fdb,
+    Route: wire.drop_route,
+    Address: wire.drop_address,
 }
 NO_DEVICE = Refusal(errno.ENODEV, "")
 
@@ -108,15 +110,17 @@ class KernelAdapter:
         ]
 
     def _send(self, changes: Sequence[Change]) -> list[Outcome]:
+        known = self._indices
         outcomes: list[Outcome] = [NO_DEVICE] * len(changes)
         positions: list[int] = []
         messages: list[bytes] = []
         for position, (op, obj, _) in enumerate(changes):
             assert isinstance(obj, TABLES)
-            index = self._index(obj.dev) if obj.dev else 0
+            dev = obj.dev
+            index = (known.get(dev) or self._index(dev)) if dev else 0
             if index is not None:
                 positions.append(position)
-                messages.append(ENCODERS[op, type(obj)](obj, index))
+                messages.append((PUT if op is Op.PUT else DROP)[type(obj)](obj, index))
         for position, outcome in zip(positions, self._rtnl.batch(messages), strict=True):
             outcomes[position] = outcome
         return outcomes

@@ -41,6 +41,9 @@ TIMEOUT_S = 10
 DUMP_TRIES = 8
 NLMSGERR_ATTR_MSG = 1
 
+ENDS = frozenset({wire.NLMSG_DONE, wire.NLMSG_ERROR})
+"""What closes a dump."""
+
 _SEQ = Struct("=I")
 _ERRNO = Struct("=i")
 _FLAGS = Struct("=H")
@@ -149,18 +152,22 @@ class Rtnl:
                 return
 
     def _dump(self, message: bytes) -> list[parse.Answer] | None:
-        """None: the table changed meanwhile."""
+        """None: the table changed meanwhile. One loop, without a generator: dumps are what gets long."""
         found: list[parse.Answer] = []
-        interrupted = 0
-        for (kind, flags, _), answer in self._answers(self._send([message]), 1):
-            interrupted |= flags & wire.NLM_F_DUMP_INTR
-            if kind in (wire.NLMSG_DONE, wire.NLMSG_ERROR):
-                refusal = _refusal(answer, kind, flags)
-                if refusal.errno:
-                    raise KernelError("a dump", refusal.errno, refusal.text)
-                return None if interrupted else found
-            found.append(answer)
-        raise AssertionError("answers never end by themselves")
+        wanted, interrupted = self._send([message]), 0
+        append, unpack = found.append, wire.HEADER.unpack_from
+        while True:
+            buffer = self._receive()
+            at, size = 0, len(buffer)
+            while at < size:
+                length, kind, flags, seq, _ = unpack(buffer, at)
+                if seq == wanted:
+                    interrupted |= flags & wire.NLM_F_DUMP_INTR
+                    if kind in ENDS:
+                        _raise_if_refused(_refusal((buffer, at + 16, at + length), kind, flags))
+                        return None if interrupted else found
+                    append((buffer, at + 16, at + length))
+                at += (length + 3) & ~3
 
     def _send(self, messages: Sequence[bytes], *, acknowledge: bool = False) -> int:
         """Number the messages and send them at once; returns the first one's number."""
@@ -221,6 +228,11 @@ def _configure(sock: socket.socket, timeout_s: float) -> None:
     for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
         with suppress(OSError):  # kernels before 4.20 know fewer of these; all are refinements
             sock.setsockopt(SOL_NETLINK, option, 1)
+
+
+def _raise_if_refused(refusal: Refusal) -> None:
+    if refusal.errno:
+        raise KernelError("a dump", refusal.errno, refusal.text)
 
 
 def _refusal(answer: parse.Answer, kind: int, flags: int) -> Refusal:

@@ -1,10 +1,11 @@
 """rtnetlink's answers, as tuples of `overlaynet.state`.
 
 Every answer comes as (buffer, start, end): the part behind the message header, to be read in place.
-Tables with thousands of entries are walked by one tight loop each, and their addresses come out of
-caches: on a host with many peers the same few thousand addresses are read over and over, and making an
-`IPv4Address` costs more than reading the whole entry. Links, addresses and rules are few, so they go
-through `attributes`, which is plain rather than fast.
+`attributes` reads any message, plainly. Where there can be tens of thousands, an entry shaped like a
+peer's (IPv4, and the kernel's usual order of attributes) is taken apart by one prepared `struct.Struct`
+that covers fixed part and attributes together, and its tuple is made without the detour over a Python
+constructor; anything of another shape falls back to the plain way. Addresses come out of caches: the same
+few thousand are read over and over, and making one costs more than reading the whole entry.
 
 Interface indices become names by a mapping that was read just before. An entry on a device that is not
 in it is left out: its device came or went in between, and whoever observes will hear of that.
@@ -163,6 +164,7 @@ def _hairpin(about: Attributes) -> bool | None:
     return _nested(about, IFLA_INFO_SLAVE_DATA).get(IFLA_BRPORT_MODE, b"\0") != b"\0"
 
 
+@lru_cache(maxsize=CACHED)
 def _mac(octets: bytes) -> Mac | None:
     return Mac.from_bytes(octets) if len(octets) == 6 else None
 
@@ -182,26 +184,52 @@ def addresses(answers: Iterable[Answer], names: Names) -> Iterable[Address]:
 
 # --- the big tables -------------------------------------------------------------------------------
 
+_tuple = tuple.__new__
+PEER_NEIGH = Struct("=BxxxiHBBHH4sHH6s")
+PEER_NEIGH_SHAPE = (8, wire.NDA_DST, 10, wire.NDA_LLADDR)
+"""net/core/neighbour.c, neigh_fill_info."""
+PEER_FDB = Struct("=BxxxiHBBHH6sxxHH4s")
+PEER_FDB_SHAPE = (10, wire.NDA_LLADDR, 8, wire.NDA_DST)
+"""drivers/net/vxlan/vxlan_core.c, vxlan_fdb_info."""
+PEER_ROUTE = Struct("=BBBBBBBBIHHIHH4sHHIHH4sHHI")
+PEER_ROUTE_SHAPE = (
+    8,
+    wire.RTA_TABLE,
+    8,
+    wire.RTA_DST,
+    8,
+    wire.RTA_PRIORITY,
+    8,
+    wire.RTA_GATEWAY,
+    8,
+    wire.RTA_OIF,
+)
+"""net/ipv4/fib_semantics.c, fib_dump_info."""
+
 
 def neighs(answers: Iterable[Answer], names: Names) -> list[Neigh]:
     """Neighbours of both families in every state."""
     found: list[Neigh] = []
-    fixed, attr, words = wire.NDMSG.unpack_from, wire.ATTR.unpack_from, wire.NUD
-    for buffer, start, end in answers:
-        family, index, state, _, _ = fixed(buffer, start)
-        octets, mac = b"", None
-        at = start + 12
-        while at < end:
-            length, kind = attr(buffer, at)
-            if kind == wire.NDA_DST:
-                octets = buffer[at + 4 : at + length]
-            elif kind == wire.NDA_LLADDR:
-                mac = _mac(buffer[at + 4 : at + length])
-                break  # the kernel puts what we need first (net/core/neighbour.c, neigh_fill_info)
-            at += (length + 3) & ~3
-        if octets and index in names and family in (AF_INET, AF_INET6):
-            found.append(Neigh(names[index], address(octets), mac, words.get(state, str(state))))
+    append, unpack, size, words = found.append, PEER_NEIGH.unpack_from, PEER_NEIGH.size, wire.NUD
+    for answer in answers:
+        buffer, start, end = answer
+        if end - start >= size:
+            _, index, state, _, _, len1, kind1, ip, len2, kind2, mac = unpack(buffer, start)
+            if (len1, kind1, len2, kind2) == PEER_NEIGH_SHAPE and index in names and state in words:
+                append(_tuple(Neigh, (names[index], address(ip), _mac(mac), words[state])))
+                continue
+        found += _neigh(answer, names)
     return found
+
+
+def _neigh(answer: Answer, names: Names) -> list[Neigh]:
+    buffer, start, end = answer
+    family, index, state, _, _ = wire.NDMSG.unpack_from(buffer, start)
+    found = attributes(buffer, start + 12, end)
+    if index not in names or family not in ANY or wire.NDA_DST not in found:
+        return []
+    mac = _mac(found.get(wire.NDA_LLADDR, b""))
+    return [Neigh(names[index], address(found[wire.NDA_DST]), mac, wire.NUD.get(state, str(state)))]
 
 
 def fdb(answers: Iterable[Answer], names: Names) -> list[Fdb]:
@@ -209,91 +237,95 @@ def fdb(answers: Iterable[Answer], names: Names) -> list[Fdb]:
 
     A bridge holds its ports' own addresses once plainly and once for VLAN 1; here they are one entry.
     """
-    found: list[Fdb] = []
-    in_bridges: dict[Fdb, None] = {}
-    fixed, attr = wire.NDMSG.unpack_from, wire.ATTR.unpack_from
-    for buffer, start, end in answers:
-        _, index, state, _, _ = fixed(buffer, start)
-        mac = dst = master = None
-        at = start + 12
-        while at < end:
-            length, kind = attr(buffer, at)
-            if kind == wire.NDA_LLADDR:
-                mac = _mac(buffer[at + 4 : at + length])
-            elif kind == wire.NDA_DST:
-                dst = address(buffer[at + 4 : at + length])
-            elif kind == wire.NDA_MASTER:
-                master = names.get(_FDB_MASTER.unpack_from(buffer, at + 4)[0])
-            at += (length + 3) & ~3
-        if mac is None or index not in names:
-            continue
-        word = "permanent" if state & 0x80 else "static" if state & 0x40 else "dynamic"
-        entry = Fdb(names[index], mac, dst, master, word)
-        if master is None:
-            found.append(entry)
-        else:
-            in_bridges[entry] = None
-    return found + list(in_bridges)
+    peers: list[Fdb] = []
+    others: dict[Fdb, None] = {}
+    append, unpack, size = peers.append, PEER_FDB.unpack_from, PEER_FDB.size
+    for answer in answers:
+        buffer, start, end = answer
+        if end - start >= size:
+            _, index, state, _, _, len1, kind1, mac, len2, kind2, dst = unpack(buffer, start)
+            if (len1, kind1, len2, kind2) == PEER_FDB_SHAPE and index in names and state == FDB_PERMANENT:
+                append(_tuple(Fdb, (names[index], _mac(mac), address(dst), None, "permanent")))
+                continue
+        others.update(dict.fromkeys(_fdb(answer, names)))
+    return peers + list(others)
 
 
-_FDB_MASTER = Struct("=I")
+def _fdb(answer: Answer, names: Names) -> list[Fdb]:
+    buffer, start, end = answer
+    _, index, state, _, _ = wire.NDMSG.unpack_from(buffer, start)
+    found = attributes(buffer, start + 12, end)
+    mac = _mac(found.get(wire.NDA_LLADDR, b""))
+    if index not in names or mac is None:
+        return []
+    dst = address(found[wire.NDA_DST]) if wire.NDA_DST in found else None
+    word = "permanent" if state & 0x80 else "static" if state & 0x40 else "dynamic"
+    return [Fdb(names[index], mac, dst, names.get(_number(found, wire.NDA_MASTER)), word)]
+
+
+FDB_PERMANENT = wire.FDB_STATE_NUMBER["permanent"]
 
 
 def routes(answers: Iterable[Answer], names: Names) -> list[Route]:
-    """Routes of every table; of the local one only those that say which addresses are this host's.
+    """Routes of every table; of the local one without the broadcast, anycast and multicast noise.
 
     A route over several next hops has neither device nor gateway here.
     """
     found: list[Route] = []
-    fixed, attr, number = wire.RTMSG.unpack_from, wire.ATTR.unpack_from, _U32.unpack_from
-    for buffer, start, end in answers:
-        family, prefixlen, _, _, table, protocol, scope, kind, flags = fixed(buffer, start)
-        if family not in ANY or flags & RTM_F_CLONED or (table == wire.RT_TABLE_LOCAL and kind != LOCAL):
-            continue
-        octets = ANY[family]
-        index = metric = 0
-        via = source = None
-        at = start + 12
-        while at < end:
-            length, what = attr(buffer, at)
-            if what == wire.RTA_DST:
-                octets = buffer[at + 4 : at + length]
-            elif what == wire.RTA_OIF:
-                index = number(buffer, at + 4)[0]
-            elif what == wire.RTA_GATEWAY:
-                via = address(buffer[at + 4 : at + length])
-            elif what == wire.RTA_PRIORITY:
-                metric = number(buffer, at + 4)[0]
-            elif what == wire.RTA_TABLE:
-                table = number(buffer, at + 4)[0]
-            elif what == wire.RTA_PREFSRC:
-                source = address(buffer[at + 4 : at + length])
-            elif what == wire.RTA_VIA:
-                via = address(buffer[at + 6 : at + length])
-            at += (length + 3) & ~3
-        if index and index not in names:
-            continue
-        found.append(
-            Route(
-                network(octets, prefixlen),
-                None if kind in NOWHERE else names.get(index),
-                via,
-                metric,
-                flags & wire.RTNH_F_ONLINK != 0,
-                table,
-                protocol,
-                wire.SCOPE.get(scope, str(scope)),
-                wire.ROUTE_TYPE.get(kind, str(kind)),
-                source,
-            )
-        )
+    append, unpack, size, scopes = found.append, PEER_ROUTE.unpack_from, PEER_ROUTE.size, wire.SCOPE
+    for answer in answers:
+        buffer, start, end = answer
+        if end - start >= size:
+            (
+                _, prefixlen, _, _, _, protocol, scope, kind, flags,
+                len1, kind1, table, len2, kind2, dst, len3, kind3, metric, len4, kind4, via, len5, kind5, index,
+            ) = unpack(buffer, start)  # fmt: skip
+            shape = (len1, kind1, len2, kind2, len3, kind3, len4, kind4, len5, kind5)
+            if shape == PEER_ROUTE_SHAPE and kind == UNICAST and index in names and scope in scopes:
+                onlink = flags & wire.RTNH_F_ONLINK != 0
+                dev, word, subnet = names[index], scopes[scope], network(dst, prefixlen)
+                fields = (subnet, dev, address(via), metric, onlink, table, protocol, word, "unicast", None)
+                append(_tuple(Route, fields))
+                continue
+        found += _route(answer, names)
     return found
 
 
-_U32 = Struct("=I")
+def _route(answer: Answer, names: Names) -> list[Route]:
+    buffer, start, end = answer
+    family, prefixlen, _, _, table, protocol, scope, kind, flags = wire.RTMSG.unpack_from(buffer, start)
+    found = attributes(buffer, start + 12, end)
+    index, table = _number(found, wire.RTA_OIF), _number(found, wire.RTA_TABLE, table)
+    noise = flags & RTM_F_CLONED or (table == wire.RT_TABLE_LOCAL and kind in CAST)
+    if family not in ANY or noise or (index and index not in names):
+        return []
+    source = found.get(wire.RTA_PREFSRC)
+    route = Route(
+        dst=network(found.get(wire.RTA_DST, ANY[family]), prefixlen),
+        dev=None if kind in NOWHERE else names.get(index),
+        via=_gateway(found),
+        metric=_number(found, wire.RTA_PRIORITY),
+        onlink=flags & wire.RTNH_F_ONLINK != 0,
+        table=table,
+        protocol=protocol,
+        scope=wire.SCOPE.get(scope, str(scope)),
+        type=wire.ROUTE_TYPE.get(kind, str(kind)),
+        prefsrc=address(source) if source else None,
+    )
+    return [route]
+
+
+def _gateway(found: Attributes) -> IPAddress | None:
+    if wire.RTA_VIA in found:
+        return address(found[wire.RTA_VIA][2:])
+    return address(found[wire.RTA_GATEWAY]) if wire.RTA_GATEWAY in found else None
+
+
 ANY = {int(AF_INET): bytes(4), int(AF_INET6): bytes(16)}
 """The address of a default route, which the kernel does not send."""
-LOCAL = wire.ROUTE_TYPE_NUMBER["local"]
+UNICAST = wire.ROUTE_TYPE_NUMBER["unicast"]
+CAST = frozenset(wire.ROUTE_TYPE_NUMBER[word] for word in ("broadcast", "anycast", "multicast"))
+"""What the kernel fills its local table with beside the host's own addresses."""
 NOWHERE = frozenset(wire.ROUTE_TYPE_NUMBER[word] for word in ("blackhole", "unreachable", "prohibit", "throw"))
 """Routes that end here; IPv6 says they are on the loopback."""
 

@@ -18,7 +18,7 @@ import sys
 from socket import AF_INET, AF_INET6
 from struct import Struct
 
-from overlaynet.addr import Mac
+from overlaynet.addr import IPAddress, Mac
 from overlaynet.state import Address, Fdb, Neigh, Route
 
 AF_BRIDGE = 7
@@ -95,6 +95,7 @@ _NEIGH = {v: Struct(f"=IHHIIBxxxiHBBHH{n}sHH6sxx") for v, n in WIDTH.items()}
 _FDB_PEER = {v: Struct(f"=IHHIIBxxxiHBBHH6sxxHH{n}s") for v, n in WIDTH.items()}
 _FDB_PLAIN = Struct("=IHHIIBxxxiHBBHH6sxx")
 _ROUTE = {v: Struct(f"=IHHIIBBBBBBBBIHHIHHIHH{n}s") for v, n in WIDTH.items()}
+_HOP = {v: Struct(f"=HHIHH{n}s") for v, n in WIDTH.items()}
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
@@ -191,15 +192,21 @@ def _route(kind: int, flags: int, route: Route, ifindex: int, scope: int) -> byt
 
 
 def _route_extras(route: Route, ifindex: int) -> bytes:
-    more = _u32(RTA_OIF, ifindex) if ifindex else b""
-    via = route.via
-    if via is not None and via.version == route.dst.version:
-        more += attribute(RTA_GATEWAY, via.packed)
-    elif via is not None:
-        more += attribute(RTA_VIA, FAMILY[via.version].to_bytes(2, sys.byteorder) + via.packed)
+    via, version = route.via, route.dst.version
+    if ifindex and via is not None and via.version == version:
+        more = _HOP[version].pack(8, RTA_OIF, ifindex, 4 + WIDTH[version], RTA_GATEWAY, via.packed)
+    else:
+        more = _u32(RTA_OIF, ifindex) if ifindex else b""
+        more += _gateway(via, version) if via else b""
     if route.prefsrc is not None:
         more += attribute(RTA_PREFSRC, route.prefsrc.packed)
     return more
+
+
+def _gateway(via: IPAddress, version: int) -> bytes:
+    if via.version == version:
+        return attribute(RTA_GATEWAY, via.packed)
+    return attribute(RTA_VIA, FAMILY[via.version].to_bytes(2, sys.byteorder) + via.packed)
 
 
 # --- addresses ------------------------------------------------------------------------------------

@@ -191,9 +191,11 @@ class FakeKernel:
             case Neigh():
                 self.neighs.pop(obj.key, None)
             case Fdb():
-                self.fdb.pop(obj.key, None)
+                if obj.dst is None or self.fdb.get(obj.key, obj).dst == obj.dst:
+                    self.fdb.pop(obj.key, None)
             case Route():
-                self.routes.pop(obj.key, None)
+                if _same_route(obj, self.routes.get(obj.key)):
+                    del self.routes[obj.key]
             case Sysctl():
                 pass
 
@@ -318,8 +320,10 @@ class FakeKernel:
             self._forget(self.routes, lambda route: route in made)
 
     def _connect(self, address: Address) -> None:
-        if self.links[address.dev].up:
-            for route in _implied_routes(address):
+        """An IPv4 address is this host's even while its link is down."""
+        up = self.links[address.dev].up
+        for route in _implied_routes(address):
+            if up or (route.type == "local" and route.dst.version == 4):
                 self.routes.setdefault(route.key, route)
 
     def _put_route(self, route: Route) -> None:
@@ -387,6 +391,13 @@ class _Refused(Exception):
 def _refuse_if(condition: bool, number: int) -> None:
     if condition:
         raise _Refused(number)
+
+
+def _same_route(asked: Route, present: Route | None) -> bool:
+    """Whether a deletion that says `asked` means the route that has its key."""
+    if present is None or (asked.type, asked.protocol) != (present.type, present.protocol):
+        return False
+    return asked.dev in (None, present.dev) and asked.via in (None, present.via)
 
 
 def _implied_routes(address: Address) -> list[Route]:

@@ -428,6 +428,8 @@ STEPS: list[Object] = [
     FDB._replace(dst=ip_address("192.168.50.13")),
     ROUTE,
     ROUTE._replace(metric=8),
+    ROUTE._replace(via=ip_address("10.244.3.0")),
+    ROUTE._replace(protocol=4),
     Address("flannel.1", ip_interface("10.244.1.0/32")),
     VXLAN,
     VXLAN._replace(mtu=1_400),
