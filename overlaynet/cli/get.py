@@ -16,7 +16,7 @@ from overlaynet.cli import inventory, surveys
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.cluster import pick_hosts, read_view
 from overlaynet.cli.inventory import Items
-from overlaynet.cli.output import Column, member, table
+from overlaynet.cli.output import Column, member, seconds, table
 from overlaynet.errors import NotFound, StoreError, UsageError
 
 
@@ -140,7 +140,7 @@ KINDS: Mapping[str, Kind] = {
             member("NODE", "node"),
             member("PUBLIC-IP", "public_ip"),
             member("BACKEND", "backend_type"),
-            Column("EXPIRES", lambda i: "never" if i["expires_in_s"] is None else f"{i['expires_in_s']} s"),
+            Column("EXPIRES", lambda i: "never" if i["expires_in_s"] is None else seconds(i["expires_in_s"])),
             member("LIVE", "live"),
             member("VNI", "vni", wide=True),
             member("VTEP-MAC", "vtep_mac", wide=True),

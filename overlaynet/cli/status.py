@@ -12,6 +12,7 @@ from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.cluster import Cluster, Host, read_view
 from overlaynet.cli.contexts import LabCluster
 from overlaynet.cli.output import member, table
+from overlaynet.core.view import View
 from overlaynet.errors import OverlayError
 
 _COLUMNS = (
@@ -41,13 +42,14 @@ def status(app: App) -> None:
     hosts = cluster.hosts()
     told = inventory.statuses(cluster, hosts)
     items = [_host(item, told[item["name"]]) for item in inventory.host_items(cluster, hosts, told)]
+    view = _view(cluster)
     rebooted = isinstance(cluster, LabCluster) and cluster.lab.state.rebooted
     members = {
         "state": _state(items, rebooted=rebooted),
         "rebooted": rebooted,
         "hosts": items,
-        "etcd": _etcd(cluster),
-        "network": _network(told),
+        "etcd": _etcd(view),
+        "network": _network(told, view),
         "problems": _problems(hosts, told),
     }
     app.result("Status", members, lambda: status_text(cluster.name, members, wide=app.wide), [cluster.name])
@@ -70,29 +72,35 @@ def _state(items: Sequence[Mapping[str, Any]], *, rebooted: bool) -> str:
     return "stopped" if states == {"stopped"} else "degraded"
 
 
-def _etcd(cluster: Cluster) -> dict[str, Any]:
+def _view(cluster: Cluster) -> View | OverlayError:
     try:
-        view = read_view(cluster)
+        return read_view(cluster)
     except OverlayError as error:
+        return error
+
+
+def _etcd(view: View | OverlayError) -> dict[str, Any]:
+    if isinstance(view, OverlayError):
         return {
             "connected": False,
             "revision": None,
             "leases": None,
             "containers": None,
-            "error": error.as_json(),
+            "error": view.as_json(),
         }
-    return {
-        "connected": True,
-        "revision": view.revision,
-        "leases": len(view.leases),
-        "containers": len(view.workloads),
-        "error": None,
-    }
+    counts = {"leases": len(view.leases), "containers": len(view.workloads)}
+    return {"connected": True, "revision": view.revision, **counts, "error": None}
 
 
-def _network(told: inventory.Statuses) -> Mapping[str, Any] | None:
+def _network(told: inventory.Statuses, view: View | OverlayError) -> Mapping[str, Any] | None:
+    """An agent's word, else etcd's, which knows no MTU."""
     known = (t["network"] for t in told.values() if not isinstance(t, OverlayError))
-    return next((network for network in known if network is not None), None)
+    found = next((network for network in known if network is not None), None)
+    if found is not None or isinstance(view, OverlayError) or view.network is None:
+        return found
+    backend = view.network.backend
+    about = {"backend_type": backend.type, "vni": backend.vni, "port": backend.port, "mtu": None}
+    return {"networks": [str(n) for n in view.network.networks], **about}
 
 
 def _problems(hosts: Sequence[Host], told: inventory.Statuses) -> list[dict[str, Any]]:
@@ -136,9 +144,10 @@ def _etcd_line(etcd: Mapping[str, Any]) -> str:
 
 def _network_line(network: Mapping[str, Any] | None) -> str:
     if network is None:
-        return "network  not known: no agent tells of one"
+        return "network  not known"
     extra = f", vni {network['vni']}, port {network['port']}" if network["backend_type"] == "vxlan" else ""
-    return f"network  {', '.join(network['networks'])}, {network['backend_type']}{extra}, mtu {network['mtu']}"
+    mtu = "" if network["mtu"] is None else f", mtu {network['mtu']}"
+    return f"network  {', '.join(network['networks'])}, {network['backend_type']}{extra}{mtu}"
 
 
 def _problem(problem: Mapping[str, Any]) -> list[str]:

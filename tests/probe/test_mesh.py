@@ -1,0 +1,105 @@
+"""What the probes' answers prove about every pair."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+import pytest
+
+from overlaynet.errors import LabFailed
+from overlaynet.probe import mesh
+from overlaynet.probe.mesh import Member
+
+pytestmark = pytest.mark.unit
+
+WEB_1 = Member("web-1", "node-1", "n-web-1", ip_address("10.244.1.2"))
+WEB_2 = Member("web-2", "node-2", "n-web-2", ip_address("10.244.2.2"))
+BARE = Member("bare", "node-2", "n-bare", None)
+
+
+def result(name: str, error: str | None = None, evidence: str = "") -> dict[str, object]:
+    rtt = 0.4 if error is None else None
+    return {
+        "id": name,
+        "sent": 1,
+        "received": int(error is None),
+        "rtt_ms": rtt,
+        "error": error,
+        "evidence": evidence,
+    }
+
+
+def answers(first: str | None = None, second: str | None = None) -> dict[str, dict[str, object]]:
+    return {
+        "node-1": {"results": [result("web-1:web-2", first, "said so")]},
+        "node-2": {"results": [result("web-2:web-1", second, "said so")]},
+    }
+
+
+def test_every_ordered_pair_is_sent_once_from_the_senders_host():
+    jobs = mesh.jobs([WEB_1, WEB_2])
+    sent = {host: [(p["id"], p["netns"], p["target"]) for p in job["pings"]] for host, job in jobs.items()}
+    assert sent == {
+        "node-1": [("web-1:web-2", "n-web-1", "10.244.2.2")],
+        "node-2": [("web-2:web-1", "n-web-2", "10.244.1.2")],
+    }
+
+
+def test_pairs_are_in_the_order_of_numbers():
+    names = [Member(f"web-{n}", "node-1", "", None) for n in (10, 9, 2)]
+    assert [a.name for a, _ in mesh.pairs(names)] == ["web-2"] * 2 + ["web-9"] * 2 + ["web-10"] * 2
+
+
+@pytest.mark.parametrize(
+    ("told", "verdicts", "exit_code", "summary"),
+    [
+        (answers(), ["pass", "pass"], 0, "2/2 pairs reachable"),
+        (answers("no_reply"), ["fail", "pass"], 1, "1/2 pairs reachable, 1 failed"),
+        (answers("send_error", "icmp_error"), ["fail", "fail"], 1, "0/2 pairs reachable, 2 failed"),
+        (answers("setup_error"), ["inconclusive", "pass"], 4, "1/2 pairs reachable, 1 inconclusive"),
+        (
+            {**answers(None, "no_reply"), "node-1": LabFailed("no namespace")},
+            ["inconclusive", "fail"],
+            1,
+            "0/2 pairs reachable, 1 failed, 1 inconclusive",
+        ),
+        ({"node-1": answers()["node-1"]}, ["pass", "inconclusive"], 4, "1/2 pairs reachable, 1 inconclusive"),
+    ],
+    ids=["all", "no reply", "refused", "sender unreachable", "failure outweighs doubt", "host said nothing"],
+)
+def test_verdicts(told, verdicts, exit_code, summary):
+    report = mesh.judge([WEB_1, WEB_2], told)
+    assert [check.verdict for check in report.checks] == verdicts
+    assert (report.exit_code, report.summary) == (exit_code, summary)
+
+
+def test_target_without_an_address_fails_and_is_not_pinged():
+    assert list(mesh.jobs([WEB_1, BARE])) == ["node-2"]
+    (to_bare,) = [c for c in mesh.judge([WEB_1, BARE], {}).checks if c.target is BARE]
+    assert (to_bare.verdict, to_bare.reason) == ("fail", "no_address")
+
+
+def test_nothing_to_verify_is_inconclusive():
+    assert mesh.judge([], {}).exit_code == 4
+
+
+def test_document_has_every_member_with_null_for_unknown():
+    document = mesh.judge([WEB_1, WEB_2], answers("no_reply")).as_json(1.23456)
+    assert {k: v for k, v in document.items() if k != "checks"} == {
+        "suite": "mesh",
+        "total": 2,
+        "passed": 1,
+        "failed": 1,
+        "inconclusive": 0,
+        "duration_s": 1.235,
+    }
+    assert document["checks"][0] == {
+        "id": "web-1:web-2",
+        "from": "web-1",
+        "to": "web-2",
+        "target_ip": "10.244.2.2",
+        "verdict": "fail",
+        "reason": "no_reply",
+        "evidence": "said so",
+        "rtt_ms": None,
+    }
