@@ -129,15 +129,19 @@ class Builder:
 
     # --- namespaces ---------------------------------------------------------------------------
 
-    def make_namespaces(self, places: Iterable[str]) -> None:
-        for place in places:
-            name = self.name(place)
+    def refuse_strangers(self, places: Iterable[str]) -> None:
+        """Raise LabFailed if one of these names is taken by a namespace that this lab did not make."""
+        for name in map(self.name, places):
             if netns.exists(name):
                 raise LabFailed(
                     f"there is a network namespace {name} that this lab did not make",
                     evidence=str(netns.path(name)),
                     next=["overlaynet get labs", f"ip netns delete {name}"],
                 )
+
+    def make_namespaces(self, places: Iterable[str]) -> None:
+        for place in places:
+            name = self.name(place)
             netns.create(name)
             with netns.entered(name):
                 _set({**QUIET, **UNFILTERED_BRIDGE, **ROUTER} if place == UNDERLAY_PLACE else QUIET)
@@ -152,7 +156,7 @@ class Builder:
                 f"link add name {BRIDGE} address {address_mac(UNDERLAY_ROUTER)} type bridge"
                 " stp_state 0 forward_delay 0 mcast_snooping 0",
                 f"addr add {UNDERLAY_ROUTER}/{UNDERLAY.prefixlen} brd + dev {BRIDGE}",
-                f"link set {BRIDGE} up",
+                f"link set dev {BRIDGE} up",
             ],
         )
 
@@ -174,7 +178,7 @@ class Builder:
                 self.name(cable.place),
                 [
                     f"addr add {cable.address} brd + dev eth0",
-                    "link set eth0 up",
+                    "link set dev eth0 up",
                     f"route add default via {cable.gateway} dev eth0",
                 ],
             )
@@ -185,10 +189,10 @@ class Builder:
             f" peer name eth0 address {cable.mac} netns {self.name(cable.place)}"
         ]
         if cable.port_address is None:
-            lines.append(f"link set {cable.port} master {BRIDGE}")
+            lines.append(f"link set dev {cable.port} master {BRIDGE}")
         else:
             lines.append(f"addr add {cable.port_address} brd + dev {cable.port}")
-        return [*lines, f"link set {cable.port} up"]
+        return [*lines, f"link set dev {cable.port} up"]
 
     def remove_cables(self, unwanted: Iterable[Cable]) -> None:
         """By either end, for the other may be in a namespace that lost its name."""

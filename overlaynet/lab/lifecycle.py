@@ -17,10 +17,10 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,6 +29,7 @@ from overlaynet.errors import AgentUnreachable, LabFailed, NotReady, OverlayErro
 from overlaynet.kernel import capability, netns
 from overlaynet.lab import attach, cluster_store, process
 from overlaynet.lab.build import STOP_GRACE_S, UNFINISHED, Builder
+from overlaynet.lab.client import TIMEOUT_S
 from overlaynet.lab.converge import (
     ETCD,
     UNDERLAY_PLACE,
@@ -95,7 +96,7 @@ def up(topology: Topology, paths: Paths, *, timeout_s: float, progress: Progress
         try:
             return _Up(topology, paths, old, timeout_s, progress).run()
         except BaseException:
-            if old is None:
+            if old is None and paths.lab(topology.name).lab_json.exists():
                 with suppress(OverlayError):
                     _take_down(topology.name, paths, keep_logs=False)
             raise
@@ -122,6 +123,7 @@ class _Up:
         self.driver = NetnsDriver(topology.name, self.paths)
         self.launches = launches(self.topology, self.paths, os.uname().machine)
         self.processes: dict[str, Running] = {}
+        self.namespaces: dict[str, str] = {}
         self.stopping = threading.Event()
         if old and old.topology.network != self.topology.network:
             raise TopologyError(
@@ -135,19 +137,18 @@ class _Up:
         have = self.builder.observe(recorded, self.topology)
         want = wanted(self.topology, {name: launch.spec for name, launch in self.launches.items()})
         steps = plan(want, have)
+        self.builder.refuse_strangers(set(steps.makes(Kind.NETNS)) - set(recorded.namespaces))
         self.processes = {
             name: running for name, running in recorded.processes.items() if Key(Kind.PROCESS, name) in have
         }
-        namespaces = _specs(want)
-        if steps.changes or recorded != replace(recorded, topology=self.topology):
-            self._save({**_specs(have), **namespaces, **dict.fromkeys(_touched(steps), UNFINISHED)})
+        self.namespaces = {**_specs(have), **_specs(want), **dict.fromkeys(_touched(steps), UNFINISHED)}
+        if steps.changes or recorded.topology != self.topology:
+            self._save()
         self._remove(steps, recorded.topology)
-        self._make(steps)
+        self._make(steps, _specs(want))
         changes = steps.changes + self._settle_store()
         settled = self._settle(frozenset(steps.makes(Kind.NETNS)))
-        self._start(name for name in steps.makes(Kind.PROCESS) if name.startswith("command/"))
-        if steps.changes:
-            self._save(namespaces)
+        self._start([name for name in steps.makes(Kind.PROCESS) if name.startswith("command/")])
         waiting = tuple(s.waiting for s in settled if s.waiting)
         return UpResult(
             lab=self.topology.name,
@@ -158,8 +159,8 @@ class _Up:
             waiting=waiting,
         )
 
-    def _save(self, namespaces: Mapping[str, str]) -> None:
-        save(self.paths, LabState(self.topology, boot_id(), dict(namespaces), dict(self.processes)))
+    def _save(self) -> None:
+        save(self.paths, LabState(self.topology, boot_id(), dict(self.namespaces), dict(self.processes)))
 
     # --- parts --------------------------------------------------------------------------------
 
@@ -175,8 +176,8 @@ class _Up:
         for host in {h.name for h in before.hosts} - {h.name for h in self.topology.hosts}:
             _remove_host_files(self.paths, host)
 
-    def _make(self, steps: Plan) -> None:
-        """Namespaces, cables, etcd and agents."""
+    def _make(self, steps: Plan, finished: dict[str, str]) -> None:
+        """Namespaces, which are `finished` then, cables, etcd and agents."""
         self.progress("network", 0, len(steps.make))
         self.builder.make_namespaces(sorted(steps.makes(Kind.NETNS), key=lambda place: place != UNDERLAY_PLACE))
         fresh = set(steps.makes(Kind.CABLE))
@@ -184,6 +185,9 @@ class _Up:
         self.progress("network", len(steps.make), len(steps.make))
         for host in self.topology.hosts:
             self._prepare(host)
+        if steps.changes:
+            self.namespaces = finished
+            self._save()
         daemons = [name for name in steps.makes(Kind.PROCESS) if not name.startswith("command/")]
         self._start(sorted(daemons, key=lambda name: name != ETCD))
 
@@ -196,9 +200,12 @@ class _Up:
             text = identity_json(identity(self.topology, host, os.urandom(16).hex()))
             write_atomically(paths.identity, text, 0o600)
 
-    def _start(self, names: Iterable[str]) -> None:
+    def _start(self, names: Sequence[str]) -> None:
+        """Start processes, and record them at once: one that nobody knows of would be in the next one's way."""
         for name in names:
             self.processes[name] = self.builder.start(self.launches[name])
+        if names:
+            self._save()
 
     # --- etcd ---------------------------------------------------------------------------------
 
@@ -233,7 +240,7 @@ class _Up:
         return [future.result() for future in futures]
 
     def _settle_host(self, host: Host, remade: frozenset[str]) -> _Settled:
-        settled = _Settled()
+        settled = _Settled(waiting=f"{host.name} did not answer in time")
         others = frozenset(h.name for h in self.topology.hosts if h != host)
         wired = False
         for status in self._statuses(host):
@@ -269,7 +276,8 @@ class _Up:
         """The agent's status again and again, or why there is none, until the time is over."""
         agent = self.driver.agent(host.name)
         pause_s = _FIRST_POLL_S
-        while time.monotonic() < self.deadline and not self.stopping.is_set():
+        while (rest_s := self.deadline - time.monotonic()) > 0 and not self.stopping.is_set():
+            agent.timeout_s = min(TIMEOUT_S, rest_s)
             try:
                 yield agent.get("/v1/status")
             except AgentUnreachable as error:

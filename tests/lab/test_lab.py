@@ -20,6 +20,7 @@ from overlaynet.lab import lifecycle, process
 from overlaynet.lab.lab import Lab
 from overlaynet.lab.netns_driver import namespace
 from overlaynet.lab.paths import Paths
+from overlaynet.lab.state import save
 from overlaynet.lab.topology import Container, Topology, parse
 
 pytestmark = [pytest.mark.lab, requires_lab]
@@ -226,6 +227,47 @@ def test_two_labs_at_once_do_not_meet() -> None:
             assert everyone_reaches_everyone(second)
         assert traces_of(other.name) == []
         assert everyone_reaches_everyone(first)
+
+
+def test_agent_that_hangs_is_waited_for_and_named() -> None:
+    with Lab.running(two_hosts("hung")) as lab:
+        pid = lab.pid("agent/node-2")
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            result = Lab.up(lab.topology, timeout_s=1.0)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert not result.converged
+        assert any(reason.startswith("node-2") for reason in result.waiting)
+        assert Lab.up(lab.topology).converged
+
+
+def test_lab_is_built_again_after_the_machine_was_restarted() -> None:
+    topology = two_hosts("rebooted")
+    with Lab.running(topology) as lab:
+        identity = lab.paths.host("node-1").identity.read_text()
+        process.stop([running.process for running in lab.state.processes.values()], 5.0)
+        for place in lab.places:
+            netns.delete(namespace(lab.name, place))
+        save(lab.paths, replace(lab.state, boot_id="an-earlier-one"))
+        shutil.rmtree(lab.paths.run)
+        assert Lab.open(lab.name).status().rebooted
+        again = up(topology)
+        assert not again.status().rebooted
+        assert everyone_reaches_everyone(again)
+        assert again.paths.host("node-1").identity.read_text() == identity
+
+
+def test_up_that_failed_on_a_running_lab_goes_on_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Lab.running(two_hosts("interrupted")) as lab:
+        kill(lab.pid("agent/node-1"))
+        with monkeypatch.context() as broken:
+            broken.setattr("overlaynet.lab.cluster_store.tend", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                Lab.up(lab.topology)
+        assert Lab.up(lab.topology).changes == 0
+        assert everyone_reaches_everyone(lab)
 
 
 # --- down -----------------------------------------------------------------------------------------
