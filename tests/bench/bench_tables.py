@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.kernel_hosts import PUBLIC, UNDERLAY, RealHost, real_host
 
 from overlaynet.addr import Mac
-from overlaynet.state import Change, Fdb, Link, Neigh, Op, Route, Vxlan
+from overlaynet.state import Change, Fdb, Link, Neigh, Object, Op, Route, Vxlan
 
 ROUNDS = 5
 VXLAN = Link("flannel.1", "vxlan", "overlaynet-vxlan", 1_450, None, Vxlan(1, 8472, PUBLIC.ip, UNDERLAY))
@@ -36,7 +36,7 @@ def changes(peers: int) -> list[Change]:
     for n in range(peers):
         base = IPv4Address("10.0.0.0") + 256 * n
         mac = Mac.from_bytes(b"\x02\x42" + base.packed)
-        entries = (
+        entries: tuple[Object, ...] = (
             Neigh("flannel.1", base, mac),
             Fdb("flannel.1", mac, IPv4Address("172.16.0.0") + n),
             Route(ip_network((base, 24)), "flannel.1", base, n + 1, onlink=True),
