@@ -1,0 +1,441 @@
+"""Every verb over a cluster in memory: what it prints, its documents and its exit codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+import pytest
+from helpers.fake_cluster import NETWORK, FakeCluster, ready_agent
+
+from overlaynet.cli import main as program
+from overlaynet.cli.app import App
+from overlaynet.errors import LabFailed, StoreUnavailable
+from overlaynet.state import ROUTE_PROTOCOL, Change, Op, Route
+
+pytestmark = pytest.mark.fake
+
+
+@pytest.fixture
+def cluster() -> FakeCluster:
+    return FakeCluster()
+
+
+@pytest.fixture
+def run(cluster, capfd, monkeypatch):
+    """Runs one command line; answers exit code, standard output and standard error."""
+    monkeypatch.delenv("OVERLAYNET_LAB", raising=False)
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        code = program.run(arguments, App(pick=lambda _: cluster))
+        out, err = capfd.readouterr()
+        return code, click.unstyle(out), click.unstyle(err)
+
+    return command
+
+
+def document(text: str) -> Any:
+    return json.loads(text)
+
+
+def drop_route(cluster: FakeCluster, host: str = "node-1") -> Route:
+    route = next(r for r in cluster.kernels[host].observe().routes if r.protocol == ROUTE_PROTOCOL)
+    cluster.kernels[host].tamper(Change(Op.DROP, route))
+    return route
+
+
+# --- the command itself ---------------------------------------------------------------------------
+
+
+def test_help_lists_every_verb_and_imports_none(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    for verb, row in program.VERBS.items():
+        assert f"  {verb} " in out
+        assert row.what in out
+
+
+@pytest.mark.parametrize("verb", [*program.VERBS])
+def test_every_verb_has_help(run, verb):
+    code, out, _ = run(verb, "--help")
+    assert (code, out.startswith(f"Usage: overlaynet {verb}")) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [["dance"], ["get"], ["get", "ghosts"], ["--output", "xml", "status"], ["status", "--nonsense"], ["exec"]],
+)
+def test_mistyped_line_is_exit_2_with_a_code(run, line):
+    code, out, err = run(*line)
+    assert (code, out) == (2, "")
+    assert err.startswith("error OVL-1")
+
+
+@pytest.mark.parametrize(
+    "line", [["dance", "-o", "json"], ["-ojson", "dance"], ["--output=json", "get", "ghosts"]]
+)
+def test_mistyped_line_is_a_document_if_json_was_asked_for(run, line):
+    code, out, err = run(*line)
+    error = document(out)
+    assert (code, err, error["kind"], error["error"]["code"]) == (2, "", "Error", "OVL-100")
+
+
+def test_global_options_stand_before_or_behind_the_verb(run):
+    assert run("-o", "name", "get", "hosts") == run("get", "hosts", "-o", "name") == (0, "node-1\nnode-2\n", "")
+
+
+def test_bug_is_told_as_one_without_a_bare_traceback(run, cluster, monkeypatch):
+    monkeypatch.setattr(cluster, "hosts", lambda: 1 / 0)
+    code, _, err = run("get", "hosts")
+    assert code == 3
+    assert err.startswith("error OVL-000: a bug in overlaynet: ZeroDivisionError")
+    assert "please report it" in err
+
+
+def test_interruption_is_exit_130(run, cluster, monkeypatch):
+    def interrupted() -> Sequence[Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cluster, "hosts", interrupted)
+    assert run("get", "hosts") == (130, "", "\ninterrupted\n")
+
+
+def test_version(run):
+    code, out, _ = run("version", "-o", "json")
+    assert (code, set(document(out))) == (0, {"schema", "kind", "lab", "version"})
+
+
+# --- get ------------------------------------------------------------------------------------------
+
+MEMBERS = {
+    "host": {"name", "driver", "netns", "underlay_ip", "subnet", "agent"},
+    "container": {"name", "id", "host", "namespace", "netns", "ips", "mac", "labels", "ports", "ready"},
+    "lease": {
+        "key", "subnet", "node", "public_ip", "backend_type", "vni", "vtep_mac",
+        "mod_revision", "expires_in_s", "live",
+    },
+    "route": {"host", "dst", "via", "dev", "table", "metric", "proto", "owner", "source", "state"},
+    "neigh": {"host", "ip", "dev", "mac", "nud", "owner", "source", "state"},
+    "fdb": {"host", "mac", "dev", "dst", "owner", "source", "state"},
+    "rule": {"host", "table", "chain", "position", "text", "packets", "bytes", "owner", "source", "state"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MEMBERS)
+def test_items_have_every_promised_member(run, kind):
+    code, out, _ = run("get", kind, "-o", "json")
+    items = document(out)["items"]
+    assert (code, bool(items)) == (0, True)
+    assert all(set(item) >= MEMBERS[kind] for item in items)
+
+
+@pytest.mark.parametrize(
+    "words", [("host", "hosts", "ho", "HOSTS"), ("route", "routes", "ro"), ("neigh", "neighbours", "arp")]
+)
+def test_singular_plural_and_short_words_mean_the_same(run, words):
+    assert len({run("get", word) for word in words}) == 1
+
+
+def test_hosts_table(run, cluster):
+    cluster.agents = {"node-1": ready_agent("node-1")}
+    assert run("get", "hosts")[1] == (
+        "NAME    UNDERLAY       SUBNET         AGENT    PID\n"
+        "node-1  192.168.50.11  10.244.1.0/24  ready    101\n"
+        "node-2  192.168.50.12  10.244.2.0/24  stopped    -\n"
+    )
+
+
+def test_containers_table(run):
+    assert run("get", "containers")[1] == (
+        "NAME   HOST    IP          READY  LABELS\n"
+        "web-1  node-1  10.244.1.2  yes    app=web\n"
+        "web-2  node-2  10.244.2.2  yes    app=web\n"
+    )
+
+
+def test_leases_table(run):
+    assert run("get", "leases")[1] == (
+        "SUBNET         NODE    PUBLIC-IP      BACKEND  EXPIRES  LIVE\n"
+        "10.244.1.0/24  node-1  192.168.50.11  vxlan    24 h     yes\n"
+        "10.244.2.0/24  node-2  192.168.50.12  vxlan    24 h     yes\n"
+    )
+
+
+def test_route_says_whose_it_is_and_where_it_comes_from(run):
+    _, out, _ = run("get", "routes", "node-1", "-o", "json")
+    (ours,) = [item for item in document(out)["items"] if item["owner"] == "overlaynet"]
+    assert (ours["dst"], ours["via"], ours["dev"], ours["state"]) == (
+        "10.244.2.0/24",
+        "10.244.2.0",
+        "flannel.1",
+        "ok",
+    )
+    assert ours["source"] == {"kind": "lease", "name": "10.244.2.0-24"}
+
+
+def test_missing_and_changed_entries_are_listed_as_such(run, cluster):
+    drop_route(cluster)
+    entry = next(n for n in cluster.kernels["node-1"].observe().neighs if n.dev == "flannel.1")
+    wrong = entry._replace(mac=entry.mac.from_bytes(b"\x02\x00\x00\x00\x00\x07"))
+    cluster.kernels["node-1"].tamper(Change(Op.PUT, wrong, entry))
+    routes, neighs = (
+        document(run("get", kind, "node-1", "-o", "json")[1])["items"] for kind in ("route", "neigh")
+    )
+    assert [r["state"] for r in routes if r["dst"] == "10.244.2.0/24"] == ["missing"]
+    assert [n["state"] for n in neighs if n["ip"] == "10.244.2.0"] == ["changed"]
+
+
+def test_foreign_route_is_nobodys_and_no_fault(run, cluster):
+    foreign = drop_route(cluster)._replace(protocol=4, metric=7)
+    cluster.kernels["node-1"].tamper(Change(Op.PUT, foreign))
+    _, out, _ = run("get", "routes", "node-1", "-o", "json")
+    judged = {
+        (r["metric"], r["owner"], r["state"]) for r in document(out)["items"] if r["dst"] == "10.244.2.0/24"
+    }
+    assert (7, "foreign", "ok") in judged
+
+
+def test_rules_that_are_gone_are_listed_without_a_position(run, cluster):
+    cluster.rules["node-1"].clean()
+    _, out, _ = run("get", "rules", "node-1", "-o", "json")
+    items = document(out)["items"]
+    assert {(i["state"], i["position"], i["packets"]) for i in items} == {("missing", None, None)}
+
+
+def test_tables_can_be_read_without_etcd(run, cluster):
+    cluster.store_error = StoreUnavailable("etcd cannot be reached")
+    code, out, err = run("get", "routes", "node-1", "-o", "json")
+    assert (code, "OVL-301" in err) == (0, True)
+    assert {i["state"] for i in document(out)["items"] if i["owner"] == "overlaynet"} == {None}
+
+
+def test_host_that_cannot_be_asked_makes_the_list_inconclusive(run, cluster):
+    cluster.probe_errors["node-2"] = LabFailed("the probe on node-2 did not report")
+    code, out, err = run("get", "routes", "-o", "name")
+    assert (code, "node-1:10.244.2.0/24" in out, "node-2 did not report" in err) == (4, True, True)
+
+
+@pytest.mark.parametrize("kind", ["hosts", "containers", "leases", "routes"])
+def test_unknown_name_lists_those_there_are(run, kind):
+    code, out, err = run("get", kind, "nobody")
+    assert (code, out) == (2, "")
+    assert "error OVL-105" in err
+    assert "node-1" in err or "web-1" in err or "10.244.1.0-24" in err
+
+
+# --- verify, diff, repair -------------------------------------------------------------------------
+
+
+def test_verify_shows_the_matrix_and_the_sum(run):
+    assert run("verify", "mesh") == (
+        0,
+        "       web-1  web-2\nweb-1         .\nweb-2  .\n\n2/2 pairs reachable\n",
+        "",
+    )
+
+
+def test_verify_gives_reason_evidence_and_next_command(run, cluster):
+    cluster.unreachable["web-1:web-2"] = ("send_error", "no route (ENETUNREACH)")
+    code, out, _ = run("verify", "mesh")
+    assert code == 1
+    assert out == (
+        "       web-1  web-2\n"
+        "web-1         X\n"
+        "web-2  .\n"
+        "\n"
+        "fail  node-1 → node-2: web-1 → web-2\n"
+        "  send_error: no route (ENETUNREACH)\n"
+        "  try  overlaynet diff node-1\n"
+        "\n"
+        "1/2 pairs reachable, 1 failed\n"
+    )
+
+
+def test_verify_is_inconclusive_where_a_sender_could_not_run(run, cluster):
+    cluster.probe_errors["node-1"] = LabFailed("node-1 has no network namespace")
+    code, out, _ = run("verify", "mesh", "-o", "json")
+    checks = {check["id"]: check["verdict"] for check in document(out)["checks"]}
+    assert (code, checks) == (4, {"web-1:web-2": "inconclusive", "web-2:web-1": "pass"})
+
+
+def test_verify_document(run):
+    verdict = document(run("verify", "mesh", "-o", "json")[1])
+    assert set(verdict) == {
+        "schema", "kind", "lab", "suite", "total", "passed", "failed", "inconclusive", "duration_s", "checks",
+    }  # fmt: skip
+    assert (verdict["lab"], verdict["total"], verdict["passed"]) == ("fake", 2, 2)
+
+
+def test_diff_is_0_while_all_is_well(run):
+    assert run("diff") == (0, "0 differences on 2 hosts\n", "")
+
+
+def test_diff_is_1_and_names_what_is_missing_and_why_it_is_wanted(run, cluster):
+    drop_route(cluster)
+    assert run("diff") == (
+        1,
+        "- node-1  missing  route 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink metric 717827 table 254\n"
+        "    for     lease 10.244.2.0-24\n"
+        "1 difference on 2 hosts\n"
+        "next: overlaynet repair\n",
+        "",
+    )
+
+
+def test_diff_document_tells_rules_and_objects_alike(run, cluster):
+    drop_route(cluster)
+    cluster.rules["node-2"].clean()
+    difference = document(run("diff", "-o", "json")[1])
+    by_host = {h["host"]: {c["object"] for c in h["changes"]} for h in difference["hosts"]}
+    assert by_host == {"node-1": {"route"}, "node-2": {"rule"}}
+    assert difference["count"] == sum(len(h["changes"]) for h in difference["hosts"])
+    for host in difference["hosts"]:
+        assert all(set(c) == {"op", "object", "key", "want", "have", "source"} for c in host["changes"])
+
+
+def test_diff_of_one_host_does_not_look_at_others(run, cluster):
+    drop_route(cluster, "node-2")
+    assert [run("diff", "node-1")[0], run("diff", "node-2")[0]] == [0, 1]
+
+
+def test_diff_without_etcd_is_a_failure_of_the_environment(run, cluster):
+    cluster.store_error = StoreUnavailable("etcd cannot be reached")
+    code, out, _ = run("diff", "-o", "json")
+    assert (code, document(out)["error"]["code"]) == (3, "OVL-301")
+
+
+def test_repair_without_an_agent_mends_and_says_so(run, cluster):
+    drop_route(cluster)
+    code, out, _ = run("repair", "node-1")
+    assert (code, out) == (0, "node-1  1 change, without an agent\n")
+    assert run("diff")[0] == 0
+
+
+def test_repair_asks_the_agent_where_one_runs(run, cluster):
+    cluster.agents = {name: ready_agent(name) for name in ("node-1", "node-2")}
+    _, out, _ = run("repair", "-o", "json")
+    assert [(h["host"], h["by"], h["changes"]) for h in document(out)["hosts"]] == [
+        ("node-1", "agent", 0),
+        ("node-2", "agent", 0),
+    ]
+
+
+def test_repair_that_the_kernel_refuses_is_exit_1(run, cluster):
+    drop_route(cluster)
+    cluster.kernels["node-1"].fail_next("route", 101)
+    code, out, _ = run("repair", "node-1")
+    assert (code, "refused  put route 10.244.2.0/24" in out) == (1, True)
+
+
+# --- status, logs ---------------------------------------------------------------------------------
+
+
+def test_status_of_a_cluster_that_is_well(run, cluster):
+    cluster.agents = {name: ready_agent(name) for name in ("node-1", "node-2")}
+    assert run("status") == (
+        0,
+        "fake: ready\n"
+        "etcd     revision 2, 2 leases, 2 containers\n"
+        "network  10.244.0.0/16, vxlan, vni 1, port 8472, mtu 1450\n"
+        "\n"
+        "HOST    UNDERLAY       SUBNET         AGENT  PID  PEERS  CONTAINERS  PENDING\n"
+        "node-1  192.168.50.11  10.244.1.0/24  ready  101      1           1        0\n"
+        "node-2  192.168.50.12  10.244.2.0/24  ready  102      1           1        0\n",
+        "",
+    )
+
+
+def test_status_names_a_dead_agent_and_what_to_do(run, cluster):
+    cluster.agents = {"node-1": ready_agent("node-1")}
+    _, out, _ = run("status")
+    assert out.startswith("fake: degraded\n")
+    assert "node-2  OVL-204: no agent answers" in out
+    assert "try  overlaynet logs node-2" in out
+
+
+def test_status_answers_while_etcd_is_away(run, cluster):
+    cluster.store_error = StoreUnavailable("etcd cannot be reached")
+    code, out, _ = run("status", "-o", "json")
+    etcd = document(out)["etcd"]
+    assert (code, etcd["connected"], etcd["revision"], etcd["error"]["code"]) == (0, False, None, "OVL-301")
+
+
+def test_host_without_a_log_is_told(run):
+    code, _, err = run("logs", "node-1")
+    assert (code, "there is no log of node-1's agent" in err) == (2, True)
+
+
+# --- exec -----------------------------------------------------------------------------------------
+
+
+def test_exec_replaces_names_by_addresses_and_answers_the_commands_own_code(run):
+    code, out, _ = run("exec", "web-1", "--", "sh", "-c", 'echo "$TARGET $0 $1"; exit 7', "web-2", "node-2x")
+    assert (code, out) == (7, "web-1 10.244.2.2 node-2x\n")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["exec", "nobody", "--", "true"],
+        ["exec", "web-1", "--", "there-is-no-such-program"],
+        ["exec", "web-1", "--"],
+    ],
+)
+def test_exec_that_could_not_start_is_125(run, line):
+    code, _, err = run(*line)
+    assert (code, err.startswith("error OVL-1")) == (125, True)
+
+
+def test_exec_that_a_signal_ended_is_128_and_its_number(run):
+    assert run("exec", "node-1", "--", "sh", "-c", "kill -9 $$")[0] == 137
+
+
+# --- network, lease -------------------------------------------------------------------------------
+
+
+def test_network_show_gives_meaning_and_words(run):
+    shown = document(run("network", "show", "-o", "json")[1])
+    assert (shown["networks"], shown["vni"], shown["config"]) == (["10.244.0.0/16"], 1, json.loads(NETWORK))
+
+
+def test_network_set_writes_what_it_was_given_and_warns_of_leases_outside(run, cluster, tmp_path):
+    given = tmp_path / "network.json"
+    given.write_bytes(b'{ "Network": "10.99.0.0/16", "Backend": {"Type": "host-gw"} }')
+    code, _, err = run("network", "set", str(given))
+    stored = cluster.memory.read([cluster.keys().network_config]).items[0].value
+    assert (code, stored) == (0, given.read_bytes())
+    assert "2 leases lie outside" in err
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"Network":"10.0.0.0/8"}', '{"Network":"10.0.0.0/8","Backend":{}}'])
+def test_network_that_cannot_work_is_refused_before_it_is_written(run, cluster, tmp_path, text):
+    given = tmp_path / "network.json"
+    given.write_text(text)
+    code, _, err = run("network", "set", str(given))
+    stored = cluster.memory.read([cluster.keys().network_config]).items[0].value
+    assert (code, "OVL-402" in err, stored) == (3, True, NETWORK)
+
+
+def test_reserved_subnet_never_expires_and_can_be_given_back(run, cluster):
+    assert run("lease", "reserve", "10.244.9.0/24", "--public-ip", "192.168.50.19")[0] == 0
+    (lease,) = document(run("get", "leases", "10.244.9.0-24", "-o", "json")[1])["items"]
+    assert (lease["expires_in_s"], lease["public_ip"], lease["live"]) == (None, "192.168.50.19", None)
+    assert run("lease", "delete", "10.244.9.0/24")[0] == 0
+    assert "10.244.9.0-24" not in run("lease", "list", "-o", "name")[1]
+
+
+@pytest.mark.parametrize(
+    ("subnet", "code", "error"),
+    [
+        ("10.244.1.0/24", 3, "OVL-404"),
+        ("10.244.8.0/23", 2, "OVL-100"),
+        ("10.5.1.0/24", 2, "OVL-100"),
+        ("10.244.9.1/24", 2, "OVL-100"),
+    ],
+    ids=["taken", "wrong size", "outside", "host bits"],
+)
+def test_subnet_that_cannot_be_reserved(run, subnet, code, error):
+    answer = run("lease", "reserve", subnet, "--public-ip", "192.168.50.19")
+    assert (answer[0], f"error {error}" in answer[2]) == (code, True)
