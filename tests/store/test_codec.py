@@ -375,26 +375,9 @@ def test_workload_survives_the_round_trip(value: Workload) -> None:
 
 MEMBERS = st.sampled_from(
     [
-        "PublicIP",
-        "BackendType",
-        "BackendData",
-        "VNI",
-        "VtepMAC",
-        "Network",
-        "SubnetLen",
-        "SubnetMin",
-        "Backend",
-        "Type",
-        "NodeTTL",
-        "name",
-        "node_id",
-        "public_ips",
-        "labels",
-        "ports",
-        "ips",
-        "mac",
-        "namespace",
-        "node",
+        *("PublicIP", "BackendType", "BackendData", "VNI", "VtepMAC", "NodeTTL"),
+        *("Network", "SubnetLen", "SubnetMin", "Backend", "Type"),
+        *("name", "namespace", "node", "node_id", "public_ips", "labels", "ports", "ips", "mac"),
     ]
 )
 

@@ -178,6 +178,38 @@ def test_next_member_is_asked_when_one_does_not_answer(etcd: EtcdServer) -> None
     store.close()
 
 
+def test_frozen_member_costs_one_call_and_is_left(etcd: EtcdServer, tmp_path: Path) -> None:
+    second = tmp_path / "second"
+    second.mkdir()
+    with running_etcd(second) as other:
+        store = EtcdStore([etcd.url, other.url], deadline_s=0.5)
+        put(store, "/a/1", b"first")
+        beside = EtcdStore([other.url])
+        put(beside, "/a/1", b"second")
+        beside.close()
+        etcd.freeze()
+        with pytest.raises(StoreUnavailable):
+            store.read(["/a/"])
+        assert values_of(store) == [b"second"]
+        store.close()
+
+
+def test_watch_notices_that_its_member_is_frozen(etcd: EtcdServer, tmp_path: Path) -> None:
+    """Nothing is asked on a watch's stream: only pings tell. The other member has a history of its own, and
+    the watch ending over that proves that it has moved."""
+    second = tmp_path / "second"
+    second.mkdir()
+    with running_etcd(second) as other:
+        store, notices = EtcdStore([etcd.url, other.url]), list[Notice]()
+        revision = [put(store, "/a/1") for _ in range(5)][-1]
+        store.watch(["/a/"], revision, notices.append)
+        eventually(lambda: len(notices) == 1)
+        etcd.freeze()
+        eventually(lambda: len(notices) == 2, deadline_s=60)
+        store.close()
+    assert isinstance(notices[1], WatchEnded)
+
+
 def test_watch_goes_to_the_next_member_when_one_does_not_answer(etcd: EtcdServer) -> None:
     store, notices = EtcdStore([NOBODY, etcd.url]), list[Notice]()
     store.watch(["/a/"], 1, notices.append)

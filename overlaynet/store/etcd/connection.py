@@ -43,6 +43,7 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", -1),  # a listing is one message, however many keys it has
     ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_ANSWER_S * 1000),
+    ("grpc.http2.ping_timeout_ms", KEEPALIVE_ANSWER_S * 1000),  # a minute else, whatever the line above says
     ("grpc.http2.max_pings_without_data", 0),  # a watch is silent for hours; keep pinging
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", CONNECT_S * 1000),
