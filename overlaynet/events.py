@@ -144,13 +144,15 @@ Event: TypeAlias = (
 class Register:
     """Put our node record with the claims of our addresses and VTEP MACs, in one transaction.
 
-    `expect` are the keys' present mod revisions (0: absent); `resume` is the etcd lease they are on."""
+    `expect` are the keys' present mod revisions (0: absent); `resume` is the etcd lease they are on.
+    `unchanged`: all of it is there already, so nothing needs to be written if that lease lives."""
 
     record: NodeRecord
     vtep_macs: tuple[str, ...]
     expect: tuple[tuple[str, int], ...]
     resume: int
     ttl_s: int
+    unchanged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

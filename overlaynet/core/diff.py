@@ -7,7 +7,7 @@ other way, after all additions: a change of route is never a gap.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from overlaynet.state import BridgePort, Change, Key, Kind, Link, Object, Op, Sysctl, kind_of
 
@@ -31,37 +31,50 @@ def must_recreate(want: Object, have: Object) -> bool:
 
 
 def changes(
-    want: Mapping[Key, Object], have: Mapping[Key, Object], refused: Container[Key] = ()
+    want: Mapping[Key, Object], have: Mapping[Key, Object], refused: Collection[Key] = ()
 ) -> tuple[Change, ...]:
-    """Writes that turn `have` into `want`, in order. Keys in `refused`, and all that hangs on a refused
-    link, are left alone."""
+    """Writes that turn `have` into `want`, in order. All that hangs on a link in `refused` is left alone,
+    and so is that link."""
     fresh = {key[1] for key, obj in want.items() if key in have and must_recreate(obj, have[key])}
-    blocked = {key[1] for key in want if kind_of(key) is Kind.LINK and key in refused}
+    blocked = {key[1] for key in refused if kind_of(key) is Kind.LINK}
     puts, drops = [], []
     for key, obj in want.items():
         there = have.get(key)
-        device = device_of(obj)
-        if device in blocked:
+        links = links_of(obj)
+        if links & blocked:
             continue
-        if there is not None and device in fresh and kind_of(key) is not Kind.LINK:
+        if links & fresh and kind_of(key) is not Kind.LINK:
             there = None
         if there is None or not satisfied(obj, there):
             puts.append(Change(Op.PUT, obj, there))
     for key, obj in have.items():
-        if key not in want and device_of(obj) not in blocked and kind_of(key) is not Kind.SYSCTL:
+        if key not in want and not links_of(obj) & blocked and kind_of(key) is not Kind.SYSCTL:
             drops.append(Change(Op.DROP, obj))
     return tuple(_ordered(puts)) + tuple(_without_dependents(drops))
 
 
+def links_of(obj: Object) -> set[object]:
+    """The links without which an object cannot be: its device, and its bridge."""
+    return {device_of(obj), getattr(obj, "master", None)} - {None}
+
+
 def device_of(obj: Object) -> str | None:
-    """The link an object lives or dies with; None for a sysctl."""
+    """The link an object lives or dies with; None for a sysctl of the whole host."""
     match obj:
         case Link():
             return obj.name
         case Sysctl():
-            return None
+            return _device_in(obj.name)
         case _:
             return obj.dev
+
+
+def _device_in(sysctl: str) -> str | None:
+    """``cni0`` of ``net/ipv4/conf/cni0/rp_filter``: such a setting comes and goes with its device."""
+    match sysctl.split("/"):
+        case ["net", "ipv4" | "ipv6", "conf" | "neigh", device, _] if device not in ("all", "default"):
+            return device
+    return None
 
 
 def _ordered(puts: list[Change]) -> list[Change]:
@@ -79,7 +92,7 @@ def touched_changes(
     keys: Iterable[Key],
     want: Mapping[Key, Object],
     have: Mapping[Key, Object],
-    refused: Container[Key] = (),
+    refused: Collection[Key] = (),
 ) -> tuple[Change, ...]:
     """The same difference, of these keys alone: what one event costs."""
     some = list(keys)

@@ -12,20 +12,29 @@ What the engine asks for, in the order in which it becomes possible:
            ──► Publish / Withdraw  (workload records, on the node lease)
 
 An intent is asked for once and then waited for: its answer is an event. A failed one is asked for again
-after a back-off. Until the first listing nothing is planned, so nothing can be deleted by mistake.
+after a back-off, and so is one that was answered and is wanted all the same (a record that reads back
+differently, two nodes that write one key): whatever the world does, no intent repeats without a pause.
+Until the first listing nothing is planned, so nothing can be deleted by mistake.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from overlaynet.core import leasing, plan
 from overlaynet.core.backoff import delay
 from overlaynet.core.keys import Keys
 from overlaynet.core.view import View
-from overlaynet.errors import ChangePending, NetworkNotConfigured, OverlayError, PoolExhausted
+from overlaynet.errors import (
+    ChangePending,
+    Conflict,
+    NetworkNotConfigured,
+    OverlayError,
+    PoolExhausted,
+    ValueInvalid,
+)
 from overlaynet.events import (
     Attached,
     Changed,
@@ -48,11 +57,24 @@ from overlaynet.events import (
     Synced,
     Withdraw,
 )
-from overlaynet.model import Lease, LocalHost, NodeRecord, Stored, Workload
-from overlaynet.state import Key, Source
+from overlaynet.model import Lease, LocalHost, NetworkConfig, NodeRecord, Stored, Workload
+from overlaynet.state import Key
 
 Topic: TypeAlias = str
 """What an intent is about; at most one intent per topic is under way."""
+
+
+QUIET_S = 60.0
+"""Seconds after which an intent that is wanted once more counts as a new one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What was last asked on a topic, how often in a row, and when it may be asked again."""
+
+    what: object
+    times: int
+    due: float
 
 
 @dataclass(slots=True)
@@ -82,8 +104,10 @@ class Engine:
     store_error: OverlayError | None = None
     retries: dict[Topic, Retry] = field(default_factory=dict)
     _under_way: set[Topic] = field(default_factory=set)
+    _asked: dict[Topic, Asked] = field(default_factory=dict)
+    _waiting: list[float] = field(default_factory=list)
     _lost: set[str] = field(default_factory=set)
-    _exhausted: OverlayError | None = None
+    _obstacle: OverlayError | None = None
     _touched: set[Key] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -127,21 +151,41 @@ class Engine:
 
     def tick(self, now: float) -> list[Intent]:
         """What may be asked for by now."""
-        asked = []
-        for intent in self._wants():
-            topic = topic_of(intent)
-            retry = self.retries.get(topic)
-            if topic not in self._under_way and (retry is None or retry.due <= now):
-                self._under_way.add(topic)
-                asked.append(intent)
-        return asked
+        self._resume_lease()
+        self._obstacle = None
+        wanted = {topic_of(intent): intent for intent in self._wants()}
+        self._forget_unwanted(wanted, now)
+        idle = [(topic, intent) for topic, intent in wanted.items() if topic not in self._under_way]
+        due = {topic: self._due(topic, intent) for topic, intent in idle}
+        self._waiting = [at for at in due.values() if at > now]
+        return [self._ask(topic, intent, now) for topic, intent in idle if due[topic] <= now]
+
+    def _ask(self, topic: Topic, intent: Intent, now: float) -> Intent:
+        last = self._asked.get(topic)
+        times = last.times + 1 if last and last.what == _substance(intent) else 1
+        self._asked[topic] = Asked(_substance(intent), times, now + delay(times, self.jitter()))
+        self._under_way.add(topic)
+        return intent
+
+    def _due(self, topic: Topic, intent: Intent) -> float:
+        """When this may be asked for."""
+        last, retry = self._asked.get(topic), self.retries.get(topic)
+        repeated = last.due if last and last.what == _substance(intent) else 0.0
+        return max(repeated, retry.due if retry else 0.0)
+
+    def _forget_unwanted(self, wanted: Mapping[Topic, Intent], now: float) -> None:
+        """What nobody wants any more has not failed either."""
+        for topic in self.retries.keys() - wanted.keys() - self._under_way:
+            del self.retries[topic]
+        for topic in [topic for topic, last in self._asked.items() if now > last.due + QUIET_S]:
+            if topic not in self._under_way:
+                del self._asked[topic]
 
     # --- out --------------------------------------------------------------------------------------
 
     def deadline(self) -> float | None:
         """When `tick` has something to do next, if nothing happens before."""
-        waiting = [r.due for topic, r in self.retries.items() if topic not in self._under_way]
-        return min(waiting, default=None)
+        return min(self._waiting, default=None)
 
     def take_touched(self) -> set[Key]:
         """Keys whose wanted object may have changed since the last call."""
@@ -159,9 +203,12 @@ class Engine:
             yield self.store_error
         elif self.synced:
             yield from self._network_problems()
-        if self._exhausted is not None:
-            yield self._exhausted
+        if self._obstacle is not None:
+            yield self._obstacle
         yield from (retry.error for retry in self.retries.values())
+        for key, reason in self.view.problems.items():
+            if key != self.keys.network_config:
+                yield ValueInvalid(f"key {key} cannot be understood", evidence=reason)
 
     def _network_problems(self) -> Iterator[OverlayError]:
         key, view = self.keys.network_config, self.view
@@ -186,9 +233,9 @@ class Engine:
         changed = self.view.fold(event)
         if isinstance(event, Synced):
             self.synced, self.store_error = True, None
-        for key in changed:
-            self._lost.discard(key)
-        if (self.view.network, self.view.settings) != before or self._follow_own_lease():
+            self._lost.clear()
+        self._lost -= changed
+        if self._follow_own_lease() or (self.view.network, self.view.settings) != before:
             self._replan_all()
         else:
             self._replan_leases(key for key in changed if key.startswith(self.keys.subnets))
@@ -200,13 +247,21 @@ class Engine:
         there = self.view.leases.get(self.lease.key)
         if there is None:
             return False
-        if there.value.node_id in (None, self.local.identity.node_id):
+        if leasing.is_ours(there.value, self.local):
             self.lease = Stored(
                 there.key, self.lease.value, there.create_revision, there.mod_revision, there.lease_id
             )
             return False
         self.lease = None
         return True
+
+    def _resume_lease(self) -> None:
+        """Take up our lease where the store has it just as we would write it."""
+        network = self.view.network
+        if self.lease is None and network is not None and self.node_lease and "lease" not in self._under_way:
+            found = leasing.own_lease(self.view, self.local)
+            if found and self._reads_right(found):
+                self._hold(found)
 
     def _hold(self, item: Stored[Lease]) -> None:
         changed = self.lease is None or self.lease.value != item.value
@@ -246,15 +301,16 @@ class Engine:
     def _replan_leases(self, keys: Iterator[str]) -> None:
         if self.lease is None or self.view.network is None:
             return
-        for key in keys:
-            source = Source("lease", key.removeprefix(self.keys.subnets))
-            peer = self.view.leases.get(key)
-            part = plan.NOTHING
-            if peer is not None:
-                part = plan.lease_slice(self.view.network, self.lease.value, peer.value, self.local)
-            self._touched |= self.desired.replace(source, part)
-            if self.local.vxlan_peers_only:
-                self._replan_host()
+        some = list(keys)
+        for key in some:
+            self._replan_lease(key, self.view.network, self.lease.value)
+        if some and self.local.vxlan_peers_only:
+            self._replan_host()
+
+    def _replan_lease(self, key: str, network: NetworkConfig, own: Lease) -> None:
+        peer = self.view.leases.get(key)
+        part = plan.lease_slice(network, own, peer.value, self.local) if peer else plan.NOTHING
+        self._touched |= self.desired.replace(plan.lease_source(key), part)
 
     def _replan_workload(self, workload_id: str) -> None:
         if self.lease is None or self.view.network is None:
@@ -285,23 +341,47 @@ class Engine:
         if not self.synced:
             return
         record = self._record()
-        if self.node_lease == 0 or self._differs(self.keys.node(self.local.name), record):
-            yield self._register(record)
         if self.node_lease == 0:
+            self._obstacle = self._twin()
+            if self._obstacle is None:
+                yield self._register(record)
             return
-        claim = self._claim()
+        if not self._is_there(self.view.nodes.get(self.keys.node(self.local.name)), record):
+            yield self._register(record)
+        claim = self._claim() if "lease" not in self._under_way else None
         if claim is not None:
             yield claim
         for workload in self.workloads.values():
-            if self._differs(self.keys.workload(self.local.name, workload.id), workload):
+            key = self.keys.workload(self.local.name, workload.id)
+            if not self._is_there(self.view.workloads.get(key), workload):
                 yield Publish(workload)
         for stale in list(self.view.workloads_of(self.local.name)):
             if stale.id not in self.workloads:
                 yield Withdraw(stale)
 
-    def _differs(self, key: str, value: NodeRecord | Workload) -> bool:
-        there = self.view.nodes.get(key) or self.view.workloads.get(key)
-        return there is None or there.value != value
+    def _is_there(self, there: Stored[Any] | None, value: NodeRecord | Workload) -> bool:
+        """Whether the store has this record, on our node's present lease."""
+        return (
+            there is not None
+            and there.value == value
+            and there.lease_id == self.node_lease
+            and there.key not in self.view.unreadable
+        )
+
+    def _twin(self) -> Conflict | None:
+        """A living node elsewhere that goes by our node id: one of the two was copied from the other, its
+        identity file with it. Each would take the other's lease as its own, and take it back, for ever."""
+        me = self.local
+        for item in self.view.nodes.values():
+            record = item.value
+            same = record.node_id == me.identity.node_id and record.name != me.name
+            if same and not set(record.public_ips) & set(me.public_ips):
+                return Conflict(
+                    f"node {record.name} at {record.public_ips[0]} has the node id of this node, {me.name}",
+                    evidence=f"key {item.key}: node id {record.node_id}",
+                    next=["on the copied machine: stop the agent and remove its identity file"],
+                )
+        return None
 
     def _record(self) -> NodeRecord:
         local = self.local
@@ -324,9 +404,18 @@ class Engine:
         there = self.view.nodes.get(keys[0])
         resume = there.lease_id if there and there.value.node_id == record.node_id else 0
         expect = tuple((key, self.view.mod_revision(key) if self._is_ours(key) else 0) for key in keys)
-        return Register(record, macs, expect, self.node_lease or resume, self.view.settings.node_ttl_s)
+        unchanged = bool(resume) and self._all_on(resume, keys) and there is not None and there.value == record
+        ttl_s = self.view.settings.node_ttl_s
+        return Register(record, macs, expect, self.node_lease or resume, ttl_s, unchanged)
+
+    def _all_on(self, lease_id: int, keys: Iterable[str]) -> bool:
+        """Whether these keys are ours and hang on this etcd lease."""
+        held = [self.view.nodes.get(key) or self.view.claims.get(key) for key in keys]
+        return all(item is not None and self._is_ours(item.key) and item.lease_id == lease_id for item in held)
 
     def _is_ours(self, key: str) -> bool:
+        if key in self.view.unreadable:
+            return False
         there = self.view.nodes.get(key) or self.view.claims.get(key)
         return there is not None and there.value.node_id == self.local.identity.node_id
 
@@ -339,13 +428,12 @@ class Engine:
         found = leasing.own_lease(self.view, self.local)
         if found is not None:
             value = leasing.lease_value(found.value.subnets, network, self.local)
-            return ClaimSubnet(value, found.mod_revision, found.lease_id, ttl_s)
+            return ClaimSubnet(value, self.view.mod_revision(found.key), found.lease_id, ttl_s)
         try:
             subnets = leasing.choose(self.view, network, self.local, self.pick, self._lost)
         except PoolExhausted as error:
-            self._exhausted = error
+            self._obstacle = error
             return None
-        self._exhausted = None
         return ClaimSubnet(leasing.lease_value(subnets, network, self.local), 0, 0, ttl_s)
 
     def _lease_is_right(self) -> bool:
@@ -353,8 +441,24 @@ class Engine:
         if self.lease is None or self.view.network is None:
             return False
         there = self.view.leases.get(self.lease.key)
-        want = leasing.lease_value(self.lease.value.subnets, self.view.network, self.local)
-        return there is not None and there.value == want
+        return there is not None and self._reads_right(there)
+
+    def _reads_right(self, there: Stored[Lease]) -> bool:
+        """Whether a lease is, to the letter, what we would write."""
+        assert self.view.network is not None
+        want = leasing.lease_value(there.value.subnets, self.view.network, self.local)
+        return there.value == want and there.key not in self.view.unreadable
+
+
+def _substance(intent: Intent) -> object:
+    """What an intent would write: the same thing twice is a repetition, whatever revision it expects."""
+    match intent:
+        case Register(record):
+            return record
+        case ClaimSubnet(lease):
+            return lease
+        case _:
+            return intent
 
 
 def topic_of(intent: Intent) -> Topic:

@@ -37,13 +37,18 @@ def own_lease(view: View, local: LocalHost) -> Stored[Lease] | None:
 
 
 def _proven(view: View, local: LocalHost) -> Stored[Lease] | None:
-    for item in view.leases.values():
-        lease = item.value
-        if lease.node_id is None and set(lease.public_ips) & set(local.public_ips):
-            same_mac = any(v.mac == local.identity.vtep_mac for v in lease.vteps)
-            if same_mac or lease.subnets == local.identity.subnets:
-                return item
-    return None
+    mine = [item for item in view.leases.values() if item.value.node_id is None and is_ours(item.value, local)]
+    return min(mine, key=lambda item: item.key, default=None)
+
+
+def is_ours(lease: Lease, local: LocalHost) -> bool:
+    """Whether a lease is this node's by rule 1 or 2."""
+    if lease.node_id is not None:
+        return lease.node_id == local.identity.node_id
+    if not set(lease.public_ips) & set(local.public_ips):
+        return False
+    same_mac = any(v.mac == local.identity.vtep_mac for v in lease.vteps)
+    return same_mac or lease.subnets == local.identity.subnets
 
 
 def fits(subnets: tuple[IPNetwork, ...], network: NetworkConfig) -> bool:
@@ -69,7 +74,8 @@ def choose(
     Raises PoolExhausted.
     """
     taken = [s for item in view.leases.values() for s in item.value.subnets]
-    taken += [s for key in avoid for s in _subnets_of_key(key)]
+    unreadable = [key for key in view.unreadable if key.startswith(view.keys.subnets)]
+    taken += [s for key in (*avoid, *unreadable) for s in _subnets_of_key(key)]
     remembered = local.identity.subnets
     if fits(remembered, network) and not any(s.overlaps(t) for s in remembered for t in _same(taken, s)):
         return remembered
@@ -116,9 +122,12 @@ def _same(subnets: Iterable[IPNetwork], like: IPNetwork) -> list[IPNetwork]:
 
 
 def _subnets_of_key(key: str) -> tuple[IPNetwork, ...]:
-    """The subnets in a lease key's last part; the key is one of our own making."""
+    """The subnets in a lease key's last part; none where somebody's hand wrote something else."""
     tail = key.rpartition("/")[2]
-    return tuple(ip_network(part.replace("-", "/")) for part in tail.split("&"))
+    try:
+        return tuple(ip_network(part.replace("-", "/")) for part in tail.split("&"))
+    except ValueError:
+        return ()
 
 
 def lease_value(subnets: tuple[IPNetwork, ...], network: NetworkConfig, local: LocalHost) -> Lease:

@@ -55,9 +55,12 @@ class Have:
 def have(want: Mapping[Key, Object], kernel: KernelState, networks: tuple[IPNetwork, ...]) -> Have:
     """Sort the kernel's state into ours and not ours, in the light of what is wanted."""
     result = Have({obj.key: obj for obj in owned(kernel, networks)})
+    present = set(kernel.addresses)
     for key, obj in want.items():
         if isinstance(obj, Sysctl):
             _take_sysctl(result, obj, kernel)
+        elif isinstance(obj, Address) and obj in present:
+            result.objects[key] = obj  # on a bridge that is not ours it stands for ours all the same
         elif isinstance(obj, Link) and key not in result.objects and obj.name in kernel.links:
             _take_over(result, obj, want, kernel)
     for key in [k for k, obj in result.objects.items() if k not in want and _keep(obj, kernel, want)]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from overlaynet.addr import IPNetwork, subnet_key
+from overlaynet.addr import IPNetwork
 from overlaynet.core import masq
 from overlaynet.core.overlay import host_objects, peer_objects
 from overlaynet.core.view import View
@@ -25,8 +25,9 @@ HOST = Source("host", "base")
 NOTHING = HostState()
 
 
-def lease_source(lease: Lease) -> Source:
-    return Source("lease", "&".join(subnet_key(s) for s in lease.subnets))
+def lease_source(key: str) -> Source:
+    """Named by the key's last part, as it is written there: two spellings are two leases."""
+    return Source("lease", key.rpartition("/")[2])
 
 
 def workload_source(workload_id: str) -> Source:
@@ -94,8 +95,9 @@ def host_slice(
 
 
 def lease_slice(network: NetworkConfig, own: Lease, peer: Lease, local: LocalHost) -> HostState:
-    """Nothing for our own lease, and nothing for one that overlaps ours: that would cut our containers off."""
-    if _overlaps(peer.subnets, own.subnets):
+    """Nothing for our own lease, and nothing for one that overlaps ours: that would cut our containers off.
+    Nor for one that leads back here, such as an old lease of ours: its packets would go round in circles."""
+    if _overlaps(peer.subnets, own.subnets) or set(peer.public_ips) & set(local.public_ips):
         return NOTHING
     return HostState.of(peer_objects(network, peer, local))
 
@@ -120,11 +122,12 @@ def desired(view: View, local: LocalHost, own: Lease | None, workloads: Iterable
     if view.network is None or own is None:
         return whole
     mine = list(workloads)
-    peers = [item.value for item in peers_of(view.leases.values(), own)]
-    host = host_slice(view.network, own, local, peers=peers, has_workloads=bool(mine))
+    peers = peers_of(view.leases.values(), own)
+    everyone = [item.value for item in peers]
+    host = host_slice(view.network, own, local, peers=everyone, has_workloads=bool(mine))
     whole.replace(HOST, host)
-    for peer in peers:
-        whole.replace(lease_source(peer), lease_slice(view.network, own, peer, local))
+    for item in peers:
+        whole.replace(lease_source(item.key), lease_slice(view.network, own, item.value, local))
     for workload in mine:
         whole.replace(workload_source(workload.id), workload_slice(workload, local))
     return whole

@@ -25,10 +25,14 @@ from overlaynet.model import (
     Workload,
 )
 
+MAX_TOMBSTONES = 4_096
+"""Deletions remembered: an answer and the watch are seconds apart at most, not thousands of deletions."""
+
 
 @dataclass(slots=True)
 class View:
-    """Last known records. `problems` holds keys that could not be understood, with the reason.
+    """Last known records. `unreadable` holds keys that could not be understood; the last good record of
+    such a key stays where it was.
 
     `network` is the config in force: the first good one seen. `offered` is what etcd says now; a change of
     it moves nothing by itself, since it could renumber every container of the cluster at once.
@@ -42,9 +46,10 @@ class View:
     nodes: dict[str, Stored[NodeRecord]] = field(default_factory=dict)
     workloads: dict[str, Stored[Workload]] = field(default_factory=dict)
     claims: dict[str, Stored[Claim]] = field(default_factory=dict)
-    problems: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[str, Stored[Unreadable]] = field(default_factory=dict)
     revision: int = 0
     tombstones: dict[str, int] = field(default_factory=dict)
+    _wired: dict[str, dict[str, Workload]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, items: Iterable[Stored[Record]], keys: Keys, revision: int = 0) -> View:
@@ -69,8 +74,13 @@ class View:
                     return set()
                 self.revision = max(self.revision, event.revision)
                 self._forget(event.key)
-                self.tombstones[event.key] = event.revision
+                self._bury(event.key, event.revision)
                 return {event.key}
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Keys that could not be understood, with the reason."""
+        return {key: item.value.reason for key, item in self.unreadable.items()}
 
     def own_lease(self, node_id: str) -> Stored[Lease] | None:
         """The lease that carries this node id; the oldest, should there be two."""
@@ -78,14 +88,12 @@ class View:
         return min(mine, key=lambda item: (item.create_revision, item.key), default=None)
 
     def workloads_of(self, node: str) -> Iterator[Workload]:
-        return (item.value for item in self.workloads.values() if item.value.node == node)
+        return iter(self._wired.get(node, {}).values())
 
     def mod_revision(self, key: str) -> int:
         """The key's mod revision as last seen, 0 if it is absent."""
-        for table in self._tables():
-            if key in table:
-                return int(table[key].mod_revision)
-        return 0
+        tables = (self.unreadable, *self._tables())
+        return max(int(table[key].mod_revision) if key in table else 0 for table in tables)
 
     def keys_on(self, lease_id: int) -> list[str]:
         """The keys that hang on an etcd lease."""
@@ -95,26 +103,37 @@ class View:
         """Whether something newer is known of this key: an answer may overtake the watch, or be overtaken."""
         return revision < max(self.mod_revision(key), self.tombstones.get(key, 0))
 
+    def _bury(self, key: str, revision: int) -> None:
+        self.tombstones[key] = revision
+        if len(self.tombstones) > MAX_TOMBSTONES:
+            del self.tombstones[next(iter(self.tombstones))]
+
+    def _everything(self) -> dict[str, Stored[Any]]:
+        return {key: item for table in self._tables() for key, item in table.items()}
+
     def _tables(self) -> tuple[dict[str, Stored[Any]], ...]:
         return (self.leases, self.nodes, self.workloads, self.claims)
 
     def _replace_all(self, event: Synced) -> set[str]:
-        before = {key: item for table in self._tables() for key, item in table.items()}
+        before = self._everything()
+        bad = {item.key for item in event.items if isinstance(item.value, Unreadable)}
         for table in self._tables():
             table.clear()
-        self.problems.clear()
+        self.unreadable.clear()
         self.tombstones.clear()
-        self.offered, self.settings = None, Settings()
-        self.revision = event.revision
-        for item in event.items:
+        self._wired.clear()
+        self.offered, self.revision = None, event.revision
+        if self.keys.settings not in bad:
+            self.settings = Settings()
+        for item in (*(before[key] for key in bad & before.keys()), *event.items):
             self._put(item)
-        after = {key: item for table in self._tables() for key, item in table.items()}
+        after = self._everything()
         changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
         return changed | {self.keys.network_config, self.keys.settings}
 
     def _put(self, item: Stored[Any]) -> None:
         """A value that has become unreadable removes nobody: the last good record stays."""
-        self.problems.pop(item.key, None)
+        self.unreadable.pop(item.key, None)
         match item.value:
             case NetworkConfig():
                 self.offered = item.value
@@ -127,16 +146,24 @@ class View:
                 self.nodes[item.key] = item
             case Workload():
                 self.workloads[item.key] = item
+                self._wired.setdefault(item.value.node, {})[item.key] = item.value
             case Claim():
                 self.claims[item.key] = item
-            case Unreadable(reason):
-                self.problems[item.key] = reason
+            case Unreadable():
+                self.unreadable[item.key] = item
 
     def _forget(self, key: str) -> None:
-        for table in self._tables():
+        if key in self.workloads:
+            self._unwire(self.workloads[key])
+        for table in (*self._tables(), self.unreadable):
             table.pop(key, None)
-        self.problems.pop(key, None)
         if key == self.keys.settings:
             self.settings = Settings()
         if key == self.keys.network_config:
             self.offered = None
+
+    def _unwire(self, item: Stored[Workload]) -> None:
+        wired = self._wired[item.value.node]
+        del wired[item.key]
+        if not wired:
+            del self._wired[item.value.node]

@@ -1,0 +1,91 @@
+"""Engines over one store in memory, driven step by step and without threads.
+
+A `Member` is an engine with its hands on the store. What it asks for waits in `todo` until a step carries
+it out, so that a test decides who is faster.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from overlaynet.core.engine import Engine
+from overlaynet.errors import OverlayError
+from overlaynet.events import Event, Failed, Intent, Relist
+from overlaynet.model import NetworkConfig
+from overlaynet.store import codec
+from overlaynet.store.memory import MemoryStore
+from overlaynet.ports import Put
+from overlaynet_agent.storeworker import StoreWorker
+
+from helpers.model import KEYS
+
+
+def put_network(store: MemoryStore, network: NetworkConfig) -> None:
+    store.commit([], [Put(KEYS.network_config, codec.encode_network_config(network))])
+
+
+@dataclass
+class Member:
+    """One engine over a store. `asked` is everything it ever asked for."""
+
+    store: MemoryStore
+    engine: Engine
+    now: float = 0.0
+    events: deque[Event] = field(default_factory=deque)
+    todo: deque[Intent] = field(default_factory=lambda: deque([Relist()]))
+    asked: list[Intent] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.worker = StoreWorker(self.store, KEYS, self.events.append)
+
+    def hear(self, event: Event) -> list[Intent]:
+        """Tell the engine one thing; answer what it asks for."""
+        intents = self.engine.handle(event, self.now)
+        self._note(intents)
+        return intents
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self._note(self.engine.tick(self.now))
+
+    def step(self) -> bool:
+        """Carry out one intent, or hear one event; False if there is neither."""
+        if self.events:
+            self.hear(self.events.popleft())
+            return True
+        if self.todo:
+            self._carry_out(self.todo.popleft())
+            return True
+        return False
+
+    def settle(self, limit: int = 1_000) -> None:
+        """Step until nothing is left to do."""
+        for _ in range(limit):
+            if not self.step():
+                return
+        raise AssertionError(f"still busy after {limit} steps: {self.asked[-4:]}")
+
+    def _note(self, intents: Sequence[Intent]) -> None:
+        self.asked += intents
+        self.todo.extend(intents)
+
+    def _carry_out(self, intent: Intent) -> None:
+        try:
+            self.worker.carry_out(intent)
+        except OverlayError as error:
+            self.events.append(Failed(intent, error))
+
+
+def settle(members: Sequence[Member], chance: random.Random | None = None, limit: int = 100_000) -> None:
+    """Let all take steps in turn, or in an order of `chance`, until nobody has anything to do."""
+    for _ in range(limit):
+        order = list(members)
+        if chance:
+            chance.shuffle(order)
+        if not any([member.step() for member in order[: len(order) // 2 + 1]]):
+            if not any([member.step() for member in order]):
+                return
+    raise AssertionError(f"still busy after {limit} rounds")
