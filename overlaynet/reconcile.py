@@ -9,7 +9,7 @@ succeeds or fails alone, and what failed is in the Outcome with its reason.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from overlaynet.addr import IPNetwork
@@ -21,11 +21,13 @@ from overlaynet.state import Change, KernelState, Key, Kind, Object, Op, Policy,
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one round did: changes tried (failed ones among them), failures, and refused keys."""
+    """What one round did: changes tried (failed ones among them), failures, and refused keys. `whole`
+    says that it was a look at everything."""
 
     changes: tuple[Change, ...] = ()
     failures: tuple[Failure, ...] = ()
     refused: Mapping[Key, str] = field(default_factory=dict)
+    whole: bool = False
 
     @property
     def written(self) -> int:
@@ -50,14 +52,14 @@ class Reconciler:
         return changes(want, self.cache, self.refused)
 
     def look(self, want: Mapping[Key, Object], networks: tuple[IPNetwork, ...]) -> Outcome:
-        """Read everything, write what differs."""
-        return self._apply(self.observe(want, networks))
+        """Read everything, write what differs. Raises KernelError if it cannot be read."""
+        return replace(self._apply(self.observe(want, networks)), whole=True)
 
     def follow(
         self, touched: Iterable[Key], want: Mapping[Key, Object], networks: tuple[IPNetwork, ...]
     ) -> Outcome:
         """Write what differs among some keys, going by the cache. A change of a link means a look, since
-        the kernel drops what hangs on a link on its own."""
+        the kernel drops what hangs on a link on its own. Raises KernelError if that look fails."""
         keys = list(touched)
         pending = touched_changes(keys, want, self.cache, self.refused)
         if any(kind_of(change.obj.key) is Kind.LINK for change in pending):

@@ -25,11 +25,14 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from overlaynet.addr import IPAddress, gateway_address
 from overlaynet.core.jsonstate import change_to_json, rule_change_to_json
+from overlaynet.core.overlay import container_mtu
 from overlaynet.errors import (
     AddressTaken,
     NotFound,
     NotPermitted,
+    NotReady,
     OverlayError,
     UsageError,
     WorkloadExists,
@@ -44,12 +47,13 @@ from overlaynet_agent.loop import Loop
 log = logging.getLogger("overlaynet.api")
 
 MAX_BODY_BYTES = 64 * 1024
+MAX_DESCRIPTORS = 4
 SOCKET_MODE = 0o660
 Answer = tuple[int, dict[str, Any]]
 
 
 class DescriptorReader(io.RawIOBase):
-    """Reads a socket and keeps the descriptors that come along."""
+    """Reads a socket and keeps the first few descriptors that come along; the rest is closed at once."""
 
     def __init__(self, connection: socket.socket) -> None:
         super().__init__()
@@ -66,13 +70,17 @@ class DescriptorReader(io.RawIOBase):
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 whole = len(payload) - len(payload) % array.array("i").itemsize
                 self.descriptors += array.array("i", payload[:whole])
+                self._close_from(MAX_DESCRIPTORS)
         return size
 
     def close_descriptors(self) -> None:
-        for descriptor in self.descriptors:
+        self._close_from(0)
+
+    def _close_from(self, first: int) -> None:
+        for descriptor in self.descriptors[first:]:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
-        self.descriptors = []
+        del self.descriptors[first:]
 
 
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
@@ -96,6 +104,10 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     def start(self) -> None:
         self._thread.start()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away in the middle is no news."""
+        log.debug("connection failed", exc_info=True)
 
     def stop(self) -> None:
         self.shutdown()
@@ -125,12 +137,19 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         log.debug(format, *args)
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the standard library refuses by itself (it would answer with a page of HTML)."""
+        problem = UsageError(
+            "the agent cannot make sense of this request", evidence=message or f"status {code}"
+        )
+        self._send(code, _json(documents.error(problem)), "application/json")
+
     def do_GET(self) -> None:
         if self.path == "/metrics":
-            self._send(HTTPStatus.OK, self.server.metrics(), "text/plain; version=0.0.4; charset=utf-8")
+            self._metrics()
             return
         reads: Mapping[str, Callable[[], Answer]] = {
-            "/v1/health": lambda: (HTTPStatus.OK, {"status": "ok"}),
+            "/v1/health": self._health,
             "/v1/ready": self._ready,
             "/v1/status": lambda: self._on_loop(documents.status),
             "/v1/state": lambda: self._on_loop(documents.state),
@@ -149,6 +168,19 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(self._privileged(self._detach))
 
     # --- reads ------------------------------------------------------------------------------------
+
+    def _metrics(self) -> None:
+        try:
+            text = self.server.metrics()
+        except OverlayError as error:
+            self._send(_http_status(error), _json(documents.error(error)), "application/json")
+        else:
+            self._send(HTTPStatus.OK, text, "text/plain; version=0.0.4; charset=utf-8")
+
+    def _health(self) -> Answer:
+        if not self.server.loop.is_alive():
+            raise NotReady("the agent's loop does not turn", next=["overlaynet logs"])
+        return HTTPStatus.OK, {"status": "ok"}
 
     def _on_loop(self, make: Callable[[Loop], dict[str, Any]]) -> Answer:
         return HTTPStatus.OK, self.server.loop.call(make)
@@ -204,8 +236,7 @@ class Handler(BaseHTTPRequestHandler):
             if not 0 <= length <= MAX_BODY_BYTES:
                 raise ValueError(f"{length} bytes; at most {MAX_BODY_BYTES} are read")
             document = json.loads(self.rfile.read(length))
-        except ValueError as error:
-            self.close_connection = True
+        except (ValueError, RecursionError) as error:
             raise UsageError("the request's body is not usable JSON", evidence=str(error)) from None
         if not isinstance(document, dict):
             raise UsageError("the request's body must be a JSON object", evidence=repr(document)[:80])
@@ -222,14 +253,22 @@ class Handler(BaseHTTPRequestHandler):
             log.exception("request failed %s %s", self.command, self.path)
             bug = OverlayError("the agent failed on this request; its log says where", evidence=repr(error))
             status, document = HTTPStatus.INTERNAL_SERVER_ERROR, documents.error(bug)
-        self._send(status, json.dumps(document).encode() + b"\n", "application/json")
+        self._send(status, _json(document), "application/json")
 
     def _send(self, status: int, body: bytes, content_type: str) -> None:
+        """Only a read that went well leaves the connection open: else part of the request may be unread, and
+        descriptors belong to one request."""
         self.send_response(status)
+        if self.command != "GET" or status >= HTTPStatus.BAD_REQUEST:
+            self.send_header("Connection", "close")
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document).encode() + b"\n"
 
 
 def _http_status(error: OverlayError) -> int:
@@ -256,30 +295,33 @@ def _pending(loop: Loop) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def _attach_on(loop: Loop, request: AttachRequest) -> dict[str, Any]:
-    workload, intents = loop.host.attach(request, loop.clock())
-    loop.submit(intents)
-    status = documents.status(loop)
+    """The record is on disk before the client hears of it: a crash must not leave a container nobody knows."""
+    workload = loop.host.attach(request, loop.clock())
+    loop.save()
+    network = loop.engine.view.network
+    assert network is not None
     assert loop.engine.lease is not None
     subnet = loop.engine.lease.value.subnets[0]
     return {
         **documents.container(workload),
         "subnet_len": subnet.prefixlen,
-        "gateway": str(subnet.network_address + 1),
-        "mtu": status["network"]["mtu"],
+        "gateway": str(gateway_address(subnet)),
+        "mtu": container_mtu(network.backend, loop.engine.local),
     }
 
 
 def _detach_on(loop: Loop, namespace: str, name: str) -> dict[str, Any]:
-    workload, intents = loop.host.detach(namespace, name, loop.clock())
-    loop.submit(intents)
+    workload = loop.host.detach(namespace, name, loop.clock())
+    loop.save()
     return {"name": workload.name, "namespace": workload.namespace}
 
 
 def _repair_on(loop: Loop) -> dict[str, Any]:
     if not loop.host.active:
         return {"changes": 0, "failures": []}
-    loop.full_look("repair")
-    outcome = loop.host.outcome
+    outcome = loop.full_look("repair")
+    if loop.host.blind is not None:
+        raise loop.host.blind
     return {
         "changes": outcome.written,
         "failures": [{"change": str(f.change), "error": f.error.as_json()} for f in outcome.failures],
@@ -298,12 +340,12 @@ def _attach_request(body: Mapping[str, Any], descriptors: list[int]) -> AttachRe
         )
     try:
         return AttachRequest(
-            name=str(body["name"]),
-            namespace=str(body.get("namespace") or "default"),
-            labels={str(k): str(v) for k, v in (body.get("labels") or {}).items()},
+            name=_text(body["name"]),
+            namespace=_text(body.get("namespace") or "default"),
+            labels={_text(k): _text(v) for k, v in (body.get("labels") or {}).items()},
             ports=tuple(_port(item) for item in body.get("ports") or ()),
-            ips=tuple(ip_address(ip) for ip in body.get("ips") or ()),
-            netns=str(body["netns"]) if body.get("netns") else None,
+            ips=_addresses(body.get("ips") or []),
+            netns=_text(body["netns"]) if body.get("netns") else None,
             netns_fd=descriptors[0],
             netlink_fd=descriptors[1],
         )
@@ -311,9 +353,26 @@ def _attach_request(body: Mapping[str, Any], descriptors: list[int]) -> AttachRe
         raise UsageError("the request does not describe a container", evidence=repr(error)) from None
 
 
+def _text(value: Any) -> str:
+    """What is stored must read back as it was: text, and such as UTF-8 can carry. Raises ValueError."""
+    if not isinstance(value, str):
+        raise ValueError(f"not text: {value!r}")
+    value.encode()
+    return value
+
+
+def _addresses(values: Any) -> tuple[IPAddress, ...]:
+    """At most one of each family."""
+    if not isinstance(values, list):
+        raise ValueError(f"not a list of addresses: {values!r}")
+    found = tuple(ip_address(_text(value)) for value in values)
+    if len({ip.version for ip in found}) != len(found):
+        raise ValueError("a container has one address of each family")
+    return found
+
+
 def _port(item: Mapping[str, Any]) -> Port:
-    number = int(item["port"])
-    protocol = str(item.get("protocol") or "TCP")
-    if not 1 <= number <= 65_535 or protocol not in {"TCP", "UDP", "SCTP"}:
+    number, protocol, name = item["port"], item.get("protocol") or "TCP", item.get("name")
+    if type(number) is not int or not 1 <= number <= 65_535 or protocol not in ("TCP", "UDP", "SCTP"):
         raise ValueError(f"not a port: {dict(item)!r}")
-    return Port(number, protocol, item.get("name"))
+    return Port(number, protocol, None if name is None else _text(name))

@@ -56,9 +56,11 @@ def run(config: AgentConfig) -> int:
         threads = (loop.store, loop.firewall, loop.keepalive, server)
         for thread in threads:
             thread.start()
-        loop.run()
-        for thread in reversed(threads):
-            thread.stop()
+        try:
+            loop.run()
+        finally:
+            for thread in reversed(threads):
+                thread.stop()
         _linger(loop)
         log.info("stopped; the dataplane stays")
     return 0
@@ -125,8 +127,11 @@ def show_plan(config: AgentConfig) -> dict[str, Any]:
         survey = _survey(config, kernel, etcd, create=False)
         desired = survey.desired
         assert survey.view.network is not None
-        pending = Reconciler(kernel).observe(desired.objects, survey.view.network.networks)
-        chains = rules.pending(desired.policies, rules.observe())
+        pending: tuple[Change, ...] = ()
+        chains: tuple[RuleChange, ...] = ()
+        if survey.own is not None:  # an agent without a lease leaves everything as it is
+            pending = Reconciler(kernel).observe(desired.objects, survey.view.network.networks)
+            chains = rules.pending(desired.policies, rules.observe())
     document = _document("Plan", pending, chains, desired)
     return {**document, "lease": list(map(str, survey.own.subnets)) if survey.own else None}
 

@@ -58,10 +58,10 @@ def status(loop: Loop) -> Document:
         "lease": _lease(loop),
         "peers": [_peer(item) for item in _peers(loop)],
         "containers": [container(workload) for workload in engine.workloads.values()],
-        "pending": len(host.outcome.failures) + len(host.outcome.refused) + (loop.rules.error is not None),
+        "pending": len(host.failures) + len(host.refused) + (loop.rules.error is not None),
         "failures": [
             {"change": describe(failure.change.obj), "error": failure.error.as_json()}
-            for failure in host.outcome.failures
+            for failure in host.failures.values()
         ],
         "problems": [problem.as_json() for problem in loop.problems()],
         "firewall": {"flavour": loop.firewall.flavour, "foreign_rules_in_front": list(loop.rules.blockers)},

@@ -28,32 +28,55 @@ def write_atomically(path: Path, text: str, mode: int) -> None:
     """Replace a file's whole content; the file and its directory are flushed to disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        _write_and_flush(beside, text, mode)
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+    _flush_directory(path.parent)
+
+
+def _write_and_flush(path: Path, text: str, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         os.fchmod(descriptor, mode)
         file.write(text)
         file.flush()
         os.fsync(descriptor)
-    beside.replace(path)
+
+
+def _flush_directory(path: Path) -> None:
+    """The new name is on disk only when its directory is (fsync(2))."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_identity(path: Path) -> Identity | None:
     """This node's identity, None if there is none yet. Raises ConfigError for a damaged file."""
     try:
         document = json.loads(path.read_text("utf-8"))
-        return Identity(
-            node_id=str(document["node_id"]),
-            vtep_mac=Mac.parse(document["vtep_mac"]),
-            subnets=tuple(ip_network(s) for s in document["subnets"]),
-        )
+        return _identity(document)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"the identity file {path} cannot be used",
             evidence=f"{type(error).__name__}: {error}",
             next=[f"cat {path}", "restore it from a backup; removing it makes this a new node"],
         ) from None
+
+
+def _identity(document: Any) -> Identity:
+    node_id, mac = document["node_id"], Mac.parse(document["vtep_mac"])
+    if not isinstance(node_id, str) or not node_id:
+        raise ValueError("node_id is not text")
+    if not mac.unicast:
+        raise ValueError(f"{mac} cannot be a device's address")
+    return Identity(node_id, mac, tuple(ip_network(str(s)) for s in document["subnets"]))
 
 
 def new_identity() -> Identity:
@@ -67,16 +90,16 @@ def write_identity(path: Path, identity: Identity) -> None:
         "vtep_mac": str(identity.vtep_mac),
         "subnets": [str(s) for s in identity.subnets],
     }
-    write_atomically(path, json.dumps(document, indent=1) + "\n", 0o600)
+    write_if_different(path, json.dumps(document, indent=1) + "\n", 0o600)
 
 
 def read_workloads(path: Path, node: str) -> list[Workload]:
     """The containers that this agent had wired. A file from before a node was renamed counts for nothing."""
     try:
-        records: Any = json.loads(path.read_text("utf-8"))
+        records = dict(json.loads(path.read_text("utf-8")))
     except FileNotFoundError:
         return []
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"the workload file {path} cannot be read", evidence=str(error)) from None
     keys = Keys()
     decoded = (codec.decode(KeyValue(key, json.dumps(value).encode()), keys) for key, value in records.items())
@@ -86,7 +109,7 @@ def read_workloads(path: Path, node: str) -> list[Workload]:
 def write_workloads(path: Path, workloads: Iterable[Workload]) -> None:
     keys = Keys()
     records = {keys.workload(w.node, w.id): json.loads(codec.encode_workload(w)) for w in workloads}
-    write_atomically(path, json.dumps(records, indent=1) + "\n", 0o600)
+    write_if_different(path, json.dumps(records, indent=1) + "\n", 0o600)
 
 
 def subnet_env(network: NetworkConfig, subnets: tuple[IPNetwork, ...], mtu: int, *, masquerade: bool) -> str:

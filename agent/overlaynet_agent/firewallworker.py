@@ -6,6 +6,7 @@ in a row cost two restores, not a hundred.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from overlaynet.errors import OverlayError
 from overlaynet.ports import Firewall
 from overlaynet.reconcile import FirewallOutcome, sync_firewall
 from overlaynet.state import Policy
+
+log = logging.getLogger("overlaynet.firewall")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +69,7 @@ class FirewallWorker:
                 self._post(FirewallDone(sync_firewall(self._firewall, wanted)))
             except OverlayError as error:
                 self._post(FirewallDone(FirewallOutcome(), error))
+            except Exception as error:
+                log.exception("firewall round failed: this is a bug")
+                bug = OverlayError("the agent failed at the firewall; its log says where", evidence=repr(error))
+                self._post(FirewallDone(FirewallOutcome(), bug))

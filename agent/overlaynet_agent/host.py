@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_interface
 
@@ -16,6 +16,7 @@ from overlaynet.addr import IPAddress, IPNetwork, container_mac, gateway_address
 from overlaynet.core.diff import word
 from overlaynet.core.engine import Engine
 from overlaynet.core.overlay import container_mtu
+from overlaynet.core.plan import workload_slice
 from overlaynet.core.workload import (
     CONTAINER_DEVICE,
     give_address,
@@ -23,14 +24,24 @@ from overlaynet.core.workload import (
     used_addresses,
     veth_tag,
 )
-from overlaynet.errors import ForeignObject, NotFound, NotReady, OverlayError, WorkloadExists
+from overlaynet.errors import (
+    ForeignObject,
+    KernelError,
+    NotFound,
+    NotReady,
+    OverlayError,
+    WorkloadExists,
+)
 from overlaynet.events import Attached, Detached, Intent
 from overlaynet.model import Port, Workload, check_name
-from overlaynet.ports import Kernel, Wiring
+from overlaynet.ports import Failure, Kernel, Wiring
 from overlaynet.reconcile import Outcome, Reconciler
-from overlaynet.state import describe, kind_of
+from overlaynet.state import Key, Kind, describe, kind_of
 
 log = logging.getLogger("overlaynet.host")
+
+MAX_LINES = 3
+"""Log lines about one round's changes: a lost device alone is thousands of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +60,16 @@ class AttachRequest:
 
 @dataclass(slots=True)
 class Host:
-    """The dataplane of this host. `failed` is the last outcome's failures; `tried` says one look was made."""
+    """The dataplane of this host. `failures` are the writes that are still due, by key; `blind` is why the
+    last look failed, if it did; `tried` says that one look was made. `asked` collects the engine's intents
+    until the loop takes them: they must not get lost when the call that caused them fails."""
 
     engine: Engine
     kernel: Kernel
     reconciler: Reconciler = field(init=False)
-    outcome: Outcome = field(default_factory=Outcome)
+    failures: dict[Key, Failure] = field(default_factory=dict)
+    blind: OverlayError | None = None
+    asked: list[Intent] = field(default_factory=list)
     tried: bool = False
     looks: int = 0
     writes: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -73,85 +88,137 @@ class Host:
         """Whether there is anything to want: before the first lease the kernel is left as it is."""
         return self.engine.lease is not None
 
+    @property
+    def healthy(self) -> bool:
+        """Whether the kernel could be read, and took everything."""
+        return self.blind is None and not self.failures
+
+    @property
+    def refused(self) -> Mapping[Key, str]:
+        """Wanted links in whose place something foreign stands, and what."""
+        return self.reconciler.refused
+
+    def take_asked(self) -> list[Intent]:
+        """The intents since the last call."""
+        asked, self.asked = self.asked, []
+        return asked
+
     # --- reconciling ------------------------------------------------------------------------------
 
-    def look(self, why: str) -> Outcome:
+    def look(self, why: str, now: float) -> Outcome:
         """Read the whole kernel and mend what differs."""
         if not self.active:
             return Outcome()
         self.engine.take_touched()
-        outcome = self.reconciler.look(self.engine.desired.objects, self.networks)
-        self.looks += 1
-        if self.tried and why != "start":
-            self._count_repairs(outcome)
-        self.tried = True
-        self._take(outcome, why)
-        return outcome
+        desired = self.engine.desired.objects
+        return self._carry_out(lambda: self.reconciler.look(desired, self.networks), why, now)
 
-    def follow(self) -> Outcome:
+    def follow(self, now: float) -> Outcome:
         """Write what the last events touched."""
         touched = self.engine.take_touched()
         if not self.active or not touched:
             return Outcome()
         if not self.tried:
-            return self.look("start")
-        outcome = self.reconciler.follow(touched, self.engine.desired.objects, self.networks)
-        if outcome.changes:
-            self._take(outcome, "event")
+            return self.look("start", now)
+        for key in touched:
+            self.failures.pop(key, None)
+        desired = self.engine.desired.objects
+        return self._carry_out(lambda: self.reconciler.follow(touched, desired, self.networks), "event", now)
+
+    def _carry_out(self, write: Callable[[], Outcome], why: str, now: float) -> Outcome:
+        """Do it and keep the books. A kernel that cannot be read leaves everything as it was."""
+        try:
+            outcome = write()
+        except KernelError as error:
+            self.blind = error
+            log.warning("the kernel could not be read error=%s", error)
+            return Outcome()
+        if outcome.whole:
+            self._looked(outcome, why)
+        self._take(outcome, why)
+        if outcome.whole:
+            self._drop_vanished(now)
         return outcome
 
-    def vanished(self, now: float) -> list[Intent]:
+    def _looked(self, outcome: Outcome, why: str) -> None:
+        self.looks += 1
+        if self.tried and why in ("timer", "repair"):
+            self._count_repairs(outcome)
+        self.tried, self.blind = True, None
+        self.failures.clear()
+
+    def _drop_vanished(self, now: float) -> None:
         """Containers whose veth is gone (their namespace was deleted) are gone too."""
         there = self.reconciler.seen.links
-        intents: list[Intent] = []
         for workload in list(self.engine.workloads.values()):
             if workload.device not in there:
                 log.info("container is gone container=%s device=%s", workload.id, workload.device)
-                intents += self.engine.handle(Detached(workload.id), now)
-        return intents
+                self.asked += self.engine.handle(Detached(workload.id), now)
 
     def _take(self, outcome: Outcome, why: str) -> None:
-        self.outcome = outcome
-        failed = {failure.change for failure in outcome.failures}
+        self.failures.update({failure.change.obj.key: failure for failure in outcome.failures})
         for change in outcome.changes:
-            if change not in failed:
+            if change.obj.key not in self.failures:
                 self.writes[str(kind_of(change.obj.key)), str(change.op)] += 1
         if outcome.changes:
             log.info(
                 "kernel written why=%s changes=%d failed=%d first=%s",
                 why, len(outcome.changes), len(outcome.failures), describe(outcome.changes[0].obj),
             )  # fmt: skip
-        for failure in outcome.failures[:3]:
+        for failure in outcome.failures[:MAX_LINES]:
             log.warning("refused change=%s error=%s", failure.change, failure.error)
 
     def _count_repairs(self, outcome: Outcome) -> None:
-        for change in outcome.changes:
+        """What had been right and was not any more; a write that failed before and now succeeded is none."""
+        due = self.failures.keys() | {failure.change.obj.key for failure in outcome.failures}
+        repaired = [change for change in outcome.changes if change.obj.key not in due]
+        for change in repaired:
             self.repaired[str(kind_of(change.obj.key))] += 1
+        for change in repaired[:MAX_LINES]:
             log.warning("drift repaired %s %s", word(change), describe(change.obj))
 
     def problems(self) -> list[OverlayError]:
-        refused = [
-            ForeignObject(reason, evidence=f"link {key[1]}", next=[f"ip -d link show dev {key[1]}"])
-            for key, reason in self.outcome.refused.items()
-        ]
-        return [*refused, *(failure.error for failure in self.outcome.failures)]
+        """What keeps this host's kernel from being as it should."""
+        blind = [self.blind] if self.blind else []
+        refused = [self._refusal(key) for key in self.refused]
+        return [*blind, *refused, *(failure.error for failure in self.failures.values())]
+
+    def _refusal(self, key: Key) -> ForeignObject:
+        show = f"ip -d link show dev {key[1]}"
+        return ForeignObject(self.refused[key], evidence=f"link {key[1]}", next=[show])
 
     # --- containers -------------------------------------------------------------------------------
 
-    def attach(self, request: AttachRequest, now: float) -> tuple[Workload, list[Intent]]:
-        """Wire a container: address, veth, bridge. All or nothing. Raises WorkloadError or KernelError."""
+    def attach(self, request: AttachRequest, now: float) -> Workload:
+        """Wire a container: address, veth, bridge. All or nothing. Raises WorkloadError, KernelError or
+        ForeignObject."""
         workload = self._plan_workload(request)
         self.kernel.attach(self._wiring(workload, request))
-        intents = self.engine.handle(Attached(workload), now)
-        outcome = self.follow()
-        mine = [f for f in outcome.failures if workload.device in str(f.change)]
-        if mine:
+        self.asked += self.engine.handle(Attached(workload), now)
+        self.follow(now)
+        if trouble := self._trouble_with(workload):
             self.detach(workload.namespace, workload.name, now)
-            raise mine[0].error
+            raise trouble
         log.info("attached container=%s ip=%s device=%s", workload.id, workload.ips[0], workload.device)
-        return workload, intents
+        return workload
 
-    def detach(self, namespace: str, name: str, now: float) -> tuple[Workload, list[Intent]]:
+    def _trouble_with(self, workload: Workload) -> OverlayError | None:
+        """Why a container that was just wired hangs on no bridge, if it does not."""
+        bridge = (Kind.LINK, self.engine.local.bridge)
+        needed = {bridge} & self.engine.desired.objects.keys()
+        for key in (*needed, *workload_slice(workload, self.engine.local).objects):
+            if key not in self.reconciler.cache:
+                return self._reason(key)
+        return None
+
+    def _reason(self, key: Key) -> OverlayError:
+        if key in self.refused:
+            return self._refusal(key)
+        if key in self.failures:
+            return self.failures[key].error
+        return self.blind or NotReady(f"{key[0]} {key[1]} could not be made", next=["overlaynet status"])
+
+    def detach(self, namespace: str, name: str, now: float) -> Workload:
         """Unwire a container. Raises NotFound or KernelError."""
         workload = self.engine.workloads.get(f"{namespace}/{name}")
         if workload is None:
@@ -161,10 +228,10 @@ class Host:
                 next=["overlaynet get containers"],
             )
         self.kernel.detach(workload.device)
-        intents = self.engine.handle(Detached(workload.id), now)
-        self.follow()
+        self.asked += self.engine.handle(Detached(workload.id), now)
+        self.follow(now)
         log.info("detached container=%s", workload.id)
-        return workload, intents
+        return workload
 
     def _plan_workload(self, request: AttachRequest) -> Workload:
         check_name(request.name, "container")

@@ -23,9 +23,10 @@ from overlaynet.config import AgentConfig
 from overlaynet.core.backoff import delay
 from overlaynet.core.engine import Engine
 from overlaynet.core.overlay import container_mtu
-from overlaynet.errors import OverlayError
+from overlaynet.errors import EnvironmentProblem, NotReady, OverlayError
 from overlaynet.events import Event, Intent
-from overlaynet.model import Stored
+from overlaynet.model import Lease, NetworkConfig
+from overlaynet.reconcile import Outcome
 from overlaynet.state import Policy
 from overlaynet_agent import files
 from overlaynet_agent.firewallworker import FirewallDone, FirewallWorker
@@ -36,6 +37,9 @@ log = logging.getLogger("overlaynet.loop")
 
 IDLE_S = 1.0
 """The loop ticks at least this often, so that the keep-alive knows it is alive."""
+
+SAVE_AGAIN_S = 5.0
+"""Between attempts to write to a disk that refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +87,11 @@ class Loop:
     rules: FirewallState = field(default_factory=FirewallState)
     _next_look: float = 0.0
     _failed_looks: int = 0
-    _saved_workloads: object = None
+    _saved: object = None
+    _save_error: OverlayError | None = None
+    _next_save: float = 0.0
     _said_ready: bool = False
+    _stopped: bool = False
 
     def run(self) -> None:
         """Turn until told to stop."""
@@ -92,16 +99,34 @@ class Loop:
         while True:
             items = self._wait()
             if any(isinstance(item, Stop) for item in items):
+                self._refuse(items)
                 return
             for item in items:
                 self._handle(item)
             self._round()
 
     def call(self, run: Callable[[Loop], Any], timeout_s: float = 30.0) -> Any:
-        """From another thread: have `run` called on the loop's, and wait for what it returns or raises."""
+        """From another thread: have `run` called on the loop's, and wait for what it returns or raises.
+
+        Raises NotReady if its turn did not come in time; then it never will. What has begun is waited for:
+        the caller's descriptors are in use until then."""
+        if self._stopped:
+            raise _stopping()
         reply: Future[Any] = Future()
         self.inbox.put(Request(run, reply))
-        return reply.result(timeout_s)
+        try:
+            return reply.result(timeout_s)
+        except TimeoutError:
+            if not reply.cancel():
+                return reply.result()
+            raise NotReady(f"the agent was too busy to answer within {timeout_s:g} s") from None
+
+    def _refuse(self, items: list[Item]) -> None:
+        """Leave nobody waiting for a loop that has ended."""
+        self._stopped = True
+        for item in items:
+            if isinstance(item, Request) and item.reply.set_running_or_notify_cancel():
+                item.reply.set_exception(_stopping())
 
     def is_alive(self) -> bool:
         """From another thread: whether the loop has turned within the node lease's time."""
@@ -127,6 +152,8 @@ class Loop:
     def _handle(self, item: Item) -> None:
         match item:
             case Request(run, reply):
+                if not reply.set_running_or_notify_cancel():
+                    return
                 try:
                     reply.set_result(run(self))
                 except Exception as error:
@@ -143,31 +170,33 @@ class Loop:
         self.submit(self.engine.tick(now))
         if now >= self._next_look:
             self.full_look("timer")
-        else:
-            self._after(self.host.follow())
+        elif self.host.follow(now).failures or self.host.blind:
+            self._look_again()
+        self.submit(self.host.take_asked())
         self._ask_firewall()
         self.keepalive.keep(self.engine.node_lease, self._subnet_lease())
-        self._save()
+        self.save()
         self._say_ready()
 
     def _subnet_lease(self) -> int:
         return self.engine.lease.lease_id if self.engine.lease else 0
 
-    def full_look(self, why: str) -> None:
+    def full_look(self, why: str) -> Outcome:
         """Look at everything: kernel now, firewall on its thread."""
         self._next_look = self.clock() + self.config.firewall.resync_s
-        outcome = self.host.look(why)
-        self.submit(self.host.vanished(self.clock()))
-        self._after(outcome)
-        self.rules.asked = None
-
-    def _after(self, outcome: Any) -> None:
-        """A change that failed is looked at again soon, and less soon each time."""
-        if outcome.failures:
-            self._failed_looks += 1
-            self._next_look = min(self._next_look, self.clock() + delay(self._failed_looks, 0.0))
-        elif outcome.changes:
+        outcome = self.host.look(why, self.clock())
+        if self.host.healthy:
             self._failed_looks = 0
+        else:
+            self._look_again()
+            self._failed_looks += 1
+        self.rules.asked = None
+        return outcome
+
+    def _look_again(self) -> None:
+        """What failed is looked at again soon, and less soon after each look that did not help."""
+        soon = self.clock() + delay(self._failed_looks + 1, 0.0)
+        self._next_look = min(self._next_look, soon)
 
     def _ask_firewall(self) -> None:
         wanted = self.engine.desired.policies
@@ -190,21 +219,30 @@ class Loop:
 
     # --- what is kept on disk ---------------------------------------------------------------------
 
-    def _save(self) -> None:
-        """Write identity, containers and subnet.env where they differ from what is there."""
+    def save(self) -> None:
+        """Write identity, containers and subnet.env where they differ from what was written last. A disk
+        that is full is a problem to report, and no reason to leave the host without an agent."""
         lease, network = self.engine.lease, self.engine.view.network
-        if lease is None or network is None:
+        state = (self.engine.local, tuple(self.engine.workloads.values()))
+        now = self.clock()
+        if lease is None or network is None or state == self._saved or now < self._next_save:
             return
-        state = (self.engine.local.identity, tuple(self.engine.workloads.values()))
-        if state == self._saved_workloads:
-            return
+        try:
+            self._write_files(network, lease.value)
+        except OSError as error:
+            self._save_error = EnvironmentProblem("state could not be saved", evidence=str(error), next=["df"])
+            self._next_save = now + SAVE_AGAIN_S
+            log.warning("state could not be saved error=%s", error)
+        else:
+            self._saved, self._save_error = state, None
+
+    def _write_files(self, network: NetworkConfig, lease: Lease) -> None:
         paths, local = self.config.paths, self.engine.local
         files.write_identity(paths.identity, local.identity)
         files.write_workloads(paths.state / "workloads.json", self.engine.workloads.values())
         mtu = container_mtu(network.backend, local)
-        text = files.subnet_env(network, lease.value.subnets, mtu, masquerade=local.masquerade)
+        text = files.subnet_env(network, lease.subnets, mtu, masquerade=local.masquerade)
         files.write_if_different(paths.subnet_file, text, 0o644)
-        self._saved_workloads = state
 
     # --- readiness --------------------------------------------------------------------------------
 
@@ -214,14 +252,13 @@ class Loop:
         return self.host.tried and self.rules.tried
 
     def problems(self) -> list[OverlayError]:
-        rules = [self.rules.error] if self.rules.error else []
-        return [*self.engine.problems(), *self.host.problems(), *rules]
+        mine = [error for error in (self.rules.error, self._save_error) if error]
+        return [*self.engine.problems(), *self.host.problems(), *mine]
 
     def _say_ready(self) -> None:
-        if self.ready and not self._said_ready:
+        lease = self.engine.lease
+        if self.ready and lease is not None and not self._said_ready:
             self._said_ready = True
-            lease = self.engine.lease
-            assert isinstance(lease, Stored)
             log.info(
                 "ready node=%s subnet=%s peers=%d took_s=%.2f",
                 self.engine.local.name,
@@ -229,3 +266,7 @@ class Loop:
                 len(self.engine.view.leases) - 1,
                 self.clock() - self.started,
             )
+
+
+def _stopping() -> NotReady:
+    return NotReady("the agent is stopping", next=["overlaynet status"])

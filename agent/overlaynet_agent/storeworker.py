@@ -7,6 +7,7 @@ host whose agent hangs must look dead to the others, not alive for ever.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -36,7 +37,7 @@ from overlaynet.events import (
     Synced,
     Withdraw,
 )
-from overlaynet.model import Claim, NodeRecord, Stored, Workload
+from overlaynet.model import Claim, NodeRecord, Record, Stored, Unreadable, Workload
 from overlaynet.ports import (
     Commit,
     Compare,
@@ -53,6 +54,9 @@ from overlaynet.ports import (
 from overlaynet.store import codec
 
 log = logging.getLogger("overlaynet.store")
+
+MAX_WRITES = 100
+"""In one transaction; etcd's own limit is 128 unless somebody lowered it (--max-txn-ops)."""
 
 
 class StoreWorker:
@@ -93,6 +97,9 @@ class StoreWorker:
                 self.carry_out(intent)
             except OverlayError as error:
                 self._post(Failed(intent, error))
+            except Exception as error:
+                log.exception("intent failed: this is a bug")
+                self._post(Failed(intent, _bug(error)))
 
     def carry_out(self, intent: Intent) -> None:
         """One intent, to its answer. Raises StoreError or Conflict, having written nothing."""
@@ -116,15 +123,18 @@ class StoreWorker:
             try:
                 return self._list()
             except StoreError as error:
-                attempt += 1
                 self._post(StoreLost(error))
-                self._stop.wait(min(2.0, delay(attempt, 0.5)))
+            except Exception as error:
+                log.exception("listing failed: this is a bug")
+                self._post(StoreLost(_bug(error)))
+            attempt += 1
+            self._stop.wait(min(2.0, delay(attempt, 0.5)))
 
     def _list(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
         listing = self._store.read(self._keys.watched)
-        items = tuple(codec.decode(item, self._keys) for item in listing.items)
+        items = tuple(self._decode(item) for item in listing.items)
         self._post(Synced(listing.revision, items))
         self._watch = self._store.watch(self._keys.watched, listing.revision + 1, self._notice)
 
@@ -132,7 +142,7 @@ class StoreWorker:
         """From the watch's thread."""
         match notice:
             case KeyPut(item):
-                self._post(Changed(codec.decode(item, self._keys)))
+                self._post(Changed(self._decode(item)))
             case KeyGone(key, revision):
                 self._post(Gone(key, revision))
             case WatchEnded(error):
@@ -152,17 +162,21 @@ class StoreWorker:
             claim = Claim("vtep", mac, record.node_id, record.name)
             values[self._keys.vtep(mac)] = codec.encode_claim(claim)
         compares = [Compare(key, revision) for key, revision in intent.expect]
+        if intent.unchanged and lease_id == intent.resume:
+            self._node_lease = lease_id
+            self._post(Registered(lease_id))
+            return
         commit = self._store.commit(compares, [Put(k, v, lease_id) for k, v in values.items()])
         if not commit.ok:
             self._forget(lease_id, fresh)
-            raise self._conflict(commit, record)
+            raise self._conflict(commit, compares, record)
         self._node_lease = lease_id
         self._learn_own(values, commit.revision, lease_id)
         self._post(Registered(lease_id))
 
-    def _conflict(self, commit: Commit, record: NodeRecord) -> OverlayError:
+    def _conflict(self, commit: Commit, compares: Sequence[Compare], record: NodeRecord) -> OverlayError:
         """Tell the engine what stands there; say who holds what we would claim."""
-        for item in self._learn(commit.current):
+        for item in self._learn_why(commit, compares):
             holder = item.value
             if isinstance(holder, NodeRecord | Claim) and holder.node_id != record.node_id:
                 return _held_by_another(item, holder, record)
@@ -174,10 +188,11 @@ class StoreWorker:
         if intent.resume or not intent.expect:
             lease_id, fresh = self._resume(intent.resume, intent.ttl_s)
         write = Put(key, codec.encode_lease(intent.lease), lease_id)
-        commit = self._store.commit([Compare(key, intent.expect)], [write])
+        compares = [Compare(key, intent.expect)]
+        commit = self._store.commit(compares, [write])
         if not commit.ok:
             self._forget(lease_id, fresh)
-            self._learn(commit.current)
+            self._learn_why(commit, compares)
             self._post(Raced(key))
             return
         self._post(Claimed(Stored(key, intent.lease, commit.revision, commit.revision, lease_id)))
@@ -211,29 +226,45 @@ class StoreWorker:
         for workload in workloads:
             key = self._keys.workload(workload.node, workload.id)
             writes.append(Put(key, codec.encode_workload(workload), grant.lease_id))
-        self._store.commit([], writes)
+        for start in range(0, len(writes), MAX_WRITES):
+            self._store.commit([], writes[start : start + MAX_WRITES])
 
     def _resume(self, lease_id: int, ttl_s: int) -> tuple[int, bool]:
-        """An etcd lease to write on: the old one if it lives, else a new one; and whether it is new."""
+        """An etcd lease to write on: the old one if it lives and is as long as it should be (the one of a
+        clean stop is longer), else a new one; and whether it is new."""
         if lease_id:
-            try:
-                self._store.keep_alive(lease_id)
-            except LeaseNotFound:
-                pass
-            else:
-                return lease_id, False
+            with contextlib.suppress(LeaseNotFound):
+                if self._store.keep_alive(lease_id) == ttl_s:
+                    return lease_id, False
         return self._store.grant(ttl_s).lease_id, True
 
     def _forget(self, lease_id: int, fresh: bool) -> None:
         if fresh:
             self._store.revoke(lease_id)
 
-    def _learn(self, items: Sequence[KeyValue]) -> list[Stored[object]]:
-        """What a failed transaction told us is news like any other."""
-        decoded = [codec.decode(item, self._keys) for item in items]
+    def _learn(self, items: Sequence[KeyValue]) -> list[Stored[Record]]:
+        decoded = [self._decode(item) for item in items]
         for item in decoded:
             self._post(Changed(item))
-        return list(decoded)
+        return decoded
+
+    def _learn_why(self, commit: Commit, compares: Sequence[Compare]) -> list[Stored[Record]]:
+        """What a failed transaction told us is news like any other, and so is what it did not find: an
+        engine that waits for the watch to say so asks for the same thing again."""
+        there = {item.key for item in commit.current}
+        for compare in compares:
+            if compare.key not in there:
+                self._post(Gone(compare.key, commit.revision))
+        return self._learn(commit.current)
+
+    def _decode(self, item: KeyValue) -> Stored[Record]:
+        """One key that trips the decoder must not cost us all the others."""
+        try:
+            return codec.decode(item, self._keys)
+        except Exception as error:
+            log.exception("decoding failed: this is a bug key=%s", item.key)
+            reason = Unreadable(repr(error))
+            return Stored(item.key, reason, item.create_revision, item.mod_revision, item.lease_id)
 
     def _learn_own(self, values: Mapping[str, bytes], revision: int, lease_id: int) -> None:
         """Do not wait for the watch to tell us what we have just written. Said before the intent's answer,
@@ -241,7 +272,11 @@ class StoreWorker:
         self._learn([KeyValue(key, value, revision, revision, lease_id) for key, value in values.items()])
 
 
-def _held_by_another(item: Stored[object], holder: NodeRecord | Claim, record: NodeRecord) -> OverlayError:
+def _bug(error: Exception) -> OverlayError:
+    return OverlayError("the agent failed at this; its log says where", evidence=repr(error))
+
+
+def _held_by_another(item: Stored[Record], holder: NodeRecord | Claim, record: NodeRecord) -> OverlayError:
     name = holder.name if isinstance(holder, NodeRecord) else holder.node_name
     what = {
         "nodes": f"the node name {record.name}",
@@ -315,18 +350,24 @@ class KeepAlive:
                 self._say(None)
         except LeaseNotFound:
             log.warning("etcd lease is gone lease=%x", lease_id)
+            self._say(None)
             self._post(LeaseExpired(lease_id))
             next_in_s = 5.0
         except StoreError as error:
             self._say(error)
+        except Exception as error:
+            log.exception("renewal failed: this is a bug")
+            self._say(_bug(error))
         with self._wake:
             if lease_id in self._due:
                 self._due[lease_id] = time.monotonic() + next_in_s
 
-    def _say(self, error: StoreError | None) -> None:
+    def _say(self, error: OverlayError | None) -> None:
         """Report the store's going and coming back, once each."""
         if error is not None and not self._lost:
+            log.warning("etcd does not answer, the dataplane stays error=%s", error)
             self._post(StoreLost(error))
         elif error is None and self._lost:
+            log.info("etcd answers again")
             self._post(StoreBack())
         self._lost = error is not None
