@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from overlaynet.core.keys import Keys
-from overlaynet.errors import AgentUnreachable, LabFailed, NotReady, OverlayError, TopologyError
+from overlaynet.errors import AgentUnreachable, LabFailed, OverlayError, TopologyError
 from overlaynet.kernel import capability, netns
 from overlaynet.lab import attach, cluster_store, process
 from overlaynet.lab.build import STOP_GRACE_S, UNFINISHED, Builder
@@ -265,12 +265,16 @@ class _Up:
         agent = self.driver.agent(host.name)
         for container_namespace, name in wiring.detach:
             attach.detach(agent, container_namespace, name)
-        with suppress(NotReady):
+        try:
             for container in wiring.attach:
                 attach.attach(agent, container, self.builder.name(container.name))
-            settled.changes = wiring.changes
-            return True
-        return False
+        except OverlayError as error:
+            if not error.transient:
+                raise
+            settled.waiting = f"{host.name}: {error.message}"
+            return False
+        settled.changes = wiring.changes
+        return True
 
     def _statuses(self, host: Host) -> Iterable[dict[str, Any] | str]:
         """The agent's status again and again, or why there is none, until the time is over."""

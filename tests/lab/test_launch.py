@@ -84,5 +84,5 @@ VALUES = st.one_of(
     st.dictionaries(st.text('ab." '), st.text("x\x7f\t")),
 )
 def test_toml_is_read_back_as_it_was(table: dict[str, object], labels: dict[str, str]) -> None:
-    document = {"one": table, "two": {"labels": labels}}
+    document: dict[str, dict[str, object]] = {"one": table, "two": {"labels": labels}}
     assert tomllib.loads(toml(document)) == document
