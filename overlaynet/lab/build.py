@@ -275,9 +275,14 @@ def _alive(processes: Mapping[str, Running]) -> list[tuple[str, Running]]:
 
 
 def _ip(name: str, lines: Sequence[str]) -> None:
-    """Run `ip` commands in a namespace, all in one process; raise LabFailed with the one that failed."""
-    argv = [process.tool("ip"), "-n", name, "-batch", "-"]
-    done = subprocess.run(argv, input="\n".join(lines) + "\n", capture_output=True, text=True, check=False)
+    """Run `ip` commands in a namespace, all in one process; raise LabFailed with the one that failed.
+
+    Not by `ip -n`, which makes / a slave mount first and so fails in a chroot that is no mount point."""
+    argv = [process.tool("ip"), "-batch", "-"]
+    with netns.entered(name):
+        done = subprocess.run(
+            argv, input="\n".join(lines) + "\n", capture_output=True, text=True, check=False
+        )
     if done.returncode:
         raise LabFailed(
             f"wiring in {name} failed",

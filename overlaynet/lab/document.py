@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from overlaynet import data
 from overlaynet.errors import TopologyError
-from overlaynet.lab.data import topology_schema
 
 Path: TypeAlias = tuple[str | int, ...]
 MAX_DEPTH = 12
@@ -97,7 +97,7 @@ def check_schema(document: Document) -> None:
     """Hold the document against the schema; raise TopologyError for its first fault from the top."""
     import jsonschema  # here: it costs 0.2 s, and only a topology from a file needs it
 
-    schema = json.loads(topology_schema().read_text("utf-8"))
+    schema = json.loads(data.path("labs", "topology.schema.json").read_text("utf-8"))
     validator = jsonschema.Draft202012Validator(schema)
     faults = [_fault(document, error) for error in validator.iter_errors(document.value)]
     if faults:
