@@ -18,7 +18,7 @@ from overlaynet.lab.converge import UNDERLAY_PLACE
 from overlaynet.lab.lifecycle import orphans
 from overlaynet.lab.netns_driver import PREFIX, namespace
 from overlaynet.lab.paths import Paths
-from overlaynet.lab.state import LabState, load
+from overlaynet.lab.state import LabState, changing, load
 from overlaynet.model import check_name
 
 
@@ -79,11 +79,24 @@ def _why(paths: Paths, lab: str) -> str | None:
         state = load(paths.lab(lab))
     except LabFailed:
         return "its state cannot be read"
+    if _is_being_changed(paths, lab):
+        return None
     if state is None:
         return "it has no state file"
     if state.rebooted:
         return "the machine was restarted since it was up"
     return None if _lives(state, lab) else "nothing of it runs"
+
+
+def _is_being_changed(paths: Paths, lab: str) -> bool:
+    """Whether another command is just making it or taking it down."""
+    if not paths.lock(lab).exists():
+        return False
+    try:
+        with changing(paths, lab):
+            return False
+    except LabFailed:
+        return True
 
 
 def _lives(state: LabState, lab: str) -> bool:

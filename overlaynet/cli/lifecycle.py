@@ -16,7 +16,7 @@ from overlaynet.lab import lifecycle
 from overlaynet.lab.lab import UP_TIMEOUT_S, Lab
 from overlaynet.lab.lifecycle import UpResult
 from overlaynet.lab.paths import Paths
-from overlaynet.lab.state import LOCAL, choose
+from overlaynet.lab.state import LOCAL, choose, load
 from overlaynet.lab.topology import DEFAULT_NAME, Topology
 
 HOSTS, CONTAINERS = 3, 2
@@ -38,8 +38,9 @@ def up(
 ) -> int:
     """Bring a lab up, or to what its topology says.
 
-    Without a file: --hosts hosts, each with --containers containers. A running lab is changed only where
-    it differs. Exit code 1 if the hosts did not settle within --timeout (60 s).
+    Without a file: --hosts hosts, each with --containers containers; without any of these, a lab that is
+    there already is made whole as it was. A running lab is changed only where it differs. Exit code 1 if
+    the hosts did not settle within --timeout (60 s).
     """
     wanted = _topology(app, topology or file, hosts, containers)
     app.lab = wanted.name
@@ -65,6 +66,8 @@ def _topology(app: App, file: Path | None, hosts: int | None, containers: int | 
             )
         return Topology.load(file, app.lab)
     name = app.lab or DEFAULT_NAME
+    if hosts is None and containers is None and (known := load(Paths().lab(name))) is not None:
+        return known.topology
     return Topology.simple(name, hosts or HOSTS, CONTAINERS if containers is None else containers)
 
 
@@ -130,10 +133,10 @@ def down(app: App, keep_logs: bool) -> None:
 def clean(app: App, yes: bool) -> None:
     """Remove what labs that are not running left behind: namespaces, processes, files.
 
-    Lists it first and asks.
+    Lists it first and asks. With -l it is about that lab alone.
     """
     paths = Paths()
-    found = leftovers(paths)
+    found = [item for item in leftovers(paths) if not app.named or item.lab == app.lab]
     agreed = bool(found) and (yes or _agreed(app, found))
     for item in found if agreed else ():
         lifecycle.down(item.lab, paths)

@@ -14,6 +14,8 @@ from overlaynet.cli.contexts import LabCluster
 from overlaynet.cli.output import member, table
 from overlaynet.core.view import View
 from overlaynet.errors import OverlayError
+from overlaynet.lab.state import LOCAL
+from overlaynet.lab.topology import DEFAULT_NAME
 
 _COLUMNS = (
     member("HOST", "name"),
@@ -50,7 +52,7 @@ def status(app: App) -> None:
         "hosts": items,
         "etcd": _etcd(view),
         "network": _network(told, view),
-        "problems": _problems(hosts, told),
+        "problems": _problems(cluster, hosts, told),
     }
     app.result("Status", members, lambda: status_text(cluster.name, members, wide=app.wide), [cluster.name])
 
@@ -103,12 +105,12 @@ def _network(told: inventory.Statuses, view: View | OverlayError) -> Mapping[str
     return {"networks": [str(n) for n in view.network.networks], **about}
 
 
-def _problems(hosts: Sequence[Host], told: inventory.Statuses) -> list[dict[str, Any]]:
+def _problems(cluster: Cluster, hosts: Sequence[Host], told: inventory.Statuses) -> list[dict[str, Any]]:
     found = []
     for host in hosts:
         answer = told[host.name]
         if isinstance(answer, OverlayError):
-            found.append({"host": host.name, **_silent(host.name, answer)})
+            found.append({"host": host.name, **_silent(host.name, answer, cluster.name)})
             continue
         found += [{"host": host.name, **problem} for problem in answer["problems"]]
         found += [
@@ -118,17 +120,22 @@ def _problems(hosts: Sequence[Host], told: inventory.Statuses) -> list[dict[str,
     return found
 
 
-def _silent(host: str, error: OverlayError) -> dict[str, Any]:
+def _silent(host: str, error: OverlayError, cluster: str) -> dict[str, Any]:
     """An agent that does not answer, in few words: its log is a command away."""
-    brief = {"evidence": error.evidence.partition(";")[0], "next": [f"overlaynet logs {host}", "overlaynet up"]}
+    start = "systemctl status overlaynet-agent" if cluster == LOCAL else _up(cluster)
+    brief = {"evidence": error.evidence.partition(";")[0], "next": [f"overlaynet logs {host}", start]}
     return {**error.as_json(), **brief}
+
+
+def _up(lab: str) -> str:
+    return "overlaynet up" if lab == DEFAULT_NAME else f"overlaynet up -l {lab}"
 
 
 def status_text(name: str, members: Mapping[str, Any], *, wide: bool = False) -> str:
     """The lab's state, one line for etcd and the network, the table of hosts, and problems."""
     lines = [f"{name}: {members['state']}"]
     if members["rebooted"]:
-        lines.append("the machine was restarted since; `overlaynet up` builds the lab again")
+        lines.append(f"the machine was restarted since; `{_up(name)}` builds the lab again")
     lines += [_etcd_line(members["etcd"]), _network_line(members["network"]), ""]
     lines.append(table(_COLUMNS, members["hosts"], wide=wide))
     if members["problems"] and not members["rebooted"]:
