@@ -3,7 +3,8 @@
 What it refuses, and with which errno, and what it forgets by itself, was taken from Linux and is held to
 it by `tests/contract/test_kernel.py`: entries need their device; a route needs a device that is up and a
 gateway that can be reached; taking a link down loses its neighbours, routes and IPv6 addresses but not
-its forwarding entries; deleting one loses everything on it, and the VXLAN devices over it.
+its forwarding entries; taking its last IPv4 address loses its IPv4 neighbours and routes; deleting it loses
+everything on it, and the VXLAN devices over it.
 
 Connected and local routes come and go with addresses, as the kernel makes them. There is no IPv6
 link-local address and no learning, for nothing is ever sent.
@@ -318,6 +319,14 @@ class FakeKernel:
         if self.addresses.pop(address.key, None):
             made = set(_implied_routes(address))
             self._forget(self.routes, lambda route: route in made)
+            self._stop_ipv4_if_last(address)
+
+    def _stop_ipv4_if_last(self, gone: Address) -> None:
+        """Without any IPv4 address a device has no IPv4: its neighbours and routes go (inetdev_destroy)."""
+        dev, version = gone.dev, gone.interface.version
+        if version == 4 and not any(a.dev == dev and a.interface.version == 4 for a in self.addresses.values()):
+            self._forget(self.neighs, lambda neigh: neigh.dev == dev and neigh.ip.version == 4)
+            self._forget(self.routes, lambda route: route.dev == dev and route.dst.version == 4)
 
     def _connect(self, address: Address) -> None:
         """An IPv4 address is this host's even while its link is down."""

@@ -254,6 +254,17 @@ def test_a_link_taken_down_loses_routes_and_neighbours_but_not_forwarding_entrie
     assert [held(state, obj) for obj in (address, FDB)] == [address, FDB]
 
 
+def test_a_link_that_loses_its_last_ipv4_address_loses_ipv4_routes_and_neighbours(host: Host) -> None:
+    first, second = (Address("flannel.1", ip_interface(f"10.244.{n}.0/32")) for n in (1, 9))
+    six = Neigh("flannel.1", ip_address("fd00:2::"), PEER)
+    ok(host, put(first, second, NEIGH, six, FDB, ROUTE))
+    state = ok(host, drop(first))
+    assert [held(state, obj) for obj in (NEIGH, FDB, ROUTE)] == [NEIGH, FDB, ROUTE]
+    state = ok(host, drop(second))
+    assert [held(state, obj) for obj in (NEIGH, ROUTE)] == [None, None]
+    assert [held(state, obj) for obj in (six, FDB)] == [six, FDB]
+
+
 def test_a_deleted_link_takes_everything_on_it_along(host: Host) -> None:
     ok(host, put(Address("flannel.1", ip_interface("10.244.1.0/32")), NEIGH, FDB, ROUTE))
     state = ok(host, drop(VXLAN))
