@@ -7,6 +7,7 @@ error, so that a pipe only ever carries results.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,6 +62,11 @@ class App:
     @property
     def wide(self) -> bool:
         return self.format == "wide"
+
+    @property
+    def width(self) -> int | None:
+        """Columns of the terminal that a table has to fit; None where there is no limit."""
+        return None if self.wide or not sys.stdout.isatty() else shutil.get_terminal_size().columns
 
     def command(self, words: str) -> str:
         """A command to type next, about the same lab."""

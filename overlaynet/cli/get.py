@@ -241,7 +241,7 @@ def get(app: App, kind: str, name: str | None) -> int:
     app.result(
         "List",
         {"items": found.items},
-        lambda: table(chosen.columns, found.items, wide=app.wide),
+        lambda: table(chosen.columns, found.items, wide=app.wide, width=app.width),
         [chosen.name_of(item) for item in found.items],
     )
     return found.exit_code

@@ -19,6 +19,8 @@ from overlaynet.errors import OverlayError
 
 SCHEMA = "overlaynet/v1"
 FORMATS = ("table", "wide", "json", "yaml", "name")
+SHORTEST = 12
+"""A cut column keeps at least this many characters."""
 NOTHING = "-"
 """What a table shows for null and for an empty list."""
 
@@ -49,14 +51,28 @@ def member(title: str, path: str, *, wide: bool = False) -> Column:
     return Column(title, show, wide)
 
 
-def table(columns: Sequence[Column], items: Iterable[Mapping[str, Any]], *, wide: bool = False) -> str:
-    """Aligned text, header first; numbers to the right. The last column is not padded."""
+def table(
+    columns: Sequence[Column],
+    items: Iterable[Mapping[str, Any]],
+    *,
+    wide: bool = False,
+    width: int | None = None,
+) -> str:
+    """Aligned text, header first; numbers to the right. The last column is not padded, and is cut short
+    (with a mark) where a line would be longer than `width`."""
     shown = [c for c in columns if wide or not c.wide]
     cells = [[column.show(item) for column in shown] for item in items]
     right = [any(_is_number(row[n]) for row in cells) for n in range(len(shown))]
     texts = [[c.title for c in shown], *([cell_text(v) for v in row] for row in cells)]
     widths = [max(len(row[n]) for row in texts) for n in range(len(shown))]
+    if width is not None:
+        room = max(SHORTEST, width - sum(w + 2 for w in widths[:-1]))
+        texts = [[*row[:-1], _cut(row[-1], room)] for row in texts]
     return "\n".join(_line(row, widths, right, header=n == 0) for n, row in enumerate(texts))
+
+
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= room else text[: room - 1] + "…"
 
 
 def _line(row: Sequence[str], widths: Sequence[int], right: Sequence[bool], *, header: bool) -> str:
