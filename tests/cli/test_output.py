@@ -48,7 +48,7 @@ def test_wide_table_has_more_columns():
 def test_last_column_is_cut_to_fit_a_terminal_and_nothing_else_is():
     columns = (member("NAME", "name"), member("RULE", "rule"))
     cut = table(columns, [{"name": "node-1", "rule": "-s 10.244.0.0/16 -p udp -j DROP"}], width=24)
-    assert cut == "NAME    RULE\nnode-1  -s 10.244.0.0/…"
+    assert cut == "NAME    RULE\nnode-1  -s 10.244.0.0/1…"
     assert max(map(len, cut.splitlines())) == 24
 
 
