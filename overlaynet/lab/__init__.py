@@ -1,0 +1,1 @@
+"""Hosts and containers made of network namespaces, with the real agent on each."""

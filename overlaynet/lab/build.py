@@ -280,9 +280,7 @@ def _ip(name: str, lines: Sequence[str]) -> None:
     Not by `ip -n`, which makes / a slave mount first and so fails in a chroot that is no mount point."""
     argv = [process.tool("ip"), "-batch", "-"]
     with netns.entered(name):
-        done = subprocess.run(
-            argv, input="\n".join(lines) + "\n", capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(argv, input="\n".join(lines) + "\n", capture_output=True, text=True, check=False)
     if done.returncode:
         raise LabFailed(
             f"wiring in {name} failed",

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from overlaynet.errors import LabChoice, OverlayError
+from overlaynet.errors import LabChoice, LabFailed, OverlayError
 from overlaynet.lab import lifecycle
 from overlaynet.lab.client import AgentClient
 from overlaynet.lab.converge import ETCD, places
@@ -94,7 +94,7 @@ class Lab:
         lab = cls.open(topology.name, paths)
         try:
             if not result.converged:
-                raise AssertionError("the lab did not converge: " + "; ".join(result.waiting))
+                raise LabFailed("the lab did not converge", evidence="; ".join(result.waiting))
             yield lab
         finally:
             lab.down()

@@ -1,0 +1,1 @@
+"""What a packet did on its way: captured frames and what they mean."""
