@@ -37,6 +37,7 @@ from overlaynet.errors import (
     UsageError,
     WorkloadExists,
 )
+from overlaynet.kernel.links import load_encoder
 from overlaynet.model import Port
 from overlaynet.ports import Firewall
 from overlaynet.state import Source
@@ -219,6 +220,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _attach(self) -> Answer:
         request = _attach_request(self._body(), self.descriptors.descriptors)
+        load_encoder()  # here, on this request's thread: the loop must not wait for an import
         return HTTPStatus.CREATED, self.server.loop.call(lambda loop: _attach_on(loop, request))
 
     def _detach(self) -> Answer:

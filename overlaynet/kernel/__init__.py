@@ -4,7 +4,7 @@
 
 - `handle`   one rtnetlink socket: batches with errors by sequence number, consistent dumps
 - `wire`     requests for neighbours, forwarding entries, routes and addresses, packed by hand
-- `links`    requests about links, packed by pyroute2 (imported here and nowhere else)
+- `links`    requests about links, packed by pyroute2 (imported here and nowhere else, and only when needed)
 - `parse`    answers, to the tuples of `overlaynet.state`
 - `observe`  a whole namespace at once
 - `attach`   a container's veth pair

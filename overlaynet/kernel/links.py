@@ -3,13 +3,14 @@
 Links are few and their attributes nest (a veth's peer is a whole link inside an attribute), so here a
 general encoder is worth its price. pyroute2 is the encoder only; `handle.Rtnl` sends the messages like
 all others, so their refusals are told apart in the same way.
+
+Importing pyroute2 costs a quarter of a second and 14 MB, whichever part of it one asks for. It is imported
+at the first request about a link, so that an agent which finds its links in place is ready without it.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from typing import Any, TypeAlias
 
 from overlaynet.kernel import wire
 from overlaynet.kernel.parse import IFF_UP
@@ -19,6 +20,13 @@ from overlaynet.state import Link, Vxlan
 Attrs: TypeAlias = list[tuple[str, object]]
 
 CREATE = wire.NLM_F_CREATE | wire.NLM_F_EXCL
+
+
+def load_encoder() -> Any:
+    """pyroute2's message class. Whoever must not wait for the import later calls this before."""
+    from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+
+    return ifinfmsg
 
 
 def create(link: Link, underlay: int) -> bytes:
@@ -102,7 +110,7 @@ def veth(wiring: Wiring) -> bytes:
 
 
 def _message(kind: int, attrs: Attrs, *, flags: int = 0, up: bool | None = None) -> bytes:
-    message = ifinfmsg()
+    message = load_encoder()()
     message["header"]["type"] = kind
     message["header"]["flags"] = flags | wire.NLM_F_REQUEST
     message["flags"] = IFF_UP if up else 0
