@@ -11,16 +11,16 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from helpers.model import KEYS
+
 from overlaynet.core.engine import Engine
 from overlaynet.errors import OverlayError
 from overlaynet.events import Event, Failed, Intent, Relist
 from overlaynet.model import NetworkConfig
+from overlaynet.ports import Put
 from overlaynet.store import codec
 from overlaynet.store.memory import MemoryStore
-from overlaynet.ports import Put
 from overlaynet_agent.storeworker import StoreWorker
-
-from helpers.model import KEYS
 
 
 def put_network(store: MemoryStore, network: NetworkConfig) -> None:
@@ -85,7 +85,6 @@ def settle(members: Sequence[Member], chance: random.Random | None = None, limit
         order = list(members)
         if chance:
             chance.shuffle(order)
-        if not any([member.step() for member in order[: len(order) // 2 + 1]]):
-            if not any([member.step() for member in order]):
-                return
+        if sum(member.step() for member in order) == 0:
+            return
     raise AssertionError(f"still busy after {limit} rounds")
