@@ -230,6 +230,7 @@ class Handler(BaseHTTPRequestHandler):
         return HTTPStatus.OK, self.server.loop.call(lambda loop: _detach_on(loop, parts[3], parts[4]))
 
     def _repair(self) -> Answer:
+        self._body()  # nothing is in it, but a client that is still sending must not find the door shut
         return HTTPStatus.OK, self.server.loop.call(_repair_on)
 
     def _body(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ raised. Descriptors travel with the first byte of a request as SCM_RIGHTS (unix(
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -82,7 +83,9 @@ class AgentClient:
         connection = UnixConnection(self.socket_path, self.timeout_s, fds)
         text = None if body is None else json.dumps(body).encode()
         try:
-            connection.request(method, path, text, {"Content-Type": "application/json"} if text else {})
+            # An agent that need not read the whole request answers at once and closes: the answer counts.
+            with contextlib.suppress(BrokenPipeError):
+                connection.request(method, path, text, {"Content-Type": "application/json"} if text else {})
             answer = connection.getresponse()
             document = json.loads(answer.read())
         except (OSError, http.client.HTTPException, ValueError) as error:

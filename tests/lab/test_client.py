@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from overlaynet.errors import AddressTaken, AgentUnreachable, KernelError, NotReady, OverlayError
+from overlaynet.errors import AddressTaken, AgentUnreachable, KernelError, NotPermitted, NotReady, OverlayError
 from overlaynet.lab.client import AgentClient
 
 pytestmark = pytest.mark.fake
@@ -25,6 +25,7 @@ class Server:
         self.answer = b""
         self.request = b""
         self.fds: list[int] = []
+        self.reads_body = True
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind(str(path))
         self._socket.listen()
@@ -43,7 +44,7 @@ class Server:
                 self.request += connection.recv(65536)
             head, _, body = self.request.partition(b"\r\n\r\n")
             length = next((int(h.split()[1]) for h in head.splitlines() if h.startswith(b"Content-Length")), 0)
-            while len(body) < length:
+            while self.reads_body and len(body) < length:
                 body += connection.recv(65536)
             self.request = head + b"\r\n\r\n" + body
             connection.sendall(self.answer)
@@ -144,3 +145,10 @@ def test_refused_connection_is_an_unreachable_agent(client: AgentClient, tmp_pat
     for call in callers:
         with pytest.raises(AgentUnreachable):
             call()
+
+
+def test_answer_of_an_agent_that_does_not_read_the_body_is_heard(server: Server, client: AgentClient) -> None:
+    server.replies(403, {"error": {"code": "OVL-201", "message": "only root", "evidence": "uid 7", "next": []}})
+    server.reads_body = False
+    with pytest.raises(NotPermitted, match="only root"):
+        client.post("/v1/containers", {"labels": {"long": "x" * 4_000_000}})
