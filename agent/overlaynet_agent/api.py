@@ -121,6 +121,7 @@ class Handler(BaseHTTPRequestHandler):
 
     server: Server
     protocol_version = "HTTP/1.1"
+    default_request_version = "HTTP/1.0"  # even nonsense gets an answer with a status
     timeout = 60
 
     def setup(self) -> None:
@@ -159,13 +160,15 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(reads.get(self.path, self._no_such_path))
 
     def do_POST(self) -> None:
+        content = self._receive()
         changes: Mapping[str, Callable[[], Answer]] = {
-            "/v1/containers": self._attach,
+            "/v1/containers": lambda: self._attach(content),
             "/v1/repair": self._repair,
         }
         self._answer(self._privileged(changes.get(self.path, self._no_such_path)))
 
     def do_DELETE(self) -> None:
+        self._receive()
         self._answer(self._privileged(self._detach))
 
     # --- reads ------------------------------------------------------------------------------------
@@ -218,8 +221,8 @@ class Handler(BaseHTTPRequestHandler):
 
         return refuse
 
-    def _attach(self) -> Answer:
-        request = _attach_request(self._body(), self.descriptors.descriptors)
+    def _attach(self, content: bytes) -> Answer:
+        request = _attach_request(_document(content), self.descriptors.descriptors)
         load_encoder()  # here, on this request's thread: the loop must not wait for an import
         return HTTPStatus.CREATED, self.server.loop.call(lambda loop: _attach_on(loop, request))
 
@@ -230,20 +233,15 @@ class Handler(BaseHTTPRequestHandler):
         return HTTPStatus.OK, self.server.loop.call(lambda loop: _detach_on(loop, parts[3], parts[4]))
 
     def _repair(self) -> Answer:
-        self._body()  # nothing is in it, but a client that is still sending must not find the door shut
         return HTTPStatus.OK, self.server.loop.call(_repair_on)
 
-    def _body(self) -> dict[str, Any]:
-        try:
-            length = int(self.headers.get("Content-Length") or 0)
-            if not 0 <= length <= MAX_BODY_BYTES:
-                raise ValueError(f"{length} bytes; at most {MAX_BODY_BYTES} are read")
-            document = json.loads(self.rfile.read(length))
-        except (ValueError, RecursionError) as error:
-            raise UsageError("the request's body is not usable JSON", evidence=str(error)) from None
-        if not isinstance(document, dict):
-            raise UsageError("the request's body must be a JSON object", evidence=repr(document)[:80])
-        return document
+    def _receive(self) -> bytes:
+        """The request's body, read whatever the answer will be: a client that is still writing when its
+        connection ends never sees the refusal. What is too long, or of no known length, is nothing."""
+        length = self.headers.get("Content-Length") or "0"
+        if not length.isascii() or not length.isdigit() or int(length) > MAX_BODY_BYTES:
+            return b""
+        return self.rfile.read(int(length))
 
     # --- answering --------------------------------------------------------------------------------
 
@@ -329,6 +327,17 @@ def _repair_on(loop: Loop) -> dict[str, Any]:
         "changes": outcome.written,
         "failures": [{"change": str(f.change), "error": f.error.as_json()} for f in outcome.failures],
     }
+
+
+def _document(content: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        evidence = f"{len(content)} bytes were read, and at most {MAX_BODY_BYTES} are: {error}"
+        raise UsageError("the request's body is not usable JSON", evidence=evidence) from None
+    if not isinstance(document, dict):
+        raise UsageError("the request's body must be a JSON object", evidence=repr(document)[:80])
+    return document
 
 
 def _attach_request(body: Mapping[str, Any], descriptors: list[int]) -> AttachRequest:
