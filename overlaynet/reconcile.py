@@ -53,7 +53,11 @@ class Reconciler:
 
     def look(self, want: Mapping[Key, Object], networks: tuple[IPNetwork, ...]) -> Outcome:
         """Read everything, write what differs. Raises KernelError if it cannot be read."""
-        return replace(self._apply(self.observe(want, networks)), whole=True)
+        return self.write(self.observe(want, networks))
+
+    def write(self, pending: Sequence[Change]) -> Outcome:
+        """Write what `observe` found to differ."""
+        return replace(self._apply(pending), whole=True)
 
     def follow(
         self, touched: Iterable[Key], want: Mapping[Key, Object], networks: tuple[IPNetwork, ...]

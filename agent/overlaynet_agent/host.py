@@ -36,7 +36,7 @@ from overlaynet.events import Attached, Detached, Intent
 from overlaynet.model import Port, Workload, check_name
 from overlaynet.ports import Failure, Kernel, Wiring
 from overlaynet.reconcile import Outcome, Reconciler
-from overlaynet.state import Key, Kind, describe, kind_of
+from overlaynet.state import Change, Key, Kind, describe, kind_of
 
 log = logging.getLogger("overlaynet.host")
 
@@ -110,8 +110,14 @@ class Host:
         if not self.active:
             return Outcome()
         self.engine.take_touched()
-        desired = self.engine.desired.objects
-        return self._carry_out(lambda: self.reconciler.look(desired, self.networks), why, now)
+        return self._carry_out(lambda: self.reconciler.write(self._observe(now)), why, now)
+
+    def _observe(self, now: float) -> tuple[Change, ...]:
+        """What differs, once containers that are gone are not wanted any more either."""
+        pending = self.reconciler.observe(self.engine.desired.objects, self.networks)
+        if self._drop_vanished(now):
+            pending = self.reconciler.observe(self.engine.desired.objects, self.networks)
+        return pending
 
     def follow(self, now: float) -> Outcome:
         """Write what the last events touched."""
@@ -147,13 +153,14 @@ class Host:
         self.tried, self.blind = True, None
         self.failures.clear()
 
-    def _drop_vanished(self, now: float) -> None:
-        """Containers whose veth is gone (their namespace was deleted) are gone too."""
+    def _drop_vanished(self, now: float) -> bool:
+        """Containers whose veth is gone (their namespace was deleted) are gone too. Answers whether any is."""
         there = self.reconciler.seen.links
-        for workload in list(self.engine.workloads.values()):
-            if workload.device not in there:
-                log.info("container is gone container=%s device=%s", workload.id, workload.device)
-                self.asked += self.engine.handle(Detached(workload.id), now)
+        gone = [workload for workload in self.engine.workloads.values() if workload.device not in there]
+        for workload in gone:
+            log.info("container is gone container=%s device=%s", workload.id, workload.device)
+            self.asked += self.engine.handle(Detached(workload.id), now)
+        return bool(gone)
 
     def _take(self, outcome: Outcome, why: str) -> None:
         self.failures.update({failure.change.obj.key: failure for failure in outcome.failures})

@@ -200,8 +200,10 @@ def test_container_whose_device_vanished_is_gone(start):
     one.attach("web")
     eventually(lambda: one.store.read([KEYS.workloads]).items)
     device = one.status()["containers"][0]["device"]
+    tried = one.kernel.writes["port", "put"]
     one.loop.call(lambda loop: one.kernel.detach(device))
     eventually(lambda: one.status()["containers"] == [])
+    assert (one.kernel.writes["port", "put"], one.status()["pending"]) == (tried, 0)
     eventually(lambda: not one.store.read([KEYS.workloads]).items)
     eventually(lambda: "cni0" not in one.kernel.links)
 
