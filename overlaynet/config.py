@@ -87,6 +87,10 @@ class PathConfig:
     def identity(self) -> Path:
         return self.state / "identity.json"
 
+    @property
+    def workloads(self) -> Path:
+        return self.state / "workloads.json"
+
 
 @dataclass(frozen=True, slots=True)
 class LogConfig:

@@ -27,7 +27,7 @@ from overlaynet.kernel.apply import KernelAdapter
 from overlaynet.model import Lease, LocalHost, Workload
 from overlaynet.reconcile import Outcome, Reconciler, sync_firewall
 from overlaynet.state import Change, RuleChange, Source
-from overlaynet.store import codec
+from overlaynet.store import codec, disk
 from overlaynet.store.etcd import EtcdStore
 from overlaynet_agent import files, metrics, wire
 from overlaynet_agent.api import Server
@@ -115,7 +115,7 @@ def _survey(config: AgentConfig, kernel: KernelAdapter, etcd: EtcdStore, *, crea
             next=["overlaynet network set FILE"],
         )
     local = wire.local(config, kernel, create=create)
-    workloads = files.read_workloads(config.paths.state / "workloads.json", local.name)
+    workloads = disk.read_workloads(config.paths.workloads, local.name) or ()
     found = leasing.own_lease(view, local)
     return Survey(view, local, tuple(workloads), found.value if found else None)
 
@@ -166,7 +166,7 @@ def _claim(config: AgentConfig, survey: Survey, etcd: EtcdStore) -> Survey:
             match answer:
                 case Claimed():
                     remembered = replace(survey.local.identity, subnets=subnets)
-                    files.write_identity(config.paths.identity, remembered)
+                    disk.write_identity(config.paths.identity, remembered)
                     return replace(survey, own=lease)
                 case Changed():
                     survey.view.fold(answer)
@@ -186,7 +186,7 @@ def clean(config: AgentConfig) -> dict[str, Any]:
             outcome = _clean_kernel(kernel)
         finally:
             kernel.close()
-        for path in (config.paths.subnet_file, config.paths.state / "workloads.json"):
+        for path in (config.paths.subnet_file, config.paths.workloads):
             path.unlink(missing_ok=True)
     return {**_document("Clean", outcome.changes, chains, None), "failures": _failures(outcome)}
 

@@ -28,6 +28,7 @@ from overlaynet.events import Event, Intent
 from overlaynet.model import Lease, NetworkConfig
 from overlaynet.reconcile import Outcome
 from overlaynet.state import Policy
+from overlaynet.store import disk
 from overlaynet_agent import files
 from overlaynet_agent.firewallworker import FirewallDone, FirewallWorker
 from overlaynet_agent.host import Host
@@ -238,11 +239,11 @@ class Loop:
 
     def _write_files(self, network: NetworkConfig, lease: Lease) -> None:
         paths, local = self.config.paths, self.engine.local
-        files.write_identity(paths.identity, local.identity)
-        files.write_workloads(paths.state / "workloads.json", self.engine.workloads.values())
+        disk.write_identity(paths.identity, local.identity)
+        disk.write_workloads(paths.workloads, self.engine.workloads.values())
         mtu = container_mtu(network.backend, local)
         text = files.subnet_env(network, lease.subnets, mtu, masquerade=local.masquerade)
-        files.write_if_different(paths.subnet_file, text, 0o644)
+        disk.write_if_different(paths.subnet_file, text, 0o644)
 
     # --- readiness --------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from overlaynet.firewall.iptables import Iptables
 from overlaynet.kernel import capability
 from overlaynet.kernel.apply import KernelAdapter
 from overlaynet.model import Identity, LocalHost, check_name
+from overlaynet.store import disk
 from overlaynet.store.etcd import EtcdStore
 from overlaynet_agent import files
 from overlaynet_agent.firewallworker import FirewallWorker
@@ -78,11 +79,11 @@ def _password(path: Path | None) -> str | None:
 
 def identity(config: AgentConfig, *, create: bool) -> Identity:
     """Who this node is; made on the first start."""
-    found = files.read_identity(config.paths.identity)
+    found = disk.read_identity(config.paths.identity)
     if found is None:
         found = files.new_identity()
         if create:
-            files.write_identity(config.paths.identity, found)
+            disk.write_identity(config.paths.identity, found)
     return found
 
 
@@ -93,7 +94,7 @@ def firewall(config: AgentConfig) -> Iptables:
 def engine(config: AgentConfig, local: LocalHost) -> Engine:
     chance = random.SystemRandom()
     made = Engine(keys(config), local, chance.randrange, chance.random, __version__)
-    wired = files.read_workloads(config.paths.state / "workloads.json", local.name)
+    wired = disk.read_workloads(config.paths.workloads, local.name) or ()
     made.workloads = {workload.id: workload for workload in wired}
     return made
 

@@ -10,11 +10,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
-from overlaynet.addr import Mac
 from overlaynet.cli.cluster import Cluster, Container, Host
 from overlaynet.config import AgentConfig, load
 from overlaynet.core.keys import Keys
@@ -29,7 +27,8 @@ from overlaynet.lab.state import LOCAL, running_labs
 from overlaynet.lab.state import choose as choose_name
 from overlaynet.lab.state import load as load_state
 from overlaynet.model import Identity, Workload
-from overlaynet.ports import KeyValue, Store
+from overlaynet.ports import Store
+from overlaynet.store.disk import read_identity, read_workloads
 
 _PROBE = (sys.executable, "-P", "-m", "overlaynet.probe")
 _AGENT = (sys.executable, "-P", "-m", "overlaynet_agent")
@@ -101,7 +100,7 @@ class LabCluster:
         return read_identity(self.lab.paths.host(host).identity)
 
     def workloads(self, host: str) -> Sequence[Workload] | None:
-        return read_workloads(self.lab.paths.host(host).state / "workloads.json", host)
+        return read_workloads(self.lab.paths.host(host).workloads, host)
 
     def keys(self) -> Keys:
         hosts = self.lab.hosts
@@ -153,7 +152,7 @@ class LocalCluster:
         return read_identity(self._config.paths.identity)
 
     def workloads(self, host: str) -> Sequence[Workload] | None:
-        return read_workloads(self._config.paths.state / "workloads.json", host)
+        return read_workloads(self._config.paths.workloads, host)
 
     def keys(self) -> Keys:
         return keys_of(self._config)
@@ -200,39 +199,6 @@ class LocalCluster:
 
     def _node_name(self) -> str:
         return self._config.node.name or os.uname().nodename.partition(".")[0].lower()
-
-
-# --- what agents leave on disk --------------------------------------------------------------------
-
-
-def read_identity(path: Path) -> Identity | None:
-    """Who the agent of a host is; None if it never ran. Raises ConfigError."""
-    try:
-        document = json.loads(path.read_text("utf-8"))
-        return Identity(
-            node_id=str(document["node_id"]),
-            vtep_mac=Mac.parse(document["vtep_mac"]),
-            subnets=tuple(ip_network(s) for s in document["subnets"]),
-        )
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"the identity file {path} cannot be read", evidence=str(error)) from None
-
-
-def read_workloads(path: Path, node: str) -> list[Workload] | None:
-    """The containers an agent has wired; None if it never wired any. Raises ConfigError."""
-    from overlaynet.store import codec
-
-    keys = Keys()
-    try:
-        records = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the workload file {path} cannot be read", evidence=str(error)) from None
-    found = [codec.decode(KeyValue(k, json.dumps(v).encode()), keys).value for k, v in records.items()]
-    return [value for value in found if isinstance(value, Workload) and value.node == node]
 
 
 def _wired(container: Container, wired: Mapping[str, Workload]) -> Container:

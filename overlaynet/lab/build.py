@@ -36,9 +36,10 @@ from overlaynet.lab.converge import BRIDGE, ETCD, UNDERLAY_PLACE, Cable, Key, Ki
 from overlaynet.lab.launch import ETCD_SOCKET_FILE, Launch
 from overlaynet.lab.netns_driver import clean_environ, entering, namespace
 from overlaynet.lab.paths import LabPaths
-from overlaynet.lab.state import LabState, Running, write_atomically
+from overlaynet.lab.state import LabState, Running
 from overlaynet.lab.topology import UNDERLAY, UNDERLAY_ROUTER, Topology, address_mac
 from overlaynet.state import LinkInfo, Route
+from overlaynet.store.disk import write_atomically
 
 QUIET = {
     "net/ipv6/conf/all/disable_ipv6": "1",

@@ -136,16 +136,6 @@ def identity(topology: Topology, host: Host, node_id: str) -> Identity:
     return Identity(node_id, topology.vtep_mac(host), (topology.subnet(host),))
 
 
-def identity_json(value: Identity) -> str:
-    """As the agent keeps it."""
-    members = {
-        "node_id": value.node_id,
-        "vtep_mac": str(value.vtep_mac),
-        "subnets": [str(subnet) for subnet in value.subnets],
-    }
-    return json.dumps(members, indent=1) + "\n"
-
-
 # --- TOML -----------------------------------------------------------------------------------------
 
 

@@ -44,11 +44,12 @@ from overlaynet.lab.converge import (
     unsettled,
     wanted,
 )
-from overlaynet.lab.launch import identity, identity_json, launches
+from overlaynet.lab.launch import identity, launches
 from overlaynet.lab.netns_driver import PREFIX, NetnsDriver, namespace
 from overlaynet.lab.paths import LabPaths, Paths
-from overlaynet.lab.state import LabState, Running, boot_id, changing, load, save, write_atomically
+from overlaynet.lab.state import LabState, Running, boot_id, changing, load, save
 from overlaynet.lab.topology import Host, Topology
+from overlaynet.store.disk import write_identity
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is, and how much there is."""
@@ -197,8 +198,7 @@ class _Up:
         paths.run.mkdir(parents=True, exist_ok=True)
         paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not paths.identity.exists():
-            text = identity_json(identity(self.topology, host, os.urandom(16).hex()))
-            write_atomically(paths.identity, text, 0o600)
+            write_identity(paths.identity, identity(self.topology, host, os.urandom(16).hex()))
 
     def _start(self, names: Sequence[str]) -> None:
         """Start processes, and record them at once: one that nobody knows of would be in the next one's way."""

@@ -56,6 +56,10 @@ class HostPaths:
     def identity(self) -> Path:
         return self.state / "identity.json"
 
+    @property
+    def workloads(self) -> Path:
+        return self.state / "workloads.json"
+
 
 @dataclass(frozen=True, slots=True)
 class LabPaths:

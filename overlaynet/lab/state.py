@@ -22,6 +22,7 @@ from overlaynet.lab.paths import LabPaths, Paths
 from overlaynet.lab.process import Process
 from overlaynet.lab.topology import Topology, from_document
 from overlaynet.model import check_name
+from overlaynet.store.disk import write_atomically
 
 LOCAL = "local"
 """The context that is no lab: the real cluster that this machine's own agent belongs to."""
@@ -89,21 +90,11 @@ def boot_id() -> str:
     return _BOOT_ID.read_text().strip()
 
 
-def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
-    """Replace a file's whole content: a reader sees the old or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    beside.replace(path)
-
-
 def save(paths: LabPaths, state: LabState) -> None:
     """Write lab.json and its durable copy."""
     text = json.dumps(state.as_json(), indent=1) + "\n"
-    write_atomically(paths.durable_json, text)
-    write_atomically(paths.lab_json, text)
+    write_atomically(paths.durable_json, text, 0o644)
+    write_atomically(paths.lab_json, text, 0o644)
 
 
 def load(paths: LabPaths) -> LabState | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 
 import pytest
 
@@ -13,7 +13,6 @@ from overlaynet.cli.contexts import LocalCluster
 from overlaynet.config import build
 from overlaynet.core.keys import Keys
 from overlaynet.errors import (
-    ConfigError,
     EnvironmentProblem,
     FirewallError,
     KernelError,
@@ -23,7 +22,6 @@ from overlaynet.errors import (
 )
 from overlaynet.lab.paths import Paths
 from overlaynet.model import Workload
-from overlaynet.store import codec
 
 pytestmark = pytest.mark.fake
 
@@ -76,37 +74,6 @@ def test_local_probe_answers_or_its_error_is_raised(paths):
         cluster.probe("here", {"op": "dance"}, 30)
     assert caught.value.code == "OVL-100"
     assert cluster.probe("here", {"op": "ping", "pings": []}, 30)["results"] == []
-
-
-def test_identity_is_read_as_the_agent_writes_it(tmp_path):
-    file = tmp_path / "identity.json"
-    assert contexts.read_identity(file) is None
-    file.write_text(
-        json.dumps({"node_id": "a1", "vtep_mac": "02:00:00:00:00:01", "subnets": ["10.244.1.0/24"]})
-    )
-    identity = contexts.read_identity(file)
-    assert identity is not None
-    assert (identity.node_id, identity.subnets) == ("a1", (ip_network("10.244.1.0/24"),))
-
-
-@pytest.mark.parametrize("text", ["", "[]", '{"node_id": "a1"}', '{"node_id":"a","vtep_mac":"x","subnets":[]}'])
-def test_damaged_identity_is_named(tmp_path, text):
-    file = tmp_path / "identity.json"
-    file.write_text(text)
-    with pytest.raises(ConfigError, match=r"identity\.json"):
-        contexts.read_identity(file)
-
-
-def test_wired_containers_are_read_and_those_of_another_node_are_not(tmp_path):
-    file = tmp_path / "workloads.json"
-    assert contexts.read_workloads(file, "node-1") is None
-    record = json.loads(codec.encode_workload(WORKLOAD))
-    file.write_text(json.dumps({Keys().workload("node-1", WORKLOAD.id): record}))
-    assert contexts.read_workloads(file, "node-1") == [WORKLOAD]
-    assert contexts.read_workloads(file, "node-2") == []
-    file.write_text("{")
-    with pytest.raises(ConfigError):
-        contexts.read_workloads(file, "node-1")
 
 
 def test_keys_follow_the_hosts_settings():

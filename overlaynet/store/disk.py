@@ -1,0 +1,117 @@
+"""What an agent keeps on its own disk: who it is, and what it has wired.
+
+The agent writes these files, a lab writes a host's first identity, and commands read them where no agent
+answers. Every file is written to a neighbour and renamed, so that a reader sees the old or the new one and
+nothing in between, and is flushed, so that a power cut leaves one of the two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+from overlaynet.addr import Mac
+from overlaynet.core.keys import Keys
+from overlaynet.errors import ConfigError
+from overlaynet.model import Identity, Workload
+from overlaynet.ports import KeyValue
+from overlaynet.store import codec
+
+
+def write_atomically(path: Path, text: str, mode: int) -> None:
+    """Replace a file's whole content; the file and its directory are flushed to disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        _write_and_flush(beside, text, mode)
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+    _flush_directory(path.parent)
+
+
+def _write_and_flush(path: Path, text: str, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        os.fchmod(descriptor, mode)
+        file.write(text)
+        file.flush()
+        os.fsync(descriptor)
+
+
+def _flush_directory(path: Path) -> None:
+    """The new name is on disk only when its directory is (fsync(2))."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_if_different(path: Path, text: str, mode: int) -> bool:
+    """Write only what is not there already; answer whether anything was written."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if path.read_text("utf-8") == text:
+            return False
+    write_atomically(path, text, mode)
+    return True
+
+
+def read_identity(path: Path) -> Identity | None:
+    """A node's identity, None if there is none yet. Raises ConfigError for a damaged file."""
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        return _identity(document)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(
+            f"the identity file {path} cannot be used",
+            evidence=f"{type(error).__name__}: {error}",
+            next=[f"cat {path}", "restore it from a backup; removing it makes this a new node"],
+        ) from None
+
+
+def _identity(document: Any) -> Identity:
+    node_id, mac = document["node_id"], Mac.parse(document["vtep_mac"])
+    if not isinstance(node_id, str) or not node_id:
+        raise ValueError("node_id is not text")
+    if not mac.unicast:
+        raise ValueError(f"{mac} cannot be a device's address")
+    return Identity(node_id, mac, tuple(ip_network(str(s)) for s in document["subnets"]))
+
+
+def write_identity(path: Path, identity: Identity) -> None:
+    """0600: whoever has it can claim this node's subnet."""
+    document = {
+        "node_id": identity.node_id,
+        "vtep_mac": str(identity.vtep_mac),
+        "subnets": [str(s) for s in identity.subnets],
+    }
+    write_if_different(path, json.dumps(document, indent=1) + "\n", 0o600)
+
+
+def read_workloads(path: Path, node: str) -> list[Workload] | None:
+    """The containers that the agent has wired; None if it never wired any. A file from before the node was
+    renamed counts for nothing. Raises ConfigError for a damaged file."""
+    try:
+        records = dict(json.loads(path.read_text("utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"the workload file {path} cannot be read", evidence=str(error)) from None
+    keys = Keys()
+    decoded = (codec.decode(KeyValue(key, json.dumps(value).encode()), keys) for key, value in records.items())
+    return [item.value for item in decoded if isinstance(item.value, Workload) and item.value.node == node]
+
+
+def write_workloads(path: Path, workloads: Iterable[Workload]) -> None:
+    keys = Keys()
+    records = {keys.workload(w.node, w.id): json.loads(codec.encode_workload(w)) for w in workloads}
+    write_if_different(path, json.dumps(records, indent=1) + "\n", 0o600)
