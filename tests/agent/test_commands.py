@@ -15,7 +15,7 @@ from overlaynet.config import AgentConfig
 from overlaynet.errors import EnvironmentProblem, NetworkNotConfigured, PoolExhausted, StoreUnavailable
 from overlaynet.ports import Delete, Put
 from overlaynet.state import Kind
-from overlaynet.store import codec
+from overlaynet.store import codec, disk
 from overlaynet.store.memory import MemoryStore
 from overlaynet.testing.fake_firewall import FakeFirewall
 from overlaynet.testing.fake_kernel import FakeKernel
@@ -63,7 +63,7 @@ def test_once_claims_a_subnet_and_makes_the_host_right(box):
     assert document["failures"] == []
     assert "flannel.1" in box.kernel.links
     assert any(str(route.dst) == "10.244.250.0/24" for route in box.kernel.routes.values())
-    claimed = files.read_identity(box.config.paths.identity)
+    claimed = disk.read_identity(box.config.paths.identity)
     assert claimed
     assert KEYS.lease(claimed.subnets) in [item.key for item in box.store.read([KEYS.subnets]).items]
 
@@ -92,10 +92,10 @@ def test_once_tries_another_subnet_when_it_was_too_late(box, monkeypatch):
 
 def test_once_keeps_containers_that_were_wired(box):
     commands.once(box.config)
-    subnet = files.read_identity(box.config.paths.identity).subnets[0]
+    subnet = disk.read_identity(box.config.paths.identity).subnets[0]
     one = workload(1, 2, ips=(subnet.network_address + 2,))
     add_veth(box.kernel, one)
-    files.write_workloads(box.config.paths.state / "workloads.json", [one])
+    disk.write_workloads(box.config.paths.workloads, [one])
     commands.once(box.config)
     assert box.kernel.links[one.device].master == "cni0"
 
@@ -171,7 +171,7 @@ def test_clean_removes_ours_and_nothing_else(box):
     foreign = box.rules.observe().chains
     commands.once(box.config)
     add_veth(box.kernel, workload(1, 2))
-    files.write_if_different(box.config.paths.subnet_file, "x", 0o644)
+    disk.write_if_different(box.config.paths.subnet_file, "x", 0o644)
     document = commands.clean(box.config)
     after = box.kernel.observe()
     assert document["failures"] == []
@@ -180,7 +180,7 @@ def test_clean_removes_ours_and_nothing_else(box):
     )  # fmt: skip
     assert box.rules.observe().chains == foreign
     assert not box.config.paths.subnet_file.exists()
-    assert files.read_identity(box.config.paths.identity)
+    assert disk.read_identity(box.config.paths.identity)
     assert box.store.read([KEYS.subnets]).items
     assert commands.clean(box.config)["count"] == 0
 

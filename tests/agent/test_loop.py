@@ -18,9 +18,9 @@ from overlaynet.errors import FirewallError, LeaseNotFound, StoreUnavailable
 from overlaynet.events import LeaseExpired, StoreLost
 from overlaynet.ports import Delete, Put
 from overlaynet.state import Kind
-from overlaynet.store import codec
+from overlaynet.store import codec, disk
 from overlaynet.store.memory import MemoryStore
-from overlaynet_agent import commands, files
+from overlaynet_agent import commands
 from overlaynet_agent.storeworker import KeepAlive
 
 pytestmark = pytest.mark.fake
@@ -66,7 +66,7 @@ def test_agent_gets_ready_and_writes_its_files(start):
     status = eventually(one.status)
     assert (status["agent"]["state"], status["pending"], status["problems"]) == ("ready", 0, [])
     paths, subnet = one.config.paths, status["lease"]["subnets"][0]
-    identity = files.read_identity(paths.identity)
+    identity = disk.read_identity(paths.identity)
     assert identity
     assert [str(s) for s in identity.subnets] == [subnet]
     assert subnet.replace(".0/24", ".1/24") in paths.subnet_file.read_text()
@@ -210,7 +210,7 @@ def test_container_whose_device_vanished_is_gone(start):
 
 def test_containers_survive_an_agent_that_cannot_reach_etcd(tmp_path):
     one = agent(tmp_path, **SOON)
-    files.write_workloads(one.config.paths.state / "workloads.json", [workload(1, 2)])
+    disk.write_workloads(one.config.paths.workloads, [workload(1, 2)])
     one.kernel.add_device(workload(1, 2).device, type="veth")
     one.store.fail_next(AWAY, times=10_000)
     one.start()
@@ -301,21 +301,21 @@ def test_bug_in_the_store_ends_no_thread(start, monkeypatch):
 
 def test_full_disk_is_reported_and_ends_nothing(start, monkeypatch):
     one = start()
-    write, full = files.write_atomically, [True]
+    write, full = disk.write_atomically, [True]
 
     def refuse(*arguments: object) -> None:
         if full:
             raise OSError(errno.ENOSPC, "No space left on device")
         write(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(files, "write_atomically", refuse)
+    monkeypatch.setattr(disk, "write_atomically", refuse)
     monkeypatch.setattr("overlaynet_agent.loop.SAVE_AGAIN_S", 0.05)
     assert one.attach("web")[0] == 201
     one.until_state("degraded")
     assert one.status()["problems"][0]["code"] == "OVL-200"
     full.clear()
     one.until_state("ready")
-    assert "default/web" in json.loads((one.config.paths.state / "workloads.json").read_text()).popitem()[0]
+    assert "default/web" in json.loads((one.config.paths.workloads).read_text()).popitem()[0]
 
 
 def test_refused_underlay_name_leaves_foreign_devices_alone(tmp_path):

@@ -2,95 +2,124 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
+from pathlib import Path
 
 import pytest
+from helpers.model import vtep_mac, workload
 
-from overlaynet.addr import Mac
 from overlaynet.core.keys import Keys
 from overlaynet.errors import ConfigError
-from overlaynet.model import Identity, Workload
+from overlaynet.model import Identity, Port
 from overlaynet.store import disk
 
 pytestmark = pytest.mark.unit
 
-MAC = Mac.parse("02:00:00:00:00:01")
-IDENTITY = Identity("a1", MAC, (ip_network("10.244.1.0/24"),))
-WORKLOAD = Workload(
-    "web-1", "default", "node-1", (ip_address("10.244.1.2"),), MAC, "veth1", labels={"app": "web"}
-)
+IDENTITY = Identity("ab12", vtep_mac(1), (ip_network("10.244.7.0/24"),))
 
 
-def mode_of(path):
+def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_identity_reads_back_and_is_nobody_elses_to_read(tmp_path):
-    file = tmp_path / "made" / "identity.json"
-    assert disk.read_identity(file) is None
-    disk.write_identity(file, IDENTITY)
-    assert disk.read_identity(file) == IDENTITY
-    assert mode_of(file) == 0o600
+def test_identity_survives_the_disk_for_its_owner_alone(tmp_path):
+    path = tmp_path / "state" / "identity.json"
+    disk.write_identity(path, IDENTITY)
+    assert disk.read_identity(path) == IDENTITY
+    assert mode(path) == 0o600
+    assert [one.name for one in path.parent.iterdir()] == ["identity.json"]
+
+
+def test_no_identity_yet(tmp_path):
+    assert disk.read_identity(tmp_path / "identity.json") is None
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "[]",
-        "[" * 100_000,
-        '{"node_id": "a1"}',
-        '{"node_id":"a","vtep_mac":"x","subnets":[]}',
-        '{"node_id":"","vtep_mac":"02:00:00:00:00:01","subnets":[]}',
-        '{"node_id":"a","vtep_mac":"01:00:00:00:00:01","subnets":[]}',
+        pytest.param("", id="empty"),
+        pytest.param("{", id="cut-off"),
+        pytest.param("[]", id="a-list"),
+        pytest.param("[" * 100_000, id="too-deep"),
+        pytest.param("{}", id="no-members"),
+        pytest.param('{"node_id": 3, "vtep_mac": "02:00:00:00:00:01", "subnets": []}', id="id-is-no-text"),
+        pytest.param('{"node_id": "", "vtep_mac": "02:00:00:00:00:01", "subnets": []}', id="id-is-empty"),
+        pytest.param('{"node_id": "a", "vtep_mac": 3, "subnets": []}', id="mac-is-no-text"),
+        pytest.param('{"node_id": "a", "vtep_mac": "01:00:00:00:00:01", "subnets": []}', id="mac-of-a-group"),
+        pytest.param('{"node_id": "a", "vtep_mac": "02:00:00:00:00:01", "subnets": ["x"]}', id="subnet"),
+        pytest.param('{"node_id": "a", "vtep_mac": "02:00:00:00:00:01", "subnets": 3}', id="subnets"),
     ],
-    ids=["empty", "list", "deep", "partial", "no-mac", "no-id", "multicast"],
 )
-def test_damaged_identity_is_named(tmp_path, text):
-    file = tmp_path / "identity.json"
-    file.write_text(text)
-    with pytest.raises(ConfigError, match=r"identity\.json"):
-        disk.read_identity(file)
+def test_damaged_identity_is_refused_and_left_as_it_is(tmp_path, text):
+    path = tmp_path / "identity.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="cannot be used"):
+        disk.read_identity(path)
+    assert path.read_text() == text
 
 
-def test_wired_containers_read_back_and_those_of_another_node_do_not(tmp_path):
-    file = tmp_path / "workloads.json"
-    assert disk.read_workloads(file, "node-1") is None
-    disk.write_workloads(file, [WORKLOAD])
-    assert disk.read_workloads(file, "node-1") == [WORKLOAD]
-    assert disk.read_workloads(file, "node-2") == []
-    assert list(json.loads(file.read_text())) == [Keys().workload("node-1", WORKLOAD.id)]
+def test_containers_survive_the_disk(tmp_path):
+    path = tmp_path / "workloads.json"
+    wired = [workload(1, 2), workload(1, 3, labels={"a": "ü"}, ports=(Port(80, "TCP", "http"),))]
+    disk.write_workloads(path, wired)
+    assert disk.read_workloads(path, "node-1") == wired
+    assert disk.read_workloads(path, "renamed") == []
+    assert list(json.loads(path.read_text())) == [Keys().workload("node-1", one.id) for one in wired]
+    assert mode(path) == 0o600
 
 
-@pytest.mark.parametrize("text", ["{", "3", '"x"', "[[1]]"])
-def test_damaged_record_of_containers_is_named(tmp_path, text):
-    file = tmp_path / "workloads.json"
-    file.write_text(text)
-    with pytest.raises(ConfigError, match=r"workloads\.json"):
-        disk.read_workloads(file, "node-1")
+def test_no_containers_yet(tmp_path):
+    assert disk.read_workloads(tmp_path / "none", "node-1") is None
 
 
-def test_what_is_there_already_is_not_written_again(tmp_path):
-    file = tmp_path / "x"
-    assert disk.write_if_different(file, "one", 0o644)
-    before = file.stat().st_ino
-    assert not disk.write_if_different(file, "one", 0o644)
-    assert file.stat().st_ino == before
-    assert disk.write_if_different(file, "two", 0o644)
-    assert file.read_text() == "two"
+@pytest.mark.parametrize("text", [pytest.param(t, id=t[:8]) for t in ("{", "[3]", "3", "[" * 100_000)])
+def test_damaged_container_file_is_refused(tmp_path, text):
+    path = tmp_path / "workloads.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError):
+        disk.read_workloads(path, "node-1")
 
 
-def test_disk_that_refuses_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
-    file = tmp_path / "x"
-    disk.write_atomically(file, "old", 0o600)
+def test_write_replaces_the_file_and_never_changes_it_in_place(tmp_path):
+    path = tmp_path / "file"
+    disk.write_atomically(path, "old", 0o644)
+    with path.open() as reader:
+        disk.write_atomically(path, "new", 0o644)
+        assert reader.read() == "old"
+    assert (path.read_text(), mode(path)) == ("new", 0o644)
 
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
+
+def test_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    disk.write_atomically(path, "old", 0o644)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        disk.write_atomically(file, "new", 0o600)
-    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"x": "old"}
+        disk.write_atomically(path, "new", 0o644)
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+    assert path.read_text() == "old"
+
+
+def test_mode_does_not_depend_on_the_umask(tmp_path):
+    before = os.umask(0o077)
+    try:
+        disk.write_atomically(tmp_path / "file", "x", 0o644)
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "file") == 0o644
+
+
+def test_equal_text_is_not_written_again(tmp_path):
+    path = tmp_path / "file"
+    assert disk.write_if_different(path, "x", 0o644)
+    inode = path.stat().st_ino
+    assert not disk.write_if_different(path, "x", 0o644)
+    assert path.stat().st_ino == inode
+    assert disk.write_if_different(path, "y", 0o644)
