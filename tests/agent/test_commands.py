@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 
 import pytest
 from helpers.agent import configured
@@ -189,13 +190,16 @@ def test_clean_removes_ours_and_nothing_else(box):
 
 
 @pytest.fixture
-def command(box, tmp_path) -> Callable[..., int]:
+def command(box, tmp_path) -> Iterator[Callable[..., int]]:
     file, paths = tmp_path / "agent.toml", box.config.paths
     file.write_text(
         f'[node]\nname = "node-1"\ninterface = "eth0"\n'
         f'[paths]\nrun = "{paths.run}"\nstate = "{paths.state}"\nsubnet_file = "{paths.subnet_file}"\n'
     )
-    return lambda *words: __main__.main([*words, "--config", str(file)])
+    log = logging.getLogger("overlaynet")
+    before = (log.handlers, log.level, log.propagate)
+    yield lambda *words: __main__.main([*words, "--config", str(file)])
+    log.handlers, log.level, log.propagate = before
 
 
 def test_exit_codes_tell_what_came_out(box, command, capsys):
