@@ -8,6 +8,7 @@ silently ignored is worse than one that stops the agent before it touched anythi
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -132,8 +133,11 @@ def _one_of(*words: str) -> _Reader:
     return read
 
 
-def _address(value: Any) -> IPAddress:
-    return ip_address(_text(value))
+def _underlay_address(value: Any) -> IPAddress:
+    address = ip_address(_text(value))
+    if address.version != 4 or address.is_loopback or address.is_link_local or address.is_multicast:
+        raise ValueError("wants an IPv4 address that other hosts can send to")
+    return address
 
 
 def _path(value: Any) -> Path:
@@ -201,6 +205,8 @@ def _endpoint(text: str) -> str:
         usable = False
     if not usable:
         raise ValueError(f"{text!r} is no endpoint: write http://HOST:2379, https://HOST:2379 or unix:///PATH")
+    if parts.username or parts.password:
+        raise ValueError("must not hold credentials: use etcd.username and etcd.password_file")
     return text
 
 
@@ -215,7 +221,7 @@ def _labels(value: Any) -> Mapping[str, str]:
 FIELDS: Mapping[tuple[str, str], _Reader] = {
     ("node", "name"): _node_name,
     ("node", "interface"): _device,
-    ("node", "public_ip"): _address,
+    ("node", "public_ip"): _underlay_address,
     ("node", "zone"): _text,
     ("node", "labels"): _labels,
     ("etcd", "endpoints"): _endpoints,
@@ -323,7 +329,12 @@ def _read(key: tuple[str, str], value: Any, where: str) -> Any:
     try:
         return reader(value)
     except ValueError as error:
-        raise ConfigError(f"{where}: {'.'.join(key)} {error}", evidence=f"it is {value!r}") from None
+        raise ConfigError(f"{where}: {'.'.join(key)} {error}", evidence=f"it is {_shown(value)}") from None
+
+
+def _shown(value: Any) -> str:
+    """A refused value as evidence, without what stands before an `@`: that may be a password."""
+    return re.sub(r"//[^/@]*@", "//…@", repr(value))
 
 
 def _unknown(where: str, name: str, known: Any) -> ConfigError:

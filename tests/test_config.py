@@ -166,6 +166,9 @@ BAD = [
     pytest.param("etcd.endpoints", '["http://a:99999"]', id="endpoint-with-no-such-port"),
     pytest.param("etcd.endpoints", '["http://[::1"]', id="endpoint-with-half-an-address"),
     pytest.param("etcd.endpoints", "3", id="endpoints-that-are-no-list"),
+    pytest.param("etcd.endpoints", '["http://root:hunter2@a:2379"]', id="endpoint-with-credentials"),
+    pytest.param("node.public_ip", '"fd00::7"', id="address-that-is-not-ipv4"),
+    pytest.param("node.public_ip", '"127.0.0.1"', id="address-nobody-else-can-reach"),
     pytest.param("etcd.prefix", '"net"', id="relative-prefix"),
     pytest.param("etcd.prefix", '"//"', id="empty-prefix"),
     pytest.param("etcd.ca", '"ca.pem"', id="relative-path"),
@@ -225,3 +228,9 @@ def test_decoded_document_is_checked_alike():
     assert parse({"node": {"name": "n1"}}, "topology").node.name == "n1"
     with pytest.raises(ConfigError, match=r"topology: unknown key 'node\.nmae'"):
         parse({"node": {"nmae": "n1"}}, "topology")
+
+
+def test_password_in_an_endpoint_is_not_repeated_in_the_error():
+    with pytest.raises(ConfigError) as caught:
+        load(None, {"OVERLAYNET_ETCD_ENDPOINTS": "http://root:hunter2@a:2379"})
+    assert "hunter2" not in caught.value.message + caught.value.evidence

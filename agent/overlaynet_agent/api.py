@@ -312,9 +312,9 @@ def _attach_on(loop: Loop, request: AttachRequest) -> dict[str, Any]:
 
 
 def _detach_on(loop: Loop, namespace: str, name: str) -> dict[str, Any]:
-    workload = loop.host.detach(namespace, name, loop.clock())
+    loop.host.detach(namespace, name, loop.clock())
     loop.save()
-    return {"name": workload.name, "namespace": workload.namespace}
+    return {"name": name, "namespace": namespace}
 
 
 def _repair_on(loop: Loop) -> dict[str, Any]:

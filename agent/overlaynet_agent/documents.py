@@ -8,6 +8,7 @@ from typing import Any
 
 from overlaynet import __version__
 from overlaynet.core.jsonstate import object_to_json, policy_to_json, source_to_json
+from overlaynet.core.ownership import stray_veths
 from overlaynet.core.overlay import container_mtu
 from overlaynet.core.plan import peers_of
 from overlaynet.errors import OverlayError
@@ -58,6 +59,7 @@ def status(loop: Loop) -> Document:
         "lease": _lease(loop),
         "peers": [_peer(item) for item in _peers(loop)],
         "containers": [container(workload) for workload in engine.workloads.values()],
+        "stray_containers": stray_veths(engine.desired.objects, host.reconciler.seen),
         "pending": len(host.failures) + len(host.refused) + (loop.rules.error is not None),
         "failures": [
             {"change": describe(failure.change.obj), "error": failure.error.as_json()}

@@ -225,20 +225,25 @@ class Host:
             return self.failures[key].error
         return self.blind or NotReady(f"{key[0]} {key[1]} could not be made", next=["overlaynet status"])
 
-    def detach(self, namespace: str, name: str, now: float) -> Workload:
-        """Unwire a container. Raises NotFound or KernelError."""
-        workload = self.engine.workloads.get(f"{namespace}/{name}")
-        if workload is None:
+    def detach(self, namespace: str, name: str, now: float) -> None:
+        """Unwire a container; also one that no record mentions but whose veth carries its name. Raises
+        NotFound or KernelError."""
+        workload_id = f"{namespace}/{name}"
+        workload = self.engine.workloads.get(workload_id)
+        if workload is None and not self._is_stray(workload_id):
             raise NotFound(
-                f"no container {namespace}/{name} is attached to this host",
+                f"no container {workload_id} is attached to this host",
                 evidence="attached: " + (", ".join(sorted(self.engine.workloads)) or "none"),
                 next=["overlaynet get containers"],
             )
-        self.kernel.detach(workload.device)
-        self.asked += self.engine.handle(Detached(workload.id), now)
+        self.kernel.detach(host_device(workload_id))
+        self.asked += self.engine.handle(Detached(workload_id), now)
         self.follow(now)
-        log.info("detached container=%s", workload.id)
-        return workload
+        log.info("detached container=%s stray=%s", workload_id, workload is None)
+
+    def _is_stray(self, workload_id: str) -> bool:
+        link = self.kernel.observe().links.get(host_device(workload_id))
+        return link is not None and link.tag == veth_tag(workload_id)
 
     def _plan_workload(self, request: AttachRequest) -> Workload:
         check_name(request.name, "container")

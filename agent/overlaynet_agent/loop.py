@@ -183,7 +183,8 @@ class Loop:
         return self.engine.lease.lease_id if self.engine.lease else 0
 
     def full_look(self, why: str) -> Outcome:
-        """Look at everything: kernel now, firewall on its thread."""
+        """Look at everything: kernel now, firewall on its thread, our files with the next save."""
+        self._saved = None
         self._next_look = self.clock() + self.config.firewall.resync_s
         outcome = self.host.look(why, self.clock())
         if self.host.healthy:

@@ -101,7 +101,7 @@ def test_starting_agent_is_not_ready_and_says_why(tmp_path):
         assert one.ask("POST", "/v1/repair", {}) == (200, {"changes": 0, "failures": []})
         assert one.get("/v1/plan")["count"] == 0
         assert one.status()["lease"] is None
-        put_network(one.store, network())
+        put_network(one.store, network(count=199))
         one.until_ready()
     finally:
         one.stop()

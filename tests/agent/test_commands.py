@@ -31,7 +31,7 @@ class Box:
     def __init__(self, config: AgentConfig, patch: pytest.MonkeyPatch) -> None:
         self.config = config
         self.store, self.kernel, self.rules = MemoryStore(), kernel(1), FakeFirewall()
-        put_network(self.store, network())
+        put_network(self.store, network(count=199))
         self.store.close = lambda: None  # type: ignore[method-assign]
         patch.setattr(wire, "require_capabilities", lambda: None)
         patch.setattr(wire, "store", lambda config: self.store)

@@ -33,7 +33,7 @@ SOON = {"firewall": {"resync_s": 0.2}}
 def start(tmp_path):
     """Agents by number, started and at the end stopped; those of one test share a store."""
     store, running = MemoryStore(), []
-    put_network(store, network())
+    put_network(store, network(count=199))
 
     def start(number: int = 1, **sections) -> Agent:
         running.append(agent(tmp_path / f"h{number}", number, store, **sections).start())
@@ -97,6 +97,30 @@ def test_restart_with_nothing_changed_writes_nothing(start):
     assert [c["name"] for c in two.status()["containers"]] == ["web"]
     assert two.store.read([]).revision == before
     two.stop()
+
+
+def test_container_without_a_record_is_kept_shown_and_can_be_detached(start):
+    one = start()
+    assert one.attach("web")[0] == 201
+    one.stop()
+    one.config.paths.workloads.unlink()
+    two = Agent(one.config, one.store, one.kernel, one.rules).start().until_ready()
+    assert two.status()["stray_containers"] == ["default.web"]
+    assert two.ask("DELETE", "/v1/containers/default/web")[0] == 200
+    assert two.ask("DELETE", "/v1/containers/default/web")[0] == 404
+    assert two.attach("web")[0] == 201
+    two.stop()
+
+
+def test_lost_subnet_env_is_written_again_by_a_look(start):
+    one = start()
+    path = one.config.paths.subnet_file
+    eventually(path.exists)
+    text = path.read_text()
+    path.unlink()
+    one.ask("POST", "/v1/repair")
+    eventually(path.exists)
+    assert path.read_text() == text
 
 
 def test_stop_ends_every_thread_and_leaves_the_dataplane(start):

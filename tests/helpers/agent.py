@@ -125,5 +125,5 @@ def agent(where: Path, number: int = 1, store: MemoryStore | None = None, **sect
     """An agent, not started, over a store that has a network config."""
     if store is None:
         store = MemoryStore()
-        put_network(store, network())
+        put_network(store, network(count=199))
     return Agent(configured(where, number, **sections), store, kernel(number), FakeFirewall())

@@ -43,7 +43,10 @@ def vtep_mac(number: int) -> Mac:
 def network(
     cidr: str = "10.244.0.0/16", subnet_len: int = 24, backend: str = VXLAN, *, count: int = 255, **more: Any
 ) -> NetworkConfig:
-    """A network whose `count` subnets start at the second of the range, as flannel has it."""
+    """A network whose `count` subnets start at the second of the range, as flannel has it.
+
+    A test whose agent chooses by chance keeps some out of `count` for the peers that it makes up itself.
+    """
     whole = ip_network(cidr)
     step = 1 << (whole.max_prefixlen - subnet_len)
     first = whole.network_address + step
