@@ -8,8 +8,8 @@ from typing import Any
 
 from overlaynet import __version__
 from overlaynet.core.jsonstate import object_to_json, policy_to_json, source_to_json
-from overlaynet.core.ownership import stray_veths
 from overlaynet.core.overlay import container_mtu
+from overlaynet.core.ownership import stray_veths
 from overlaynet.core.plan import peers_of
 from overlaynet.errors import OverlayError
 from overlaynet.model import VXLAN, Lease, Stored, Workload
