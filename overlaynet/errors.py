@@ -16,6 +16,7 @@
     │   ├── StoreUnavailable            OVL-301  cannot be reached, or did not answer in time (transient)
     │   ├── StoreRefused                OVL-302  refused us: credentials, permission, bad request
     │   ├── Compacted                   OVL-303  the revision asked for is gone: list again (transient)
+    │   │   └── AnotherHistory          OVL-306  etcd was emptied or restored from a backup (transient)
     │   ├── LeaseNotFound               OVL-304  an etcd lease has run out or was revoked
     │   └── ValueInvalid                OVL-305  a key or value there that cannot be understood
     ├── NetworkError              3     OVL-4xx  the overlay as a whole
@@ -25,7 +26,9 @@
     │   ├── Conflict                    OVL-404  another node holds what we would claim
     │   ├── UnderlayProblem             OVL-405  no usable underlay interface or address
     │   ├── ChangePending               OVL-406  the network config in etcd is not the one in force
-    │   └── ForeignObject               OVL-407  something that is not ours stands where ours should
+    │   ├── ForeignObject               OVL-407  something that is not ours stands where ours should
+    │   ├── Unconfirmed                 OVL-408  etcd does not vouch for this host's subnet now (transient)
+    │   └── StalePeers                  OVL-409  many peers vanished at once and stay in use (transient)
     ├── KernelError               3     OVL-5xx  the kernel refused a request; carries errno
     ├── FirewallError             3     OVL-6xx  iptables refused a ruleset; carries the line
     │   └── FirewallBusy                OVL-601  another program holds the rules, or changed them (transient)
@@ -142,6 +145,12 @@ class ValueInvalid(StoreError):
     code = "OVL-305"
 
 
+class AnotherHistory(Compacted):
+    """The watch was following a history that etcd no longer has: list again, and doubt what is missing."""
+
+    code = "OVL-306"
+
+
 class NetworkError(OverlayError):
     code = "OVL-400"
 
@@ -174,6 +183,20 @@ class ChangePending(NetworkError):
 
 class ForeignObject(NetworkError):
     code = "OVL-407"
+
+
+class Unconfirmed(NetworkError):
+    """Our subnet's lease is not in etcd, or may have run out there while etcd could not be reached."""
+
+    code = "OVL-408"
+    transient = True
+
+
+class StalePeers(NetworkError):
+    """Leases that etcd no longer has and that stay in use for a while, since their absence is not believed."""
+
+    code = "OVL-409"
+    transient = True
 
 
 class KernelError(OverlayError):

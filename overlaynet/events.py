@@ -17,10 +17,15 @@ from overlaynet.model import Lease, LocalHost, NodeRecord, Record, Stored, Workl
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """A full listing at one revision. Only after one of these may anything be deleted."""
+    """A full listing at one revision. Only after one of these may anything be deleted.
+
+    `cluster_id` 0 is not known. `new_history`: the watch has found that this store did not write what we
+    saw before, though neither cluster nor revision may show it."""
 
     revision: int
     items: tuple[Stored[Record], ...]
+    cluster_id: int = 0
+    new_history: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +60,19 @@ class StoreBack:
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """Our node record and claims are in the store, on this etcd lease."""
+    """Our node record and claims are in the store, on this etcd lease. `ttl_s` is the time it was asked to
+    live, 0 if that is not known."""
 
     lease_id: int
+    ttl_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """Our subnet is ours."""
+    """Our subnet is ours. `ttl_s` is the time its etcd lease was asked to live, 0 if that is not known."""
 
     item: Stored[Lease]
+    ttl_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +104,16 @@ class LeaseExpired:
     lease_id: int
 
 
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """etcd has renewed one of our leases, which lives `ttl_s` from one renewal to the end. `ends`: until when
+    it surely lives, on the clock that events are handled by."""
+
+    lease_id: int
+    ttl_s: int
+    ends: float
+
+
 # --- events: this host ----------------------------------------------------------------------------
 
 
@@ -120,6 +138,11 @@ class Detached:
     id: str
 
 
+@dataclass(frozen=True, slots=True)
+class NetworkTaken:
+    """The operator wants this host to take the network config that etcd offers."""
+
+
 Event: TypeAlias = (
     Synced
     | Changed
@@ -132,27 +155,34 @@ Event: TypeAlias = (
     | Done
     | Failed
     | LeaseExpired
+    | Renewed
     | HostChanged
     | Attached
     | Detached
+    | NetworkTaken
 )
+
+Expected: TypeAlias = tuple[tuple[str, int], ...]
+"""Keys and the mod revisions they must still have (0: absent) for a write to be made."""
 
 # --- intents --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """Put our node record with the claims of our addresses and VTEP MACs, in one transaction.
+    """Put our node record with the claims of our addresses and VTEP MACs, in one transaction that also
+    deletes `release`, claims of ours which no longer hold.
 
     `expect` are the keys' present mod revisions (0: absent); `resume` is the etcd lease they are on.
     `unchanged`: all of it is there already, so nothing needs to be written if that lease lives."""
 
     record: NodeRecord
     vtep_macs: tuple[str, ...]
-    expect: tuple[tuple[str, int], ...]
+    expect: Expected
     resume: int
     ttl_s: int
     unchanged: bool = False
+    release: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +200,7 @@ class Publish:
     """Put a workload's record on the node's lease."""
 
     workload: Workload
+    expect: Expected = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +208,15 @@ class Withdraw:
     """Delete a workload's record."""
 
     workload: Workload
+    expect: Expected = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Delete a lease of ours that we no longer use, if it still has mod revision `expect`."""
+
+    key: str
+    expect: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,4 +224,4 @@ class Relist:
     """Read everything again, then watch from there."""
 
 
-Intent: TypeAlias = Register | ClaimSubnet | Publish | Withdraw | Relist
+Intent: TypeAlias = Register | ClaimSubnet | Release | Publish | Withdraw | Relist

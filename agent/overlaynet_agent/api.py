@@ -30,6 +30,7 @@ from overlaynet.core.jsonstate import change_to_json, rule_change_to_json
 from overlaynet.core.overlay import container_mtu
 from overlaynet.errors import (
     AddressTaken,
+    Conflict,
     NotFound,
     NotPermitted,
     NotReady,
@@ -37,6 +38,7 @@ from overlaynet.errors import (
     UsageError,
     WorkloadExists,
 )
+from overlaynet.events import NetworkTaken
 from overlaynet.kernel.links import load_encoder
 from overlaynet.model import Port
 from overlaynet.ports import Firewall
@@ -164,6 +166,7 @@ class Handler(BaseHTTPRequestHandler):
         changes: Mapping[str, Callable[[], Answer]] = {
             "/v1/containers": lambda: self._attach(content),
             "/v1/repair": self._repair,
+            "/v1/network/apply": lambda: self._apply_network(content),
         }
         self._answer(self._privileged(changes.get(self.path, self._no_such_path)))
 
@@ -235,6 +238,12 @@ class Handler(BaseHTTPRequestHandler):
     def _repair(self) -> Answer:
         return HTTPStatus.OK, self.server.loop.call(_repair_on)
 
+    def _apply_network(self, content: bytes) -> Answer:
+        force = _document(content).get("force", False)
+        if not isinstance(force, bool):
+            raise UsageError("force must be true or false", evidence=repr(force)[:80])
+        return HTTPStatus.OK, self.server.loop.call(lambda loop: _apply_network_on(loop, force=force))
+
     def _receive(self) -> bytes:
         """The request's body, read whatever the answer will be: a client that is still writing when its
         connection ends never sees the refusal. What is too long, or of no known length, is nothing."""
@@ -277,7 +286,7 @@ def _http_status(error: OverlayError) -> int:
         return HTTPStatus.FORBIDDEN
     if isinstance(error, NotFound):
         return HTTPStatus.NOT_FOUND
-    if isinstance(error, WorkloadExists | AddressTaken):
+    if isinstance(error, WorkloadExists | AddressTaken | Conflict):
         return HTTPStatus.CONFLICT
     return HTTPStatus.BAD_REQUEST if error.exit_code == 2 else HTTPStatus.SERVICE_UNAVAILABLE
 
@@ -315,6 +324,15 @@ def _detach_on(loop: Loop, namespace: str, name: str) -> dict[str, Any]:
     loop.host.detach(namespace, name, loop.clock())
     loop.save()
     return {"name": name, "namespace": namespace}
+
+
+def _apply_network_on(loop: Loop, *, force: bool) -> dict[str, Any]:
+    """Takes effect at once, but for the subnet: if it does not fit, another is claimed in a moment."""
+    applied = loop.engine.check_network(strand=force)
+    if applied:
+        loop.submit(loop.engine.handle(NetworkTaken(), loop.clock()))
+        log.info("network config applied networks=%s", ",".join(map(str, loop.host.networks)))
+    return {"applied": applied, "network": documents.network(loop)}
 
 
 def _repair_on(loop: Loop) -> dict[str, Any]:

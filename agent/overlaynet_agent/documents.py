@@ -55,9 +55,9 @@ def status(loop: Loop) -> Document:
             "revision": engine.view.revision,
             "error": engine.store_error.as_json() if engine.store_error else None,
         },
-        "network": _network(loop),
+        "network": network(loop),
         "lease": _lease(loop),
-        "peers": [_peer(item) for item in _peers(loop)],
+        "peers": [_peer(loop, item) for item in _peers(loop)],
         "containers": [container(workload) for workload in engine.workloads.values()],
         "stray_containers": stray_veths(engine.desired.objects, host.reconciler.seen),
         "pending": len(host.failures) + len(host.refused) + (loop.rules.error is not None),
@@ -72,17 +72,20 @@ def status(loop: Loop) -> Document:
     }
 
 
-def _network(loop: Loop) -> Document | None:
-    network = loop.engine.view.network
-    if network is None:
+def network(loop: Loop) -> Document | None:
+    """The network config in force here; `pending`: etcd has another one."""
+    config = loop.engine.view.network
+    if config is None:
         return None
-    vxlan = network.backend.type == VXLAN
+    vxlan = config.backend.type == VXLAN
     return {
-        "networks": [str(n) for n in network.networks],
-        "backend_type": network.backend.type,
-        "vni": network.backend.vni if vxlan else None,
-        "port": network.backend.port if vxlan else None,
-        "mtu": container_mtu(network.backend, loop.engine.local),
+        "networks": [str(n) for n in config.networks],
+        "subnet_len": config.pools[0].subnet_len,
+        "backend_type": config.backend.type,
+        "vni": config.backend.vni if vxlan else None,
+        "port": config.backend.port if vxlan else None,
+        "mtu": container_mtu(config.backend, loop.engine.local),
+        "pending": loop.engine.view.offered != config,
     }
 
 
@@ -100,10 +103,10 @@ def _lease(loop: Loop) -> Document | None:
 
 def _peers(loop: Loop) -> list[Stored[Lease]]:
     own = loop.engine.lease
-    return [] if own is None else peers_of(loop.engine.view.leases.values(), own.value)
+    return [] if own is None else peers_of(loop.engine.view.leases_in_use(), own.value)
 
 
-def _peer(item: Stored[Lease]) -> Document:
+def _peer(loop: Loop, item: Stored[Lease]) -> Document:
     lease = item.value
     return {
         "key": item.key,
@@ -111,6 +114,7 @@ def _peer(item: Stored[Lease]) -> Document:
         "public_ips": [str(ip) for ip in lease.public_ips],
         "node": lease.node_name,
         "backend_type": lease.backend_type,
+        "stale": item.key in loop.engine.view.stale,
     }
 
 

@@ -270,9 +270,9 @@ class Host:
 
     def _addresses(self, asked: Sequence[IPAddress]) -> tuple[IPAddress, ...]:
         lease = self.engine.lease
-        if lease is None or not self.tried:
+        if lease is None or not self.tried or not self.engine.confirmed:
             raise NotReady(
-                "this host has no subnet yet, so it has no address to give",
+                "this host has no subnet that etcd confirms, so it has no address to give",
                 evidence="; ".join(error.message for error in self.engine.problems()) or "still starting",
                 next=["overlaynet status"],
             )

@@ -23,8 +23,9 @@ from overlaynet.config import AgentConfig
 from overlaynet.core.backoff import delay
 from overlaynet.core.engine import Engine
 from overlaynet.core.overlay import container_mtu
-from overlaynet.errors import EnvironmentProblem, NotReady, OverlayError
-from overlaynet.events import Event, Intent
+from overlaynet.core.underlay import local_host
+from overlaynet.errors import EnvironmentProblem, NotReady, OverlayError, UnderlayProblem
+from overlaynet.events import Event, HostChanged, Intent
 from overlaynet.model import Lease, NetworkConfig
 from overlaynet.reconcile import Outcome
 from overlaynet.state import Policy
@@ -86,6 +87,7 @@ class Loop:
     started: float = field(default_factory=time.monotonic)
     last_tick: float = field(default_factory=time.monotonic)
     rules: FirewallState = field(default_factory=FirewallState)
+    underlay_error: OverlayError | None = None
     _next_look: float = 0.0
     _failed_looks: int = 0
     _saved: object = None
@@ -187,6 +189,7 @@ class Loop:
         self._saved = None
         self._next_look = self.clock() + self.config.firewall.resync_s
         outcome = self.host.look(why, self.clock())
+        self._follow_underlay()
         if self.host.healthy:
             self._failed_looks = 0
         else:
@@ -194,6 +197,23 @@ class Loop:
             self._failed_looks += 1
         self.rules.asked = None
         return outcome
+
+    def _follow_underlay(self) -> None:
+        """Take up another address or MTU of the underlay. An underlay that is gone is told and waited for."""
+        if not self.host.active or self.host.blind is not None:
+            return
+        self.underlay_error = None
+        try:
+            there = local_host(self.config, self.engine.local.identity, self.host.reconciler.seen)
+        except UnderlayProblem as error:
+            self.underlay_error = error
+            return
+        if there != self.engine.local:
+            log.warning(
+                "underlay changed public_ip=%s interface=%s mtu=%d",
+                there.public_ips[0], there.interface, there.underlay_mtu,
+            )  # fmt: skip
+            self.submit(self.engine.handle(HostChanged(there), self.clock()))
 
     def _look_again(self) -> None:
         """What failed is looked at again soon, and less soon after each look that did not help."""
@@ -254,7 +274,7 @@ class Loop:
         return self.host.tried and self.rules.tried
 
     def problems(self) -> list[OverlayError]:
-        mine = [error for error in (self.rules.error, self._save_error) if error]
+        mine = [error for error in (self.underlay_error, self.rules.error, self._save_error) if error]
         return [*self.engine.problems(), *self.host.problems(), *mine]
 
     def _say_ready(self) -> None:

@@ -16,13 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from overlaynet.core.backoff import delay
 from overlaynet.core.keys import Keys
-from overlaynet.errors import Conflict, LeaseNotFound, OverlayError, StoreError
+from overlaynet.errors import AnotherHistory, Conflict, LeaseNotFound, OverlayError, StoreError
 from overlaynet.events import (
     Changed,
     Claimed,
     ClaimSubnet,
     Done,
     Event,
+    Expected,
     Failed,
     Gone,
     Intent,
@@ -31,7 +32,9 @@ from overlaynet.events import (
     Raced,
     Register,
     Registered,
+    Release,
     Relist,
+    Renewed,
     StoreBack,
     StoreLost,
     Synced,
@@ -70,6 +73,7 @@ class StoreWorker:
         self._stop = threading.Event()
         self._watch: Watch | None = None
         self._node_lease = 0
+        self._history_ended = False
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
 
     def start(self) -> None:
@@ -108,10 +112,12 @@ class StoreWorker:
                 self._register(intent)
             case ClaimSubnet():
                 self._claim(intent)
-            case Publish(workload):
-                self._publish(intent, workload)
-            case Withdraw(workload):
-                self._withdraw(intent, workload)
+            case Release(key, expect):
+                self._drop(intent, key, ((key, expect),))
+            case Publish():
+                self._publish(intent)
+            case Withdraw(workload, expect):
+                self._drop(intent, self._keys.workload(workload.node, workload.id), expect)
             case Relist():
                 self._list()
 
@@ -135,7 +141,8 @@ class StoreWorker:
             self._watch.cancel()
         listing = self._store.read(self._keys.watched)
         items = tuple(self._decode(item) for item in listing.items)
-        self._post(Synced(listing.revision, items))
+        new_history, self._history_ended = self._history_ended, False
+        self._post(Synced(listing.revision, items, listing.cluster_id, new_history))
         self._watch = self._store.watch(self._keys.watched, listing.revision + 1, self._notice)
 
     def _notice(self, notice: Notice) -> None:
@@ -146,6 +153,7 @@ class StoreWorker:
             case KeyGone(key, revision):
                 self._post(Gone(key, revision))
             case WatchEnded(error):
+                self._history_ended |= isinstance(error, AnotherHistory)
                 log.warning("watch ended, listing again error=%s", error)
                 self.submit(Relist())
 
@@ -164,15 +172,19 @@ class StoreWorker:
         compares = [Compare(key, revision) for key, revision in intent.expect]
         if intent.unchanged and lease_id == intent.resume:
             self._node_lease = lease_id
-            self._post(Registered(lease_id))
+            self._post(Registered(lease_id, intent.ttl_s))
             return
-        commit = self._store.commit(compares, [Put(k, v, lease_id) for k, v in values.items()])
+        writes: list[Put | Delete] = [Put(k, v, lease_id) for k, v in values.items()]
+        writes += [Delete(key) for key in intent.release]
+        commit = self._store.commit(compares, writes)
         if not commit.ok:
             self._forget(lease_id, fresh)
             raise self._conflict(commit, compares, record)
         self._node_lease = lease_id
         self._learn_own(values, commit.revision, lease_id)
-        self._post(Registered(lease_id))
+        for key in intent.release:
+            self._post(Gone(key, commit.revision))
+        self._post(Registered(lease_id, intent.ttl_s))
 
     def _conflict(self, commit: Commit, compares: Sequence[Compare], record: NodeRecord) -> OverlayError:
         """Tell the engine what stands there; say who holds what we would claim."""
@@ -195,39 +207,56 @@ class StoreWorker:
             self._learn_why(commit, compares)
             self._post(Raced(key))
             return
-        self._post(Claimed(Stored(key, intent.lease, commit.revision, commit.revision, lease_id)))
+        item = Stored(key, intent.lease, commit.revision, commit.revision, lease_id)
+        self._post(Claimed(item, intent.ttl_s))
 
-    def _publish(self, intent: Publish, workload: Workload) -> None:
+    def _publish(self, intent: Publish) -> None:
+        workload = intent.workload
         key = self._keys.workload(workload.node, workload.id)
         value = codec.encode_workload(workload)
         try:
-            commit = self._store.commit([], [Put(key, value, self._node_lease)])
+            commit = self._commit(intent.expect, Put(key, value, self._node_lease))
         except LeaseNotFound:
             self._post(LeaseExpired(self._node_lease))
             raise
-        self._learn_own({key: value}, commit.revision, self._node_lease)
+        if commit.ok:
+            self._learn_own({key: value}, commit.revision, self._node_lease)
         self._post(Done(intent))
 
-    def _withdraw(self, intent: Withdraw, workload: Workload) -> None:
-        key = self._keys.workload(workload.node, workload.id)
-        commit = self._store.commit([], [Delete(key)])
-        self._post(Gone(key, commit.revision))
+    def _drop(self, intent: Release | Withdraw, key: str, expect: Expected) -> None:
+        commit = self._commit(expect, Delete(key))
+        if commit.ok:
+            self._post(Gone(key, commit.revision))
         self._post(Done(intent))
+
+    def _commit(self, expect: Expected, write: Put | Delete) -> Commit:
+        """One write, if things are as the engine believes; else it is told how they are, and may ask again."""
+        compares = [Compare(key, revision) for key, revision in expect]
+        commit = self._store.commit(compares, [write])
+        if not commit.ok:
+            self._learn_why(commit, compares)
+        return commit
 
     def linger(self, node: NodeRecord, workloads: Sequence[Workload], ttl_s: int) -> None:
-        """Move our node's records to a lease that outlives a clean stop, so that an upgrade drains nothing."""
+        """Move our node's records to a lease that outlives a clean stop, so that an upgrade drains nothing.
+        What another node holds by now is left alone."""
         if not self._node_lease:
             return
         grant = self._store.grant(ttl_s)
         held = self._store.read([self._keys.node(node.name), self._keys.addresses, self._keys.vteps])
         records = [codec.decode(item, self._keys) for item in held.items]
         ours = {r.key for r in records if getattr(r.value, "node_id", None) == node.node_id}
-        writes = [Put(item.key, item.value, grant.lease_id) for item in held.items if item.key in ours]
+        compares = [Compare(item.key, item.mod_revision) for item in held.items if item.key in ours]
+        if self._keys.node(node.name) not in ours:
+            return
+        writes = []
         for workload in workloads:
             key = self._keys.workload(workload.node, workload.id)
             writes.append(Put(key, codec.encode_workload(workload), grant.lease_id))
         for start in range(0, len(writes), MAX_WRITES):
-            self._store.commit([], writes[start : start + MAX_WRITES])
+            self._store.commit(compares, writes[start : start + MAX_WRITES])
+        ours_again = [Put(item.key, item.value, grant.lease_id) for item in held.items if item.key in ours]
+        self._store.commit(compares, ours_again)
 
     def _resume(self, lease_id: int, ttl_s: int) -> tuple[int, bool]:
         """An etcd lease to write on: the old one if it lives and is as long as it should be (the one of a
@@ -344,10 +373,12 @@ class KeepAlive:
         next_in_s = 1.0
         try:
             if self._alive():
+                asked = time.monotonic()  # etcd counts from later on, so ours surely ends first
                 ttl_s = self._store.keep_alive(lease_id)
-                self._ends[lease_id] = time.monotonic() + ttl_s
+                self._ends[lease_id] = asked + ttl_s
                 next_in_s = max(1.0, ttl_s / 3)
                 self._say(None)
+                self._post(Renewed(lease_id, ttl_s, asked + ttl_s))
         except LeaseNotFound:
             log.warning("etcd lease is gone lease=%x", lease_id)
             self._say(None)

@@ -9,30 +9,40 @@ What the engine asks for, in the order in which it becomes possible:
 
     synced ──► Register  (node record, claims of our addresses and VTEP MAC; on the short node lease)
            ──► ClaimSubnet  (as soon as there is a network; again when the lease should read differently)
+           ──► Release  (a lease of ours that we have moved away from)
            ──► Publish / Withdraw  (workload records, on the node lease)
 
 An intent is asked for once and then waited for: its answer is an event. A failed one is asked for again
 after a back-off, and so is one that was answered and is wanted all the same (a record that reads back
 differently, two nodes that write one key): whatever the world does, no intent repeats without a pause.
 Until the first listing nothing is planned, so nothing can be deleted by mistake.
+
+Our subnet is *confirmed* while the store has our lease and the time of its last renewal has not run out.
+Unconfirmed, this host keeps its dataplane and gives no address away: another host may hold the subnet by
+now. If one does, the lease is let go and another subnet claimed. Containers on the lost one keep running,
+but their addresses are the other host's: they are not published any more and must be attached again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from overlaynet.core import leasing, plan
 from overlaynet.core.backoff import delay
+from overlaynet.core.departures import Departures
 from overlaynet.core.keys import Keys
 from overlaynet.core.view import View
 from overlaynet.errors import (
     ChangePending,
     Conflict,
+    NetworkConfigInvalid,
     NetworkNotConfigured,
     OverlayError,
     PoolExhausted,
+    StalePeers,
+    Unconfirmed,
     ValueInvalid,
 )
 from overlaynet.events import (
@@ -43,15 +53,19 @@ from overlaynet.events import (
     Detached,
     Done,
     Event,
+    Expected,
     Failed,
     Gone,
     HostChanged,
     Intent,
     LeaseExpired,
+    NetworkTaken,
     Publish,
     Raced,
     Register,
     Registered,
+    Release,
+    Renewed,
     StoreBack,
     StoreLost,
     Synced,
@@ -96,6 +110,7 @@ class Engine:
     jitter: Callable[[], float]
     version: str
     view: View = field(init=False)
+    departures: Departures = field(init=False)
     desired: plan.Desired = field(default_factory=plan.Desired)
     workloads: dict[str, Workload] = field(default_factory=dict)
     lease: Stored[Lease] | None = None
@@ -109,14 +124,21 @@ class Engine:
     _lost: set[str] = field(default_factory=set)
     _obstacle: OverlayError | None = None
     _touched: set[Key] = field(default_factory=set)
+    _now: float = 0.0
+    _ttls: dict[int, int] = field(default_factory=dict)
+    _ends: dict[int, float] = field(default_factory=dict)
+    _left: set[str] = field(default_factory=set)
+    _usurper: Stored[Lease] | None = None
 
     def __post_init__(self) -> None:
         self.view = View(self.keys)
+        self.departures = Departures(self.view)
 
     # --- in ---------------------------------------------------------------------------------------
 
     def handle(self, event: Event, now: float) -> list[Intent]:
         """Take one event in; answer what to ask of the store."""
+        self._now = now
         match event:
             case Synced() | Changed() | Gone():
                 self._fold(event)
@@ -124,11 +146,17 @@ class Engine:
                 self.store_error = error
             case StoreBack():
                 self.store_error = None
-            case Registered(lease_id):
+            case Registered(lease_id, ttl_s):
+                self._forget_lease(self.node_lease)
                 self.node_lease = lease_id
+                self._remember_ttl(lease_id, ttl_s)
                 self._done("register")
-            case Claimed(item):
+            case Claimed(item, ttl_s):
                 self._hold(item)
+                self._remember_ttl(item.lease_id, ttl_s)
+            case Renewed(lease_id, ttl_s, ends):
+                self._ttls.setdefault(lease_id, ttl_s)
+                self._ends[lease_id] = ends
             case Raced(key):
                 self._lost.add(key)
                 self._done("lease")
@@ -139,8 +167,10 @@ class Engine:
             case LeaseExpired(lease_id):
                 self._expired(lease_id)
             case HostChanged(local):
-                self.local = local
+                self.local = replace(local, identity=self.local.identity)
                 self._replan_all()
+            case NetworkTaken():
+                self._take_network()
             case Attached(workload):
                 self.workloads[workload.id] = workload
                 self._replan_workload(workload.id)
@@ -151,6 +181,8 @@ class Engine:
 
     def tick(self, now: float) -> list[Intent]:
         """What may be asked for by now."""
+        self._now = now
+        self._replan_leases(self.departures.let_go(now))
         self._resume_lease()
         self._obstacle = None
         wanted = {topic_of(intent): intent for intent in self._wants()}
@@ -185,7 +217,8 @@ class Engine:
 
     def deadline(self) -> float | None:
         """When `tick` has something to do next, if nothing happens before."""
-        return min(self._waiting, default=None)
+        kept = self.departures.deadline()
+        return min(self._waiting if kept is None else [*self._waiting, kept], default=None)
 
     def take_touched(self) -> set[Key]:
         """Keys whose wanted object may have changed since the last call."""
@@ -194,8 +227,12 @@ class Engine:
 
     @property
     def confirmed(self) -> bool:
-        """Whether the store has our lease, as far as we know."""
-        return self.lease is not None and self.lease.key in self.view.leases
+        """Whether the store has our lease, as far as we know, and its time cannot have run out there."""
+        return self.lease is not None and self.lease.key in self.view.leases and not self._has_run_out()
+
+    def _has_run_out(self) -> bool:
+        ends = self._ends.get(self.lease.lease_id) if self.lease else None
+        return ends is not None and ends <= self._now
 
     def problems(self) -> Iterator[OverlayError]:
         """What keeps this host from being whole, as far as the store is concerned."""
@@ -205,6 +242,7 @@ class Engine:
             yield from self._network_problems()
         if self._obstacle is not None:
             yield self._obstacle
+        yield from self._lease_problems()
         yield from (retry.error for retry in self.retries.values())
         for key, reason in self.view.problems.items():
             if key != self.keys.network_config:
@@ -226,11 +264,59 @@ class Engine:
                 next=["overlaynet network show", "restart the agent to take the new config"],
             )
 
+    def _lease_problems(self) -> Iterator[OverlayError]:
+        if self.lease is not None and not self.confirmed:
+            yield self._unconfirmed(self.lease)
+        if stale := self.view.stale:
+            yield StalePeers(
+                f"{len(stale)} leases vanished from etcd together; they stay in use until they return, or for "
+                f"{(self.departures.deadline() or self._now) - self._now:.0f} s more",
+                evidence=", ".join(key.removeprefix(self.keys.subnets) for key in sorted(stale)[:8]),
+                next=["overlaynet get leases", "overlaynet status"],
+            )
+        strays = self.strays()
+        if strays or (self.lease is None and self._usurper):
+            yield self._displaced(strays)
+
+    def _unconfirmed(self, lease: Stored[Lease]) -> Unconfirmed:
+        gone = lease.key not in self.view.leases
+        return Unconfirmed(
+            f"subnet {lease.value.subnets[0]} of this host is not confirmed by etcd; "
+            "what is attached stays, and nothing new is attached until it is",
+            evidence=f"key {lease.key} " + ("is absent" if gone else "may have run out: no renewal in time"),
+            next=["overlaynet status", "overlaynet get leases"],
+        )
+
+    def strays(self) -> list[Workload]:
+        """Containers whose addresses are not, or no longer, in our subnets."""
+        return [one for one in self.workloads.values() if not self._is_at_home(one)]
+
+    def _is_at_home(self, workload: Workload) -> bool:
+        """Without a lease nobody is a stray: it is not known yet where home is."""
+        if self.lease is None:
+            return True
+        subnets = self.lease.value.subnets
+        return all(any(ip in subnet for subnet in subnets) for ip in workload.ips)
+
+    def _displaced(self, strays: Collection[Workload]) -> Conflict:
+        holder = self._usurper.value if self._usurper else None
+        who = (holder.node_name or f"at {', '.join(map(str, holder.public_ips))}") if holder else "no longer us"
+        where = f"node {who} has taken {holder.subnets[0]}" if holder else "this host has another subnet now"
+        names = ", ".join(f"{one.id} {one.ips[0]}" for one in strays)
+        return Conflict(
+            f"{where}; {len(strays)} containers here have addresses of the old one and must be attached again",
+            evidence=f"attached with old addresses: {names or 'none'}",
+            next=["overlaynet get containers", "overlaynet get leases"],
+        )
+
     # --- folding ----------------------------------------------------------------------------------
 
     def _fold(self, event: Synced | Changed | Gone) -> None:
         before = (self.view.network, self.view.settings)
+        peers = self._peers_at_stake(event)
+        doubted = isinstance(event, Synced) and self.view.is_another_history(event)
         changed = self.view.fold(event)
+        self._follow_departures(changed, peers, new_history=doubted)
         if isinstance(event, Synced):
             self.synced, self.store_error = True, None
             self._lost.clear()
@@ -238,7 +324,65 @@ class Engine:
         if self._follow_own_lease() or (self.view.network, self.view.settings) != before:
             self._replan_all()
         else:
-            self._replan_leases(key for key in changed if key.startswith(self.keys.subnets))
+            self._replan_leases(changed)
+
+    def _peers_at_stake(self, event: Synced | Changed | Gone) -> list[Stored[Lease]]:
+        """The peers' leases that this event may take away."""
+        match event:
+            case Synced():
+                found = list(self.view.leases.values())
+            case Gone(key, _):
+                found = [self.view.leases[key]] if key in self.view.leases else []
+            case _:
+                found = []
+        return [item for item in found if not leasing.is_ours(item.value, self.local)]
+
+    def _follow_departures(
+        self, changed: set[str], peers: Iterable[Stored[Lease]], *, new_history: bool
+    ) -> None:
+        """Add to `changed` the keys of leases that stay in use though they are gone."""
+        leases = self.view.leases
+        for key in changed & leases.keys():
+            self.departures.came_back(key)
+        gone = [item for item in peers if item.key not in leases]
+        if gone:
+            present = len(leases) - (self.lease is not None and self.lease.key in leases)
+            changed |= self.departures.left(gone, present, self._now, new_history=new_history)
+
+    def _take_network(self) -> None:
+        """Put the offered network config in force. The kernel stays as it is until there is a lease in it."""
+        if self.view.offered is None:
+            return
+        self.view.network = self.view.offered
+        if self.lease is not None and not leasing.fits(self.lease.value.subnets, self.view.network):
+            self.lease = None
+        self._replan_all()
+
+    def check_network(self, *, strand: bool) -> bool:
+        """Whether the offered network config is another one than that in force. Raises NetworkNotConfigured or
+        NetworkConfigInvalid if there is none to take; Conflict if taking it would leave containers on
+        addresses of another network, unless `strand`."""
+        key, offered = self.keys.network_config, self.view.offered
+        if reason := self.view.problems.get(key):
+            raise NetworkConfigInvalid(
+                "the network config in etcd cannot be used", evidence=reason, next=["overlaynet network show"]
+            )
+        if offered is None:
+            raise NetworkNotConfigured(
+                "there is no network config in etcd",
+                evidence=f"key {key}",
+                next=["overlaynet network set FILE"],
+            )
+        keeps = self.lease is None or leasing.fits(self.lease.value.subnets, offered)
+        if self.workloads and not keeps and not strand:
+            raise Conflict(
+                "containers here have addresses that the new network does not have",
+                evidence=", ".join(f"{one.id} {one.ips[0]}" for one in self.workloads.values()),
+                next=[
+                    "detach them first, or: overlaynet network apply --force, and attach them again after it"
+                ],
+            )
+        return offered != self.view.network
 
     def _follow_own_lease(self) -> bool:
         """Keep our lease's revisions current; let go of it if somebody else has the key now."""
@@ -252,7 +396,7 @@ class Engine:
                 there.key, self.lease.value, there.create_revision, there.mod_revision, there.lease_id
             )
             return False
-        self.lease = None
+        self.lease, self._usurper = None, there
         return True
 
     def _resume_lease(self) -> None:
@@ -266,11 +410,15 @@ class Engine:
     def _hold(self, item: Stored[Lease]) -> None:
         changed = self.lease is None or self.lease.value != item.value
         self.lease = item
+        if not self.strays():
+            self._usurper = None
         remembered = replace(self.local.identity, subnets=item.value.subnets)
         self.local = replace(self.local, identity=remembered)
         self.view.fold(Changed(item))
         self._done("lease")
         self._lost.clear()
+        ours = self.view.leases_of(self.local.identity.node_id)
+        self._left = {other.key for other in ours if other.key != item.key and other.lease_id}
         if changed:
             self._replan_all()
 
@@ -278,8 +426,21 @@ class Engine:
         """Forget the etcd lease; the dataplane stays, and what was on it is put again."""
         if lease_id == self.node_lease:
             self.node_lease = 0
+        self._forget_lease(lease_id)
         for key in self.view.keys_on(lease_id):
             self.view.fold(Gone(key, self.view.revision))
+
+    def _forget_lease(self, lease_id: int) -> None:
+        self._ttls.pop(lease_id, None)
+        self._ends.pop(lease_id, None)
+
+    def _remember_ttl(self, lease_id: int, ttl_s: int) -> None:
+        if lease_id and ttl_s:
+            self._ttls[lease_id] = ttl_s
+
+    def _lives_long_enough(self, lease_id: int, ttl_s: int) -> bool:
+        """Whether an etcd lease of ours has the time to live that the settings want. A reservation has none."""
+        return self._ttls.get(lease_id, ttl_s) == ttl_s
 
     def _done(self, topic: Topic) -> None:
         self._under_way.discard(topic)
@@ -298,17 +459,17 @@ class Engine:
         self._touched |= set(self.desired.objects) | set(whole.objects)
         self.desired = whole
 
-    def _replan_leases(self, keys: Iterator[str]) -> None:
+    def _replan_leases(self, keys: Iterable[str]) -> None:
+        some = [key for key in keys if key.startswith(self.keys.subnets)]
         if self.lease is None or self.view.network is None:
             return
-        some = list(keys)
         for key in some:
             self._replan_lease(key, self.view.network, self.lease.value)
         if some and self.local.vxlan_peers_only:
             self._replan_host()
 
     def _replan_lease(self, key: str, network: NetworkConfig, own: Lease) -> None:
-        peer = self.view.leases.get(key)
+        peer = self.view.lease_in_use(key)
         part = plan.lease_slice(network, own, peer.value, self.local) if peer else plan.NOTHING
         self._touched |= self.desired.replace(plan.lease_source(key), part)
 
@@ -324,7 +485,7 @@ class Engine:
         assert self.lease is not None
         assert self.view.network is not None
         own = self.lease.value
-        leases = self.view.leases.values() if self.local.vxlan_peers_only else ()
+        leases = self.view.leases_in_use() if self.local.vxlan_peers_only else ()
         host = plan.host_slice(
             self.view.network,
             own,
@@ -346,18 +507,39 @@ class Engine:
             if self._obstacle is None:
                 yield self._register(record)
             return
-        if not self._is_there(self.view.nodes.get(self.keys.node(self.local.name)), record):
-            yield self._register(record)
         claim = self._claim() if "lease" not in self._under_way else None
         if claim is not None:
-            yield claim
+            yield claim  # before the record: in an emptied etcd the subnet must not go to another
+        alive = self._lives_long_enough(self.node_lease, self.view.settings.node_ttl_s)
+        if not alive or not self._is_there(self.view.nodes.get(self.keys.node(self.local.name)), record):
+            yield self._register(record)
+        yield from self._releases()
+        yield from self._publications()
+
+    def _releases(self) -> Iterator[Release]:
+        there = self.view.leases
+        self._left = {
+            key for key in self._left if key in there and leasing.is_ours(there[key].value, self.local)
+        }
+        if self.confirmed:
+            yield from (Release(key, self.view.mod_revision(key)) for key in sorted(self._left))
+
+    def _publications(self) -> Iterator[Publish | Withdraw]:
+        name = self.local.name
         for workload in self.workloads.values():
-            key = self.keys.workload(self.local.name, workload.id)
-            if not self._is_there(self.view.workloads.get(key), workload):
-                yield Publish(workload)
-        for stale in list(self.view.workloads_of(self.local.name)):
-            if stale.id not in self.workloads:
-                yield Withdraw(stale)
+            there = self.view.workloads.get(self.keys.workload(name, workload.id))
+            if self._is_at_home(workload) and not self._is_there(there, workload):
+                yield Publish(workload, self._expect(workload))
+        for stale in list(self.view.workloads_of(name)):
+            here = self.workloads.get(stale.id)
+            if here is None or not self._is_at_home(here):
+                yield Withdraw(stale, self._expect(stale))
+
+    def _expect(self, workload: Workload) -> Expected:
+        """The record as we know it, under a node record that is still ours."""
+        node = self.local.name
+        keys = (self.keys.workload(node, workload.id), self.keys.node(node))
+        return tuple((key, self.view.mod_revision(key)) for key in keys)
 
     def _is_there(self, there: Stored[Any] | None, value: NodeRecord | Workload) -> bool:
         """Whether the store has this record, on our node's present lease."""
@@ -406,7 +588,11 @@ class Engine:
         expect = tuple((key, self.view.mod_revision(key) if self._is_ours(key) else 0) for key in keys)
         unchanged = bool(resume) and self._all_on(resume, keys) and there is not None and there.value == record
         ttl_s = self.view.settings.node_ttl_s
-        return Register(record, macs, expect, self.node_lease or resume, ttl_s, unchanged)
+        old = [key for key in self.view.claims_of(record.node_id) if key not in keys]
+        expect += tuple((key, self.view.mod_revision(key)) for key in old)
+        return Register(
+            record, macs, expect, self.node_lease or resume, ttl_s, unchanged and not old, tuple(old)
+        )
 
     def _all_on(self, lease_id: int, keys: Iterable[str]) -> bool:
         """Whether these keys are ours and hang on this etcd lease."""
@@ -422,7 +608,7 @@ class Engine:
     def _claim(self) -> ClaimSubnet | None:
         """A claim to make, if our lease is not in the store or does not read as it should."""
         network = self.view.network
-        if network is None or self._lease_is_right():
+        if network is None or self._lease_is_right() or self._is_contested():
             return None
         ttl_s = self.view.settings.lease_ttl_s
         found = leasing.own_lease(self.view, self.local)
@@ -436,12 +622,22 @@ class Engine:
             return None
         return ClaimSubnet(leasing.lease_value(subnets, network, self.local), 0, 0, ttl_s)
 
+    def _is_contested(self) -> bool:
+        """Whether another node claims an address of ours: a lease must not lead peers to the wrong host."""
+        held = [self.view.claims.get(self.keys.address(ip)) for ip in self.local.public_ips]
+        return any(item and item.value.node_id != self.local.identity.node_id for item in held)
+
     def _lease_is_right(self) -> bool:
-        """Whether the store has exactly the lease that we hold and would write."""
+        """Whether the store has exactly the lease that we hold and would write, for as long as it should."""
         if self.lease is None or self.view.network is None:
             return False
         there = self.view.leases.get(self.lease.key)
-        return there is not None and self._reads_right(there)
+        ttl_s = self.view.settings.lease_ttl_s
+        return (
+            there is not None
+            and self._reads_right(there)
+            and (not there.lease_id or self._lives_long_enough(there.lease_id, ttl_s))
+        )
 
     def _reads_right(self, there: Stored[Lease]) -> bool:
         """Whether a lease is, to the letter, what we would write."""
@@ -457,6 +653,10 @@ def _substance(intent: Intent) -> object:
             return record
         case ClaimSubnet(lease):
             return lease
+        case Publish(workload) | Withdraw(workload):
+            return (type(intent), workload)
+        case Release(key):
+            return key
         case _:
             return intent
 
@@ -469,5 +669,7 @@ def topic_of(intent: Intent) -> Topic:
             return "lease"
         case Publish(workload) | Withdraw(workload):
             return f"workload {workload.id}"
+        case Release(key):
+            return f"release {key}"
         case _:
             return "list"

@@ -30,15 +30,14 @@ Pick = Callable[[int], int]
 
 def own_lease(view: View, local: LocalHost) -> Stored[Lease] | None:
     """The lease in the store that is ours by rule 1 or 2, if it also fits the network."""
-    found = view.own_lease(local.identity.node_id) or _proven(view, local)
-    if found and view.network and fits(found.value.subnets, view.network):
-        return found
-    return None
+    mine = [*view.leases_of(local.identity.node_id), *_proven(view, local)]
+    network = view.network
+    return next((item for item in mine if network and fits(item.value.subnets, network)), None)
 
 
-def _proven(view: View, local: LocalHost) -> Stored[Lease] | None:
+def _proven(view: View, local: LocalHost) -> list[Stored[Lease]]:
     mine = [item for item in view.leases.values() if item.value.node_id is None and is_ours(item.value, local)]
-    return min(mine, key=lambda item: item.key, default=None)
+    return sorted(mine, key=lambda item: item.key)
 
 
 def is_ours(lease: Lease, local: LocalHost) -> bool:
@@ -75,7 +74,7 @@ def choose(
     """
     taken = [s for item in view.leases.values() for s in item.value.subnets]
     unreadable = [key for key in view.unreadable if key.startswith(view.keys.subnets)]
-    taken += [s for key in (*avoid, *unreadable) for s in _subnets_of_key(key)]
+    taken += [s for key in (*avoid, *unreadable, *view.stale) for s in _subnets_of_key(key)]
     remembered = local.identity.subnets
     if fits(remembered, network) and not any(s.overlaps(t) for s in remembered for t in _same(taken, s)):
         return remembered

@@ -122,7 +122,7 @@ def desired(view: View, local: LocalHost, own: Lease | None, workloads: Iterable
     if view.network is None or own is None:
         return whole
     mine = list(workloads)
-    peers = peers_of(view.leases.values(), own)
+    peers = peers_of(view.leases_in_use(), own)
     everyone = [item.value for item in peers]
     host = host_slice(view.network, own, local, peers=everyone, has_workloads=bool(mine))
     whole.replace(HOST, host)

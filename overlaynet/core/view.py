@@ -36,6 +36,8 @@ class View:
 
     `network` is the config in force: the first good one seen. `offered` is what etcd says now; a change of
     it moves nothing by itself, since it could renumber every container of the cluster at once.
+
+    `stale` are leases that the store no longer has and that stay in use all the same (`departures.py`).
     """
 
     keys: Keys
@@ -47,7 +49,9 @@ class View:
     workloads: dict[str, Stored[Workload]] = field(default_factory=dict)
     claims: dict[str, Stored[Claim]] = field(default_factory=dict)
     unreadable: dict[str, Stored[Unreadable]] = field(default_factory=dict)
+    stale: dict[str, Stored[Lease]] = field(default_factory=dict)
     revision: int = 0
+    cluster_id: int = 0
     tombstones: dict[str, int] = field(default_factory=dict)
     _wired: dict[str, dict[str, Workload]] = field(default_factory=dict)
 
@@ -82,10 +86,26 @@ class View:
         """Keys that could not be understood, with the reason."""
         return {key: item.value.reason for key, item in self.unreadable.items()}
 
-    def own_lease(self, node_id: str) -> Stored[Lease] | None:
-        """The lease that carries this node id; the oldest, should there be two."""
+    def is_another_history(self, event: Synced) -> bool:
+        """Whether a listing is not the continuation of what we know: etcd was restored, or emptied."""
+        other_cluster = event.cluster_id not in (0, self.cluster_id) and self.cluster_id != 0
+        return event.new_history or other_cluster or event.revision < self.revision
+
+    def lease_in_use(self, key: str) -> Stored[Lease] | None:
+        return self.leases.get(key) or self.stale.get(key)
+
+    def leases_in_use(self) -> list[Stored[Lease]]:
+        """What the store has, and what it has lost without our believing it."""
+        return [*self.leases.values(), *self.stale.values()]
+
+    def leases_of(self, node_id: str) -> list[Stored[Lease]]:
+        """The leases that carry this node id, the oldest first."""
         mine = [item for item in self.leases.values() if item.value.node_id == node_id]
-        return min(mine, key=lambda item: (item.create_revision, item.key), default=None)
+        return sorted(mine, key=lambda item: (item.create_revision, item.key))
+
+    def claims_of(self, node_id: str) -> list[str]:
+        """The keys of the addresses and MACs that this node claims."""
+        return [key for key, item in self.claims.items() if item.value.node_id == node_id]
 
     def workloads_of(self, node: str) -> Iterator[Workload]:
         return iter(self._wired.get(node, {}).values())
@@ -123,6 +143,7 @@ class View:
         self.tombstones.clear()
         self._wired.clear()
         self.offered, self.revision = None, event.revision
+        self.cluster_id = event.cluster_id or self.cluster_id
         if self.keys.settings not in bad:
             self.settings = Settings()
         for item in (*(before[key] for key in bad & before.keys()), *event.items):

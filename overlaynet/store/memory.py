@@ -18,7 +18,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from overlaynet.errors import Compacted, LeaseNotFound, StoreError, StoreRefused, StoreUnavailable
+from overlaynet.errors import (
+    AnotherHistory,
+    Compacted,
+    LeaseNotFound,
+    StoreError,
+    StoreRefused,
+    StoreUnavailable,
+)
 from overlaynet.ports import (
     Commit,
     Compare,
@@ -190,7 +197,7 @@ class MemoryStore:
         with self._lock:
             self._cluster_id, self._revision, self._compacted = cluster_id, 1, 0
             self._keys, self._leases, self._history = {}, {}, []
-        self.end_watches(Compacted("etcd has another history now", evidence=f"cluster id {cluster_id}"))
+        self.end_watches(AnotherHistory("etcd has another history now", evidence=f"cluster id {cluster_id}"))
 
     # --- inside: call with the lock held ----------------------------------------------------------
 

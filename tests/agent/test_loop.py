@@ -426,7 +426,7 @@ def test_renewal_reports_going_and_coming_back_once_each():
     keep, _, said = keeper(AWAY, AWAY, 9, 9)
     for _ in range(4):
         keep._renew(7)
-    assert [type(event).__name__ for event in said] == ["StoreLost", "StoreBack"]
+    assert [type(event).__name__ for event in said] == ["StoreLost", "StoreBack", "Renewed", "Renewed"]
     assert keep.expires_in_s(7) in (8, 9)
 
 

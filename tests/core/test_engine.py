@@ -66,7 +66,9 @@ def store() -> MemoryStore:
 
 
 def joined(store: MemoryStore, number: int = 1, **changes) -> Member:
-    """A host that has its subnet."""
+    """A host that has its subnet: 10.244.`number`.0/24, if that is free."""
+    remembered = Identity(f"id-{number}", vtep_mac(number), (subnet(number),))
+    changes = {"identity": remembered, **changes}
     member = Member(store, engine(number, **changes))
     member.settle()
     assert member.engine.lease

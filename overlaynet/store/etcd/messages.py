@@ -27,6 +27,18 @@ def range_op(start: bytes, end: bytes = b"") -> Any:
     return etcdrpc.RequestOp(request_range=etcdrpc.RangeRequest(key=start, range_end=end))
 
 
+def newest_op(start: bytes, end: bytes) -> Any:
+    """Asks for the one key of a range that was written last."""
+    latest = etcdrpc.RangeRequest(
+        key=start,
+        range_end=end,
+        limit=1,
+        sort_order=etcdrpc.RangeRequest.DESCEND,
+        sort_target=etcdrpc.RangeRequest.MOD,
+    )
+    return etcdrpc.RequestOp(request_range=latest)
+
+
 def write_op(write: Put | Delete) -> Any:
     key = write.key.encode()
     if isinstance(write, Delete):

@@ -5,8 +5,10 @@ another, at the next member, and asks each watcher to start at the revision behi
 nothing is lost and nothing is told twice. What cannot be bridged ends the watch, and the owner lists again:
 
 - etcd has compacted the revisions that were missed;
-- etcd has another history: its cluster id is another one, or its revision is below what was seen (restored
-  from a backup, or emptied). Such a stream would be silent until the new history has caught up with the old;
+- etcd has another history (restored from a backup, or emptied): its cluster id is another one, its revision
+  is below what was seen, or the *witness*, the newest key that was seen, was not written as we saw it. The
+  first two alone do not suffice: an etcd that is set up anew as it was has the same cluster id, and hosts that
+  noticed sooner may have written its revision past ours by now;
 - etcd refuses: no right to read a prefix.
 
 Within a stream events come in the order of their revisions, except that etcd brings each watcher which starts
@@ -21,10 +23,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from overlaynet.errors import Compacted, StoreError, StoreRefused, StoreUnavailable
+from overlaynet.errors import AnotherHistory, Compacted, StoreError, StoreRefused, StoreUnavailable
 from overlaynet.ports import KeyGone, KeyPut, Notice, WatchEnded
 from overlaynet.store.etcd.connection import MAX_RECONNECT_S, Connection, Member
-from overlaynet.store.etcd.messages import key_range, key_value, text
+from overlaynet.store.etcd.messages import key_range, key_value, newest_op, text
 from overlaynet.store.etcd.rpc import etcdrpc, grpc, token_refused, translate
 
 FIRST_PAUSE_S = 0.1
@@ -44,6 +46,7 @@ class EtcdWatch:
         self._next = dict.fromkeys(self._prefixes, revision)
         self._sink = sink
         self._cluster_id = 0
+        self._witness: Any = None
         self._pause_s = FIRST_PAUSE_S
         self._denied = False
         self._stopped = threading.Event()
@@ -140,21 +143,61 @@ class EtcdWatch:
         prefix = self._prefixes[len(prefix_of)]
         prefix_of[response.watch_id] = prefix
         self._check_history(response.header, prefix)
+        if len(prefix_of) == 1:
+            self._hear_witness()
         if len(prefix_of) == len(self._prefixes):
             self._pause_s, self._denied = FIRST_PAUSE_S, False
 
     def _check_history(self, header: Any, prefix: str) -> None:
-        """Raises Compacted if this is not the history we have been following."""
+        """Raises AnotherHistory if this is not the history we have been following."""
         expected = self._next[prefix] - 1
         self._cluster_id = self._cluster_id or header.cluster_id
         behind = header.revision < expected and self._present_revision() < expected
         if behind or header.cluster_id != self._cluster_id:
-            raise Compacted(
-                "etcd has another history than the one being watched: it was restored, or emptied",
-                evidence=f"cluster {header.cluster_id:x} at revision {header.revision}, "
-                f"expected {self._cluster_id:x} at {expected} or later",
+            raise _another_history(
+                f"cluster {header.cluster_id:x} at revision {header.revision}, "
+                f"expected {self._cluster_id:x} at {expected} or later"
             )
         self._next[prefix] = self._next[prefix] or header.revision + 1
+
+    def _hear_witness(self) -> None:
+        """Raises AnotherHistory if the witness was never written so, Compacted if nobody can tell any more. The
+        first time, find one."""
+        if self._witness is None:
+            self._witness = self._newest()
+            return
+        seen = self._witness
+        try:
+            there = self._read_witness(seen.mod_revision)
+        except Compacted:
+            there = self._read_witness(0)
+            if there != seen:
+                raise
+        except StoreRefused as error:
+            if "future" not in error.message:
+                raise
+            there = None
+        if there != seen:
+            raise _another_history(f"revision {seen.mod_revision} did not write key {text(seen.key)}")
+
+    def _read_witness(self, revision: int) -> Any:
+        """The witness's key as it was at a revision, at present for 0; None if it was absent."""
+        request = etcdrpc.RangeRequest(key=self._witness.key, revision=revision)
+        answer = self._connection.call(
+            "read its history",
+            lambda member, left, meta: member.kv.Range(request, timeout=left, metadata=meta),
+        )
+        return answer.kvs[0] if answer.kvs else None
+
+    def _newest(self) -> Any:
+        """The key under our prefixes that was written last; None if there are no keys."""
+        request = etcdrpc.TxnRequest(success=[newest_op(*key_range(prefix)) for prefix in self._prefixes])
+        answer = self._connection.call(
+            "read its newest keys",
+            lambda member, left, meta: member.kv.Txn(request, timeout=left, metadata=meta),
+        )
+        found = [kv for part in answer.responses for kv in part.response_range.kvs]
+        return max(found, key=lambda kv: int(kv.mod_revision), default=None)
 
     def _present_revision(self) -> int:
         """The cluster's revision by its leader's word: the member may only be a little behind."""
@@ -170,6 +213,8 @@ class EtcdWatch:
         """Events, all of one revision together; or none, which says that nothing was missed so far."""
         for event in response.events:
             self._tell(_notice(event))
+            if event.type != event.DELETE:
+                self._witness = event.kv
         seen = response.events[-1].kv.mod_revision if response.events else response.header.revision
         self._next[prefix] = seen + 1
 
@@ -190,6 +235,12 @@ class EtcdWatch:
                 )
             )
         return StoreUnavailable(f"etcd cancelled the watch: {reason or 'no reason given'}")
+
+
+def _another_history(evidence: str) -> AnotherHistory:
+    return AnotherHistory(
+        "etcd has another history than the one being watched: it was restored, or emptied", evidence=evidence
+    )
 
 
 def _requests(starts: dict[str, int], finished: threading.Event) -> Iterator[Any]:
