@@ -1,7 +1,10 @@
 """Addresses: the few facts about MAC and IP addresses that the whole project shares.
 
 Inside the project an address is an `ipaddress` object or a `Mac`; text appears only where it comes in
-or goes out. VXLAN adds a fixed number of bytes to every frame, so the largest packet a container may
+or goes out. The functions that make addresses out of octets give equal ones out as one object: making one
+costs a microsecond and 500 bytes (a network), the same few thousand come from etcd and from the kernel over
+and over, and Python compares an object with itself without calling the slow `__eq__` of `ipaddress`.
+VXLAN adds a fixed number of bytes to every frame, so the largest packet a container may
 send follows from the underlay's MTU by a subtraction that is written down here once.
 """
 
@@ -29,6 +32,9 @@ VXLAN_OVERHEAD_BYTES = {4: 50, 6: 70}
 MIN_MTU_BYTES = {4: 68, 6: 1280}
 """Smallest MTU a link may have (RFC 791 section 3.2, RFC 8200 section 5)."""
 
+CACHED = 131_072
+"""Addresses and networks kept, of each kind: several times what the largest overlay we plan for has."""
+
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
@@ -43,14 +49,14 @@ class Mac(NamedTuple):
         lowered = text.strip().lower().replace("-", ":")
         if not _MAC.fullmatch(lowered):
             raise ValueError(f"not an Ethernet address: {text!r}")
-        return cls(lowered)
+        return mac_of(bytes.fromhex(lowered.replace(":", "")))
 
     @classmethod
     def from_bytes(cls, octets: bytes) -> Mac:
         """Six octets, as on the wire."""
         if len(octets) != 6:
             raise ValueError(f"an Ethernet address has 6 octets, not {len(octets)}")
-        return _mac_of(bytes(octets))
+        return mac_of(bytes(octets))
 
     @property
     def packed(self) -> bytes:
@@ -65,9 +71,28 @@ class Mac(NamedTuple):
         return self.text
 
 
-@lru_cache(maxsize=65_536)
-def _mac_of(octets: bytes) -> Mac:
+@lru_cache(maxsize=CACHED)
+def mac_of(octets: bytes) -> Mac:
+    """A MAC from its six octets, unchecked."""
     return Mac(octets.hex(":"))
+
+
+@lru_cache(maxsize=CACHED)
+def address(octets: bytes) -> IPAddress:
+    """An address from its 4 or 16 octets."""
+    return IPv4Address(octets) if len(octets) == 4 else IPv6Address(octets)
+
+
+@lru_cache(maxsize=CACHED)
+def network(octets: bytes, prefixlen: int) -> IPNetwork:
+    """A network from the octets of its first address. Raises ValueError if host bits are set."""
+    return IPv4Network((octets, prefixlen)) if len(octets) == 4 else IPv6Network((octets, prefixlen))
+
+
+@lru_cache(maxsize=4_096)
+def interface(octets: bytes, prefixlen: int) -> IPInterface:
+    """An address with the length of its network's prefix."""
+    return IPv4Interface((octets, prefixlen)) if len(octets) == 4 else IPv6Interface((octets, prefixlen))
 
 
 def random_mac(octets: bytes) -> Mac:
@@ -85,7 +110,7 @@ def container_mac(ip: IPAddress) -> Mac:
 
 def vtep_address(subnet: IPNetwork) -> IPAddress:
     """The address of a host's VXLAN device: the subnet's base address, as flannel has it."""
-    return subnet.network_address
+    return address(subnet.network_address.packed)
 
 
 def gateway_address(subnet: IPNetwork) -> IPAddress:

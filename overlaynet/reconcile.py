@@ -15,6 +15,7 @@ from typing import NamedTuple
 from overlaynet.addr import IPNetwork
 from overlaynet.core.diff import changes, touched_changes
 from overlaynet.core.ownership import have
+from overlaynet.core.settled import Settled
 from overlaynet.ports import Failure, Firewall, Kernel
 from overlaynet.state import Change, KernelState, Key, Kind, Object, Op, Policy, RuleChange, Sysctl, kind_of
 
@@ -42,14 +43,19 @@ class Reconciler:
     seen: KernelState = field(default_factory=KernelState)
     cache: dict[Key, Object] = field(default_factory=dict)
     refused: dict[Key, str] = field(default_factory=dict)
+    settled: Settled = field(default_factory=Settled)
 
     def observe(self, want: Mapping[Key, Object], networks: tuple[IPNetwork, ...]) -> tuple[Change, ...]:
         """Read the kernel; answer what would have to change. Writes nothing."""
         names = [obj.name for obj in want.values() if isinstance(obj, Sysctl)]
         self.seen = self.kernel.observe(names)
-        found = have(want, self.seen, networks)
-        self.cache, self.refused = found.objects, found.refused
-        return changes(want, self.cache, self.refused)
+        rest, rest_seen = self.settled.rest(want, self.seen)
+        found = have(rest, rest_seen, networks)
+        pending = changes(rest, found.objects, found.refused)
+        self.settled.learn(rest, found.objects, pending)
+        self.refused = found.refused
+        self.cache = _all_but(want, rest) | found.objects
+        return pending
 
     def look(self, want: Mapping[Key, Object], networks: tuple[IPNetwork, ...]) -> Outcome:
         """Read everything, write what differs. Raises KernelError if it cannot be read."""
@@ -83,6 +89,14 @@ class Reconciler:
             self.cache[change.obj.key] = change.obj
         else:
             self.cache.pop(change.obj.key, None)
+
+
+def _all_but(objects: Mapping[Key, Object], some: Iterable[Key]) -> dict[Key, Object]:
+    """Copying and deleting spares hashing every key, which is what a comprehension would cost."""
+    found = dict(objects)
+    for key in some:
+        del found[key]
+    return found
 
 
 class FirewallOutcome(NamedTuple):

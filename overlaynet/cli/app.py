@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from overlaynet.cli import output
-from overlaynet.errors import OverlayError
+from overlaynet.errors import OverlayError, UsageError
 
 if TYPE_CHECKING:
     from overlaynet.cli.cluster import Cluster
@@ -166,3 +166,15 @@ def shared(command: F) -> F:
 
 
 pass_app = click.make_pass_decorator(App, ensure=True)
+
+
+yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask the person at the terminal; where there is none, whoever wrote the script has decided. Raises
+    UsageError if the answer is no."""
+    if yes or not sys.stdin.isatty():
+        return
+    if not click.confirm(question, err=True):
+        raise UsageError("nothing was changed", evidence="the answer was no")

@@ -7,13 +7,13 @@ from ipaddress import ip_address, ip_network
 import click
 
 from overlaynet.addr import IPNetwork
-from overlaynet.cli.app import App, pass_app, shared
+from overlaynet.cli.app import App, confirm, pass_app, shared, yes_option
 from overlaynet.cli.cluster import read_view
 from overlaynet.cli.get import KINDS
 from overlaynet.cli.output import table
 from overlaynet.core.view import View
 from overlaynet.errors import Conflict, NetworkNotConfigured, NotFound, UsageError
-from overlaynet.model import Lease, Stored
+from overlaynet.model import Lease, Stored, Unreadable
 from overlaynet.ports import Compare, Delete, Put
 
 
@@ -61,18 +61,24 @@ def reserve(app: App, subnet: str, public_ip: str, node_id: str | None) -> None:
 
 @lease.command()
 @click.argument("key")
+@yes_option
 @shared
 @pass_app
-def delete(app: App, key: str) -> None:
+def delete(app: App, key: str, yes: bool) -> None:
     """Delete a lease, named by its key (10.244.1.0-24) or subnet (10.244.1.0/24).
 
     A living host claims a subnet again at once; its containers keep their addresses only if it gets the
     same one.
     """
-    item = _find(key, read_view(app.cluster))
-    _commit(app, Compare(item.key, item.mod_revision), Delete(item.key))
+    view = read_view(app.cluster)
+    item = _find(key, view)
     short = item.key.rsplit("/", 1)[-1]
-    members = {"key": short, "subnet": str(item.value.subnets[0]), "node": item.value.node_name}
+    lease = item.value if isinstance(item.value, Lease) else None
+    if lease is not None and _is_alive(lease, view):
+        confirm(f"{short} is the lease of {lease.node_name}, which is alive: delete it?", yes=yes)
+    _commit(app, Compare(item.key, item.mod_revision), Delete(item.key))
+    subnet, node = (str(lease.subnets[0]), lease.node_name) if lease else (None, None)
+    members = {"key": short, "subnet": subnet, "node": node}
     app.result("Lease", members, f"deleted {short}", [short])
 
 
@@ -100,11 +106,19 @@ def _check_fits(subnet: IPNetwork, view: View) -> None:
             )
 
 
-def _find(text: str, view: View) -> Stored[Lease]:
+def _is_alive(lease: Lease, view: View) -> bool:
+    return any(item.value.node_id == lease.node_id for item in view.nodes.values())
+
+
+def _find(text: str, view: View) -> Stored[Lease] | Stored[Unreadable]:
+    """The lease of that key or subnet. A key that cannot be understood counts too: flannel reads nothing while
+    it is there, and no other verb removes it."""
     wanted = text.replace("/", "-") if not text.startswith("/") else text.rsplit("/", 1)[-1]
-    for item in view.leases.values():
-        if item.key.rsplit("/", 1)[-1] == wanted:
-            return item
+    key = view.keys.subnets + wanted
+    if key in view.unreadable:
+        return view.unreadable[key]
+    if key in view.leases:
+        return view.leases[key]
     known = ", ".join(sorted(key.rsplit("/", 1)[-1] for key in view.leases)) or "none"
     raise NotFound(f"there is no lease {text!r}", evidence=f"leases: {known}", next=["overlaynet get leases"])
 

@@ -63,8 +63,9 @@ def have(want: Mapping[Key, Object], kernel: KernelState, networks: tuple[IPNetw
             result.objects[key] = obj  # on a bridge that is not ours it stands for ours all the same
         elif isinstance(obj, Link) and key not in result.objects and obj.name in kernel.links:
             _take_over(result, obj, want, kernel)
-    for key in [k for k, obj in result.objects.items() if k not in want and _keep(obj, kernel, want)]:
-        del result.objects[key]
+    for key in set(result.objects).difference(want):
+        if _keep(result.objects[key], kernel, want):
+            del result.objects[key]
     return result
 
 

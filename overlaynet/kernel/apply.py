@@ -65,6 +65,7 @@ class KernelAdapter:
     def __init__(self, rtnl: Rtnl) -> None:
         """Takes over `rtnl`."""
         self._rtnl = rtnl
+        self._known = parse.Known()
         self._indices: dict[str, int] = {}
 
     @classmethod
@@ -73,7 +74,7 @@ class KernelAdapter:
         return cls(Rtnl.open())
 
     def observe(self, sysctls: Sequence[str] = ()) -> KernelState:
-        return observe(self._rtnl, sysctls)
+        return observe(self._rtnl, sysctls, self._known)
 
     def apply(self, changes: Sequence[Change]) -> list[Failure]:
         self._indices.clear()

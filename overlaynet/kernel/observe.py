@@ -20,16 +20,19 @@ def links(rtnl: Rtnl) -> dict[str, LinkInfo]:
     return parse.links(rtnl.dump(wire.dump_links()))
 
 
-def observe(rtnl: Rtnl, sysctls: Sequence[str] = ()) -> KernelState:
-    """All of it. `sysctls` are read in the calling thread's namespace. Raises KernelError."""
+def observe(rtnl: Rtnl, sysctls: Sequence[str] = (), known: parse.Known | None = None) -> KernelState:
+    """All of it. `sysctls` are read in the calling thread's namespace; `known` is what earlier looks at this
+    namespace read. Raises KernelError."""
     found = links(rtnl)
     names = {link.ifindex: link.name for link in found.values()}
+    known = known or parse.Known()
+    known.use(names)
     return KernelState(
         links=found,
         addresses=tuple(parse.addresses(rtnl.dump(wire.dump_addresses()), names)),
-        neighs=tuple(parse.neighs(rtnl.dump(wire.dump_neighs()), names)),
-        fdb=tuple(parse.fdb(rtnl.dump(wire.dump_fdb()), names)),
-        routes=tuple(parse.routes(rtnl.dump(wire.dump_routes()), names)),
+        neighs=tuple(parse.neighs(rtnl.dump(wire.dump_neighs()), names, known)),
+        fdb=tuple(parse.fdb(rtnl.dump(wire.dump_fdb()), names, known)),
+        routes=tuple(parse.routes(rtnl.dump(wire.dump_routes()), names, known)),
         rules=tuple(parse.rules(rtnl.dump(wire.dump_rules()))),
         sysctls={name: sysctl.read(name) for name in sysctls},
     )

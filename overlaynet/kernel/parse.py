@@ -4,8 +4,8 @@ Every answer comes as (buffer, start, end): the part behind the message header, 
 `attributes` reads any message, plainly. Where there can be tens of thousands, an entry shaped like a
 peer's (IPv4, and the kernel's usual order of attributes) is taken apart by one prepared `struct.Struct`
 that covers fixed part and attributes together, and its tuple is made without the detour over a Python
-constructor; anything of another shape falls back to the plain way. Addresses come out of caches: the same
-few thousand are read over and over, and making one costs more than reading the whole entry.
+constructor; anything of another shape falls back to the plain way. What was read before is not read again
+(`Known`), and addresses come out of caches.
 
 Interface indices become names by a mapping that was read just before. An entry on a device that is not
 in it is left out: its device came or went in between, and whoever observes will hear of that.
@@ -13,14 +13,13 @@ in it is left out: its device came or went in between, and whoever observes will
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from socket import AF_INET, AF_INET6
 from struct import Struct, unpack_from
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
-from overlaynet.addr import IPAddress, IPInterface, IPNetwork, Mac
+from overlaynet.addr import IPAddress, Mac, address, interface, mac_of, network
 from overlaynet.kernel import wire
 from overlaynet.state import MAIN_TABLE, Address, Fdb, IpRule, LinkInfo, Neigh, Route, Vxlan
 
@@ -28,9 +27,7 @@ Answer: TypeAlias = tuple[bytes, int, int]
 """A buffer, and where in it one message's payload starts and ends."""
 Names: TypeAlias = Mapping[int, str]
 Attributes: TypeAlias = dict[int, bytes]
-
-CACHED = 131_072
-"""Addresses and networks kept: several times what the largest overlay we plan for has."""
+T = TypeVar("T")
 
 IFF_UP, IFF_RUNNING = 0x1, 0x40
 ARPHRD = {1: "ether", 772: "loopback"}
@@ -52,24 +49,6 @@ class Device(NamedTuple):
     info: LinkInfo
     master: int
     underlay: int
-
-
-@lru_cache(maxsize=CACHED)
-def address(octets: bytes) -> IPAddress:
-    """An address from its 4 or 16 octets."""
-    return IPv4Address(octets) if len(octets) == 4 else IPv6Address(octets)
-
-
-@lru_cache(maxsize=CACHED)
-def network(octets: bytes, prefixlen: int) -> IPNetwork:
-    """A network from the octets of its first address."""
-    return IPv4Network((octets, prefixlen)) if len(octets) == 4 else IPv6Network((octets, prefixlen))
-
-
-@lru_cache(maxsize=4_096)
-def interface(octets: bytes, prefixlen: int) -> IPInterface:
-    """An address with the length of its network's prefix."""
-    return IPv4Interface((octets, prefixlen)) if len(octets) == 4 else IPv6Interface((octets, prefixlen))
 
 
 def attributes(buffer: bytes, start: int, end: int) -> Attributes:
@@ -164,9 +143,8 @@ def _hairpin(about: Attributes) -> bool | None:
     return _nested(about, IFLA_INFO_SLAVE_DATA).get(IFLA_BRPORT_MODE, b"\0") != b"\0"
 
 
-@lru_cache(maxsize=CACHED)
 def _mac(octets: bytes) -> Mac | None:
-    return Mac.from_bytes(octets) if len(octets) == 6 else None
+    return mac_of(octets) if len(octets) == 6 else None
 
 
 # --- addresses ------------------------------------------------------------------------------------
@@ -207,19 +185,70 @@ PEER_ROUTE_SHAPE = (
 """net/ipv4/fib_semantics.c, fib_dump_info."""
 
 
-def neighs(answers: Iterable[Answer], names: Names) -> list[Neigh]:
-    """Neighbours of both families in every state."""
-    found: list[Neigh] = []
-    append, unpack, size, words = found.append, PEER_NEIGH.unpack_from, PEER_NEIGH.size, wire.NUD
+@dataclass(slots=True)
+class Known:
+    """Entries shaped like a peer's that were read before, by their octets (without the counters and ages that
+    follow). The next look gives the same objects again: a dictionary's answer costs a quarter of reading
+    an entry, and whoever compares two looks sees at once that nothing changed. `names` are the devices
+    that the entries were read for; with others all are forgotten."""
+
+    names: Names = field(default_factory=dict)
+    neighs: dict[bytes, Neigh] = field(default_factory=dict)
+    fdb: dict[bytes, Fdb] = field(default_factory=dict)
+    routes: dict[bytes, Route] = field(default_factory=dict)
+
+    def use(self, names: Names) -> None:
+        """From here on the devices are these."""
+        if names != self.names:
+            self.names = names
+            for table in (self.neighs, self.fdb, self.routes):
+                table.clear()
+
+
+def _table(
+    answers: Iterable[Answer],
+    names: Names,
+    known: dict[bytes, T],
+    size: int,
+    peer: Callable[[bytes, Names], T | None],
+    other: Callable[[Answer, Names], list[T]],
+) -> tuple[list[T], list[T]]:
+    """Entries whose first `size` octets `peer` understands, and those that are left to `other`."""
+    peers: list[T] = []
+    others: list[T] = []
+    append, get = peers.append, known.get
     for answer in answers:
         buffer, start, end = answer
+        entry = None
         if end - start >= size:
-            _, index, state, _, _, len1, kind1, ip, len2, kind2, mac = unpack(buffer, start)
-            if (len1, kind1, len2, kind2) == PEER_NEIGH_SHAPE and index in names and state in words:
-                append(_tuple(Neigh, (names[index], address(ip), _mac(mac), words[state])))
-                continue
-        found += _neigh(answer, names)
-    return found
+            octets = buffer[start : start + size]
+            entry = get(octets)
+            if entry is None and (entry := peer(octets, names)) is not None:
+                known[octets] = entry
+        if entry is None:
+            others += other(answer, names)
+        else:
+            append(entry)
+    if len(known) > 2 * len(peers) + SLACK:
+        known.clear()  # mostly entries that are gone
+    return peers, others
+
+
+SLACK = 1_024
+
+
+def neighs(answers: Iterable[Answer], names: Names, known: Known | None = None) -> list[Neigh]:
+    """Neighbours of both families in every state."""
+    known = known or Known()
+    peers, others = _table(answers, names, known.neighs, PEER_NEIGH.size, _peer_neigh, _neigh)
+    return peers + others
+
+
+def _peer_neigh(octets: bytes, names: Names) -> Neigh | None:
+    _, index, state, _, _, len1, kind1, ip, len2, kind2, mac = PEER_NEIGH.unpack(octets)
+    if (len1, kind1, len2, kind2) != PEER_NEIGH_SHAPE or index not in names or state not in wire.NUD:
+        return None
+    return _tuple(Neigh, (names[index], address(ip), mac_of(mac), wire.NUD[state]))
 
 
 def _neigh(answer: Answer, names: Names) -> list[Neigh]:
@@ -232,23 +261,21 @@ def _neigh(answer: Answer, names: Names) -> list[Neigh]:
     return [Neigh(names[index], address(found[wire.NDA_DST]), mac, wire.NUD.get(state, str(state)))]
 
 
-def fdb(answers: Iterable[Answer], names: Names) -> list[Fdb]:
+def fdb(answers: Iterable[Answer], names: Names, known: Known | None = None) -> list[Fdb]:
     """Forwarding entries of VXLAN devices, bridges and whatever else keeps a table.
 
     A bridge holds its ports' own addresses once plainly and once for VLAN 1; here they are one entry.
     """
-    peers: list[Fdb] = []
-    others: dict[Fdb, None] = {}
-    append, unpack, size = peers.append, PEER_FDB.unpack_from, PEER_FDB.size
-    for answer in answers:
-        buffer, start, end = answer
-        if end - start >= size:
-            _, index, state, _, _, len1, kind1, mac, len2, kind2, dst = unpack(buffer, start)
-            if (len1, kind1, len2, kind2) == PEER_FDB_SHAPE and index in names and state == FDB_PERMANENT:
-                append(_tuple(Fdb, (names[index], _mac(mac), address(dst), None, "permanent")))
-                continue
-        others.update(dict.fromkeys(_fdb(answer, names)))
-    return peers + list(others)
+    known = known or Known()
+    peers, others = _table(answers, names, known.fdb, PEER_FDB.size, _peer_fdb, _fdb)
+    return peers + list(dict.fromkeys(others))
+
+
+def _peer_fdb(octets: bytes, names: Names) -> Fdb | None:
+    _, index, state, _, _, len1, kind1, mac, len2, kind2, dst = PEER_FDB.unpack(octets)
+    if (len1, kind1, len2, kind2) != PEER_FDB_SHAPE or index not in names or state != FDB_PERMANENT:
+        return None
+    return _tuple(Fdb, (names[index], mac_of(mac), address(dst), None, "permanent"))
 
 
 def _fdb(answer: Answer, names: Names) -> list[Fdb]:
@@ -266,29 +293,28 @@ def _fdb(answer: Answer, names: Names) -> list[Fdb]:
 FDB_PERMANENT = wire.FDB_STATE_NUMBER["permanent"]
 
 
-def routes(answers: Iterable[Answer], names: Names) -> list[Route]:
+def routes(answers: Iterable[Answer], names: Names, known: Known | None = None) -> list[Route]:
     """Routes of every table; of the local one without the broadcast, anycast and multicast noise.
 
     A route over several next hops has neither device nor gateway here.
     """
-    found: list[Route] = []
-    append, unpack, size, scopes = found.append, PEER_ROUTE.unpack_from, PEER_ROUTE.size, wire.SCOPE
-    for answer in answers:
-        buffer, start, end = answer
-        if end - start >= size:
-            (
-                _, prefixlen, _, _, _, protocol, scope, kind, flags,
-                len1, kind1, table, len2, kind2, dst, len3, kind3, metric, len4, kind4, via, len5, kind5, index,
-            ) = unpack(buffer, start)  # fmt: skip
-            shape = (len1, kind1, len2, kind2, len3, kind3, len4, kind4, len5, kind5)
-            if shape == PEER_ROUTE_SHAPE and kind == UNICAST and index in names and scope in scopes:
-                onlink = flags & wire.RTNH_F_ONLINK != 0
-                dev, word, subnet = names[index], scopes[scope], network(dst, prefixlen)
-                fields = (subnet, dev, address(via), metric, onlink, table, protocol, word, "unicast", None)
-                append(_tuple(Route, fields))
-                continue
-        found += _route(answer, names)
-    return found
+    known = known or Known()
+    peers, others = _table(answers, names, known.routes, PEER_ROUTE.size, _peer_route, _route)
+    return peers + others
+
+
+def _peer_route(octets: bytes, names: Names) -> Route | None:
+    (
+        _, prefixlen, _, _, _, protocol, scope, kind, flags,
+        len1, kind1, table, len2, kind2, dst, len3, kind3, metric, len4, kind4, via, len5, kind5, index,
+    ) = PEER_ROUTE.unpack(octets)  # fmt: skip
+    shape = (len1, kind1, len2, kind2, len3, kind3, len4, kind4, len5, kind5)
+    if shape != PEER_ROUTE_SHAPE or kind != UNICAST or index not in names or scope not in wire.SCOPE:
+        return None
+    onlink, word = flags & wire.RTNH_F_ONLINK != 0, wire.SCOPE[scope]
+    subnet, dev = network(dst, prefixlen), names[index]
+    fields = (subnet, dev, address(via), metric, onlink, table, protocol, word, "unicast", None)
+    return _tuple(Route, fields)
 
 
 def _route(answer: Answer, names: Names) -> list[Route]:

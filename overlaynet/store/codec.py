@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Address, ip_address, ip_network
 from types import MappingProxyType
 
-from overlaynet.addr import IPAddress, IPNetwork, Mac
+from overlaynet.addr import IPAddress, IPNetwork, Mac, address, network
 from overlaynet.core.keys import Keys
 from overlaynet.errors import OverlayError, ValueInvalid
 from overlaynet.model import (
@@ -154,7 +154,8 @@ def _subnets(tail: str) -> tuple[IPNetwork, ...]:
 
 
 def _subnet(text: str, version: int) -> IPNetwork:
-    subnet = understand("the key's subnet", ip_network, text)
+    found = understand("the key's subnet", ip_network, text)
+    subnet = network(found.network_address.packed, found.prefixlen)
     if subnet.version != version or subnet.prefixlen > _LONGEST_LEN[version]:
         raise ValueInvalid(f"the key does not name an IPv{version} subnet", evidence=text)
     return subnet
@@ -167,10 +168,10 @@ def _public_ips(fields: Fields) -> tuple[IPAddress, ...]:
 
 
 def _public_ip(fields: Fields, name: str, version: int) -> IPAddress | None:
-    address = fields.parsed(name, ip_address) if fields.raw(name) else None
-    if address and address.version != version:
-        raise invalid(name, f"is not an IPv{version} address", str(address))
-    return address if address and int(address) else None
+    found = fields.parsed(name, ip_address) if fields.raw(name) else None
+    if found and found.version != version:
+        raise invalid(name, f"is not an IPv{version} address", str(found))
+    return address(found.packed) if found and int(found) else None
 
 
 def _vteps(fields: Fields) -> tuple[Vtep, ...]:
