@@ -43,7 +43,7 @@ def changes(
         if isinstance(obj, Link) and key in have and must_recreate(obj, have[key])
     }
     blocked = {key[1] for key in refused if kind_of(key) is Kind.LINK}
-    puts, drops = [], []
+    puts = []
     for key, obj in want.items():
         there = have.get(key)
         if fresh or blocked:  # seldom, and half the cost of this loop
@@ -54,9 +54,11 @@ def changes(
                 there = None
         if there is None or not satisfied(obj, there):
             puts.append(Change(Op.PUT, obj, there))
-    for key in _extra(want, have):
-        if not links_of(have[key]) & blocked and kind_of(key) is not Kind.SYSCTL:
-            drops.append(Change(Op.DROP, have[key]))
+    drops = [
+        Change(Op.DROP, have[key])
+        for key in _extra(want, have)
+        if kind_of(key) is not Kind.SYSCTL and not links_of(have[key]) & blocked
+    ]
     return tuple(_ordered(puts)) + tuple(_without_dependents(drops))
 
 

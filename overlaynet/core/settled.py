@@ -7,8 +7,8 @@ look before, and a plan that did not change wants the very object it wanted then
 remember which pairs of objects were equal, and to look for both by identity: 1 to 2 µs a peer.
 
 A pair is set aside only if nothing else can bear on it: the links are the same, those wanted and those
-there (an entry goes with its device, and must be put again on a new one), no other entry has its key, and it is no
-pin on a bridge port, which matters to its neighbours on that bridge (`core/ownership.py`, `_keep`). What
+there (an entry goes with its device, and must be put again on a new one), no other entry has its key, and
+it is no pin on a bridge port, which matters to others on that bridge (`core/ownership.py`, `_keep`). What
 is left goes the ordinary way, so the two ways answer the same; that is a property test.
 """
 

@@ -79,7 +79,7 @@ class KernelAdapter:
     def apply(self, changes: Sequence[Change]) -> list[Failure]:
         self._indices.clear()
         failures: list[Failure] = []
-        for in_table, group in groupby(changes, key=_in_table):
+        for in_table, group in groupby(changes, key=lambda change: type(change.obj) in PUT):
             run = list(group)
             failures += self._tables(run) if in_table else self._singles(run)
         return failures
@@ -111,20 +111,21 @@ class KernelAdapter:
         ]
 
     def _send(self, changes: Sequence[Change]) -> list[Outcome]:
-        known = self._indices
-        outcomes: list[Outcome] = [NO_DEVICE] * len(changes)
-        positions: list[int] = []
+        known, putting = self._indices, Op.PUT
         messages: list[bytes] = []
+        nowhere: set[int] = set()
         for position, (op, obj, _) in enumerate(changes):
-            assert isinstance(obj, TABLES)
-            dev = obj.dev
+            dev = obj.dev  # type: ignore[union-attr]  # `apply` sends nothing here but TABLES
             index = (known.get(dev) or self._index(dev)) if dev else 0
-            if index is not None:
-                positions.append(position)
-                messages.append((PUT if op is Op.PUT else DROP)[type(obj)](obj, index))
-        for position, outcome in zip(positions, self._rtnl.batch(messages), strict=True):
-            outcomes[position] = outcome
-        return outcomes
+            if index is None:
+                nowhere.add(position)
+            else:
+                messages.append((PUT if op is putting else DROP)[type(obj)](obj, index))
+        answers = self._rtnl.batch(messages)
+        if not nowhere:
+            return answers
+        rest = iter(answers)
+        return [NO_DEVICE if position in nowhere else next(rest) for position in range(len(changes))]
 
     def _index(self, device: str) -> int | None:
         index = self._indices.get(device)
@@ -233,10 +234,6 @@ class KernelAdapter:
         for refusal in self._rtnl.batch(messages):
             if refusal and refusal.errno not in content_with:
                 raise KernelError(what, refusal.errno, refusal.text)
-
-
-def _in_table(change: Change) -> bool:
-    return isinstance(change.obj, TABLES)
 
 
 def _same_device(link: Link, present: LinkInfo) -> bool:

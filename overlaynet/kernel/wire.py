@@ -2,9 +2,10 @@
 
 A message is a header (length, type, flags, sequence number, port id), a fixed part that depends on the
 type, and attributes: length, type and payload, each padded to four bytes (RFC 3549; rtnetlink(7);
-include/uapi/linux/{netlink,rtnetlink,neighbour,if_addr}.h). Every message of one kind has the same
-layout, so one `struct.Struct` made beforehand packs it in about a microsecond; a general encoder takes
-several hundred. Integers are in the machine's byte order, addresses in the network's.
+include/uapi/linux/{netlink,rtnetlink,neighbour,if_addr}.h). The messages of one table differ in little more
+than addresses: what they have in common is packed once and kept (`HEADS`), the rest is put behind it, in
+about a microsecond; a general encoder takes several hundred. Integers are in the machine's byte order,
+addresses in the network's.
 
 Sequence numbers are left zero: `handle.Rtnl` writes them when it sends, so a message is a plain value.
 
@@ -15,10 +16,11 @@ table (a VXLAN device's: MAC to peer), NTF_MASTER that of the bridge the device 
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 from socket import AF_INET, AF_INET6
 from struct import Struct
 
-from overlaynet.addr import IPAddress, Mac
+from overlaynet.addr import CACHED, IPAddress, Mac
 from overlaynet.state import Address, Fdb, Neigh, Route
 
 AF_BRIDGE = 7
@@ -82,6 +84,9 @@ IFA_F_NODAD = 0x02
 IFLA_IFNAME, IFLA_EXT_MASK = 3, 29
 RTEXT_FILTER_SKIP_STATS = 0x8
 
+HEADS = 8_192
+"""Beginnings of messages kept: a few for each device and kind."""
+
 HEADER = Struct("=IHHII")
 ATTR = Struct("=HH")
 NDMSG = Struct("=BxxxiHBB")
@@ -89,13 +94,18 @@ RTMSG = Struct("=BBBBBBBBI")
 IFADDRMSG = Struct("=BBBBi")
 IFINFOMSG = Struct("=BxHiII")
 
+_U32 = Struct("=I")
 _U32_ATTR = Struct("=HHI")
 _PUT = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE
-_NEIGH = {v: Struct(f"=IHHIIBxxxiHBBHH{n}sHH6sxx") for v, n in WIDTH.items()}
-_FDB_PEER = {v: Struct(f"=IHHIIBxxxiHBBHH6sxxHH{n}s") for v, n in WIDTH.items()}
-_FDB_PLAIN = Struct("=IHHIIBxxxiHBBHH6sxx")
-_ROUTE = {v: Struct(f"=IHHIIBBBBBBBBIHHIHHIHH{n}s") for v, n in WIDTH.items()}
-_HOP = {v: Struct(f"=HHIHH{n}s") for v, n in WIDTH.items()}
+_NEIGH_HEAD = Struct("=IHHIIBxxxiHBB")
+_ROUTE_HEAD = Struct("=IHHIIBBBBBBBBIHHIHH")
+_MAC_HEAD = ATTR.pack(10, NDA_LLADDR)
+_PAD = bytes(2)
+"""Behind a MAC."""
+_DST_HEAD = {width: ATTR.pack(4 + width, NDA_DST) for width in WIDTH.values()}
+_ROUTE_DST_HEAD = {width: ATTR.pack(4 + width, RTA_DST) for width in WIDTH.values()}
+_GATEWAY_HEAD = {width: ATTR.pack(4 + width, RTA_GATEWAY) for width in WIDTH.values()}
+_FAMILY = {WIDTH[version]: family for version, family in FAMILY.items()}
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
@@ -114,6 +124,18 @@ def _u32(kind: int, value: int) -> bytes:
     return _U32_ATTR.pack(8, kind, value)
 
 
+@lru_cache(maxsize=HEADS)
+def _neigh_head(size: int, kind: int, flags: int, family: int, ifindex: int, state: int, table: int) -> bytes:
+    """Message header and fixed part, for `size` octets of attributes."""
+    return _NEIGH_HEAD.pack(28 + size, kind, flags, 0, 0, family, ifindex, state, table, 0)
+
+
+@lru_cache(maxsize=CACHED)
+def _octets(mac: Mac) -> bytes:
+    """A peer's MAC is sent twice, and parsing its text takes as long as the rest of a message."""
+    return mac.packed
+
+
 # --- neighbours and forwarding entries ------------------------------------------------------------
 
 
@@ -128,15 +150,11 @@ def drop_neigh(entry: Neigh, ifindex: int) -> bytes:
 
 
 def _neigh(kind: int, flags: int, entry: Neigh, ifindex: int) -> bytes:
-    version = entry.ip.version
-    layout, width = _NEIGH[version], 4 + WIDTH[version]
-    state = NUD_NUMBER[entry.state]
-    fixed = (layout.size, kind, flags, 0, 0, FAMILY[version], ifindex, state, 0, 0)
-    return layout.pack(*fixed, width, NDA_DST, entry.ip.packed, 10, NDA_LLADDR, _lladdr(entry.mac))
-
-
-def _lladdr(mac: Mac | None) -> bytes:
-    return mac.packed if mac else bytes(6)
+    _, ip, mac, state = entry
+    dst = ip.packed
+    width = len(dst)
+    head = _neigh_head(width + 16, kind, flags, _FAMILY[width], ifindex, NUD_NUMBER[state], 0)
+    return head + _DST_HEAD[width] + dst + _MAC_HEAD + (_octets(mac) if mac else bytes(6)) + _PAD
 
 
 def put_fdb(entry: Fdb, ifindex: int) -> bytes:
@@ -150,15 +168,15 @@ def drop_fdb(entry: Fdb, ifindex: int) -> bytes:
 
 
 def _fdb(kind: int, flags: int, entry: Fdb, ifindex: int) -> bytes:
-    state = FDB_STATE_NUMBER[entry.state]
-    dst = entry.dst
+    _, mac, dst, master, word = entry
+    state = FDB_STATE_NUMBER[word]
     if dst is None:
-        table = NTF_MASTER if entry.master else NTF_SELF
-        fixed = (_FDB_PLAIN.size, kind, flags, 0, 0, AF_BRIDGE, ifindex, state, table, 0)
-        return _FDB_PLAIN.pack(*fixed, 10, NDA_LLADDR, entry.mac.packed)
-    layout, width = _FDB_PEER[dst.version], 4 + WIDTH[dst.version]
-    fixed = (layout.size, kind, flags, 0, 0, AF_BRIDGE, ifindex, state, NTF_SELF, 0)
-    return layout.pack(*fixed, 10, NDA_LLADDR, entry.mac.packed, width, NDA_DST, dst.packed)
+        table = NTF_MASTER if master else NTF_SELF
+        head = _neigh_head(12, kind, flags, AF_BRIDGE, ifindex, state, table)
+        return head + _MAC_HEAD + _octets(mac) + _PAD
+    peer = dst.packed
+    head = _neigh_head(len(peer) + 16, kind, flags, AF_BRIDGE, ifindex, state, NTF_SELF)
+    return head + _MAC_HEAD + _octets(mac) + _PAD + _DST_HEAD[len(peer)] + peer
 
 
 # --- routes ---------------------------------------------------------------------------------------
@@ -175,38 +193,45 @@ def drop_route(route: Route, ifindex: int) -> bytes:
 
 
 def _route(kind: int, flags: int, route: Route, ifindex: int, scope: int) -> bytes:
-    more = _route_extras(route, ifindex)
-    dst = route.dst
-    version = dst.version
-    layout = _ROUTE[version]
-    onlink = RTNH_F_ONLINK if route.onlink else 0
-    table = route.table if route.table < 256 else 0
-    packed = layout.pack(
-        layout.size + len(more), kind, flags, 0, 0,
-        FAMILY[version], dst.prefixlen, 0, 0, table, route.protocol, scope,
-        ROUTE_TYPE_NUMBER[route.type], onlink,
-        8, RTA_TABLE, route.table, 8, RTA_PRIORITY, route.metric,
-        4 + WIDTH[version], RTA_DST, dst.network_address.packed,
+    network, _, via, metric, onlink, table, protocol, _, word, prefsrc = route
+    dst = network.network_address.packed
+    width = len(dst)
+    rest = _U32.pack(metric) + _ROUTE_DST_HEAD[width] + dst
+    rest += _hop(via, ifindex, width)
+    if prefsrc is not None:
+        rest += attribute(RTA_PREFSRC, prefsrc.packed)
+    family, length = _FAMILY[width], network.prefixlen
+    return _route_head(len(rest), kind, flags, family, length, table, protocol, scope, word, onlink) + rest
+
+
+@lru_cache(maxsize=HEADS)
+def _route_head(
+    size: int, kind: int, flags: int, family: int, prefixlen: int, table: int, protocol: int, scope: int,
+    word: str, onlink: bool,
+) -> bytes:  # fmt: skip
+    """All up to the metric, for `size` octets from there on."""
+    return _ROUTE_HEAD.pack(
+        _ROUTE_HEAD.size + size, kind, flags, 0, 0,
+        family, prefixlen, 0, 0, table if table < 256 else 0, protocol, scope,
+        ROUTE_TYPE_NUMBER[word], RTNH_F_ONLINK if onlink else 0,
+        8, RTA_TABLE, table, 8, RTA_PRIORITY,
     )  # fmt: skip
-    return packed + more
 
 
-def _route_extras(route: Route, ifindex: int) -> bytes:
-    via, version = route.via, route.dst.version
-    if ifindex and via is not None and via.version == version:
-        more = _HOP[version].pack(8, RTA_OIF, ifindex, 4 + WIDTH[version], RTA_GATEWAY, via.packed)
-    else:
-        more = _u32(RTA_OIF, ifindex) if ifindex else b""
-        more += _gateway(via, version) if via else b""
-    if route.prefsrc is not None:
-        more += attribute(RTA_PREFSRC, route.prefsrc.packed)
-    return more
+def _hop(via: IPAddress | None, ifindex: int, width: int) -> bytes:
+    """Device and gateway; the latter may be of the other family than the destination, `width` octets long."""
+    device = _device(ifindex) if ifindex else b""
+    if via is None:
+        return device
+    gateway = via.packed
+    if len(gateway) == width:
+        return device + _GATEWAY_HEAD[width] + gateway
+    return device + attribute(RTA_VIA, _FAMILY[len(gateway)].to_bytes(2, sys.byteorder) + gateway)
 
 
-def _gateway(via: IPAddress, version: int) -> bytes:
-    if via.version == version:
-        return attribute(RTA_GATEWAY, via.packed)
-    return attribute(RTA_VIA, FAMILY[via.version].to_bytes(2, sys.byteorder) + via.packed)
+@lru_cache(maxsize=HEADS)
+def _device(ifindex: int) -> bytes:
+    return _u32(RTA_OIF, ifindex)
 
 
 # --- addresses ------------------------------------------------------------------------------------
