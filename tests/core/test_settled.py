@@ -104,3 +104,18 @@ def test_what_is_right_is_not_compared_again():
     rest, seen = reconciler.settled.rest(want, fake.observe())
     assert {kind_of(key) for key in rest} & {Kind.NEIGH, Kind.FDB, Kind.ROUTE} == set()
     assert seen.neighs == seen.fdb == ()
+
+
+def test_entries_of_a_device_that_must_be_made_anew_are_put_again_until_it_is():
+    fake, want = kernel(1), planned({2: 0}, set(), 8472)
+    reconciler = Reconciler(fake)
+    reconciler.look(want, NETWORKS)
+    reconciler.look(want, NETWORKS)
+    there = fake.links["flannel.1"]
+    assert there.vxlan is not None
+    fake.links["flannel.1"] = there._replace(vxlan=there.vxlan._replace(vni=7))
+    fake.fail_next(Kind.LINK, 16)
+    for _ in range(2):
+        changes = reconciler.look(want, NETWORKS).changes
+        assert {Kind.LINK, Kind.NEIGH, Kind.FDB, Kind.ROUTE} <= {kind_of(c.obj.key) for c in changes}
+    assert reconciler.look(want, NETWORKS).changes == ()
