@@ -92,6 +92,17 @@ class PathConfig:
     def workloads(self) -> Path:
         return self.state / "workloads.json"
 
+    @property
+    def remembered(self) -> Path:
+        return self.state / "etcd.json"
+
+
+@dataclass(frozen=True, slots=True)
+class HealthConfig:
+    """`[health]`. `listen`: an address and port for health and metrics over TCP; none unless asked for."""
+
+    listen: tuple[str, int] | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class LogConfig:
@@ -110,6 +121,7 @@ class AgentConfig:
     bridge: BridgeConfig = field(default_factory=BridgeConfig)
     firewall: FirewallConfig = field(default_factory=FirewallConfig)
     paths: PathConfig = field(default_factory=PathConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
 
@@ -210,6 +222,19 @@ def _endpoint(text: str) -> str:
     return text
 
 
+def _listen(value: Any) -> tuple[str, int]:
+    """``ADDRESS:PORT``; a name would make the agent's start depend on DNS."""
+    text = _text(value)
+    parts = urlsplit(f"//{text}")
+    try:
+        address, port = ip_address(parts.hostname or ""), parts.port
+    except ValueError:
+        port = None
+    if not port or parts.netloc != text:
+        raise ValueError("wants an address and a port such as 127.0.0.1:9473 or [::1]:9473")
+    return str(address), port
+
+
 def _labels(value: Any) -> Mapping[str, str]:
     if isinstance(value, str):
         value = dict(item.partition("=")[::2] for item in value.split(",") if item)
@@ -241,6 +266,7 @@ FIELDS: Mapping[tuple[str, str], _Reader] = {
     ("paths", "run"): _path,
     ("paths", "state"): _path,
     ("paths", "subnet_file"): _path,
+    ("health", "listen"): _listen,
     ("log", "level"): _one_of("debug", "info", "warning", "error"),
     ("log", "format"): _one_of("text", "json"),
 }

@@ -29,6 +29,18 @@ class Synced:
 
 
 @dataclass(frozen=True, slots=True)
+class Recalled:
+    """What the store said before this start, from our own disk, since it cannot be asked. Good enough to
+    put back what is missing; never a reason to delete or change anything. `lease_id` and `ends`: until when
+    our subnet's etcd lease surely lives, as in `Renewed`; None: not known."""
+
+    items: tuple[Stored[Record], ...]
+    cluster_id: int = 0
+    lease_id: int = 0
+    ends: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Changed:
     """A key was created or changed."""
 
@@ -145,6 +157,7 @@ class NetworkTaken:
 
 Event: TypeAlias = (
     Synced
+    | Recalled
     | Changed
     | Gone
     | StoreLost

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from overlaynet.addr import IPNetwork
-from overlaynet.core.diff import changes, touched_changes
+from overlaynet.core.diff import additions, changes, touched_changes
 from overlaynet.core.ownership import have
 from overlaynet.core.settled import Settled
 from overlaynet.ports import Failure, Firewall, Kernel
@@ -37,9 +37,11 @@ class Outcome:
 
 @dataclass(slots=True)
 class Reconciler:
-    """One host's writer. `seen` is the kernel at the last look; not for use across threads."""
+    """One host's writer. `seen` is the kernel at the last look; not for use across threads. While
+    `additions_only`, nothing is taken away: what is wanted is then known from a time before this start."""
 
     kernel: Kernel
+    additions_only: bool = False
     seen: KernelState = field(default_factory=KernelState)
     cache: dict[Key, Object] = field(default_factory=dict)
     refused: dict[Key, str] = field(default_factory=dict)
@@ -55,7 +57,7 @@ class Reconciler:
         self.settled.learn(rest, found.objects, pending)
         self.refused = found.refused
         self.cache = _all_but(want, rest) | found.objects
-        return pending
+        return self._allowed(pending)
 
     def look(self, want: Mapping[Key, Object], networks: tuple[IPNetwork, ...]) -> Outcome:
         """Read everything, write what differs. Raises KernelError if it cannot be read."""
@@ -71,10 +73,13 @@ class Reconciler:
         """Write what differs among some keys, going by the cache. A change of a link means a look, since
         the kernel drops what hangs on a link on its own. Raises KernelError if that look fails."""
         keys = list(touched)
-        pending = touched_changes(keys, want, self.cache, self.refused)
+        pending = self._allowed(touched_changes(keys, want, self.cache, self.refused))
         if any(kind_of(change.obj.key) is Kind.LINK for change in pending):
             return self.look(want, networks)
         return self._apply(pending)
+
+    def _allowed(self, pending: tuple[Change, ...]) -> tuple[Change, ...]:
+        return additions(pending) if self.additions_only else pending
 
     def _apply(self, pending: Sequence[Change]) -> Outcome:
         failures = tuple(self.kernel.apply(pending)) if pending else ()
@@ -106,10 +111,15 @@ class FirewallOutcome(NamedTuple):
     blockers: tuple[str, ...] = ()
 
 
-def sync_firewall(firewall: Firewall, want: Mapping[str, Policy]) -> FirewallOutcome:
-    """Read the rules, write what differs. Raises FirewallError or ToolMissing."""
+def sync_firewall(
+    firewall: Firewall, want: Mapping[str, Policy], *, additions_only: bool = False
+) -> FirewallOutcome:
+    """Read the rules, write what differs; with `additions_only` only what is missing. Raises FirewallError
+    or ToolMissing."""
     present = firewall.observe()
     pending = firewall.pending(want, present)
+    if additions_only:
+        pending = tuple(change for change in pending if change.op == "missing")
     if pending:
         firewall.apply(pending, present)
     return FirewallOutcome(pending, firewall.blockers(want, present))

@@ -73,7 +73,7 @@ def _run(options: argparse.Namespace) -> int:
 
     config = wire.with_node_name(config)
     if options.command == "run":
-        return commands.run(config)
+        return commands.run(config, lambda: wire.with_node_name(load(options.config, os.environ, given)))
     document = {"once": commands.once, "plan": commands.show_plan, "clean": commands.clean}[options.command](
         config
     )

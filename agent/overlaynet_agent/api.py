@@ -152,14 +152,16 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/metrics":
             self._metrics()
             return
-        reads: Mapping[str, Callable[[], Answer]] = {
+        self._answer(self.reads().get(self.path, self._no_such_path))
+
+    def reads(self) -> Mapping[str, Callable[[], Answer]]:
+        return {
             "/v1/health": self._health,
             "/v1/ready": self._ready,
             "/v1/status": lambda: self._on_loop(documents.status),
             "/v1/state": lambda: self._on_loop(documents.state),
             "/v1/plan": self._plan,
         }
-        self._answer(reads.get(self.path, self._no_such_path))
 
     def do_POST(self) -> None:
         content = self._receive()
@@ -167,6 +169,7 @@ class Handler(BaseHTTPRequestHandler):
             "/v1/containers": lambda: self._attach(content),
             "/v1/repair": self._repair,
             "/v1/network/apply": lambda: self._apply_network(content),
+            "/v1/reload": self._reload,
         }
         self._answer(self._privileged(changes.get(self.path, self._no_such_path)))
 
@@ -234,6 +237,9 @@ class Handler(BaseHTTPRequestHandler):
         if len(parts) != 5 or parts[:3] != ["", "v1", "containers"]:
             return self._no_such_path()
         return HTTPStatus.OK, self.server.loop.call(lambda loop: _detach_on(loop, parts[3], parts[4]))
+
+    def _reload(self) -> Answer:
+        return HTTPStatus.OK, self.server.loop.call(_reload_on)
 
     def _repair(self) -> Answer:
         return HTTPStatus.OK, self.server.loop.call(_repair_on)
@@ -333,6 +339,11 @@ def _apply_network_on(loop: Loop, *, force: bool) -> dict[str, Any]:
         loop.submit(loop.engine.handle(NetworkTaken(), loop.clock()))
         log.info("network config applied networks=%s", ",".join(map(str, loop.host.networks)))
     return {"applied": applied, "network": documents.network(loop)}
+
+
+def _reload_on(loop: Loop) -> dict[str, Any]:
+    live, rest = loop.reload()
+    return {"changed": [".".join(key) for key in live], "restart_needed": [".".join(key) for key in rest]}
 
 
 def _repair_on(loop: Loop) -> dict[str, Any]:

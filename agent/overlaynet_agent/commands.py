@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from overlaynet import __version__
 from overlaynet.config import AgentConfig
@@ -31,7 +32,8 @@ from overlaynet.store import codec, disk
 from overlaynet.store.etcd import EtcdStore
 from overlaynet_agent import files, metrics, wire
 from overlaynet_agent.api import Server
-from overlaynet_agent.loop import Loop, Stop
+from overlaynet_agent.health import HealthServer
+from overlaynet_agent.loop import Loop, Request, Stop
 from overlaynet_agent.storeworker import StoreWorker
 
 log = logging.getLogger("overlaynet.agent")
@@ -39,11 +41,18 @@ log = logging.getLogger("overlaynet.agent")
 CLAIM_ATTEMPTS = 10
 
 
-def run(config: AgentConfig) -> int:
-    """Run until SIGTERM or SIGINT; the dataplane stays as it is."""
+class Worker(Protocol):
+    """Something with a thread of its own beside the loop's."""
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+def run(config: AgentConfig, reread: Callable[[], AgentConfig]) -> int:
+    """Run until SIGTERM or SIGINT; the dataplane stays as it is. SIGHUP has the settings read again."""
     wire.require_capabilities()
     with files.only_one(config.paths.pid_file), _open(config) as (kernel, etcd, rules):
-        loop = wire.loop(config, kernel, etcd, rules)
+        loop = wire.loop(config, kernel, etcd, rules, reread)
         log.info(
             "start version=%s node=%s node_id=%s public_ip=%s interface=%s mtu=%d endpoints=%s rules=%s",
             __version__, loop.engine.local.name, loop.engine.local.identity.node_id,
@@ -51,9 +60,11 @@ def run(config: AgentConfig) -> int:
             ",".join(config.etcd.endpoints), rules.flavour,
         )  # fmt: skip
         server = Server(config.paths.socket, loop, rules, lambda: metrics.exposition(loop, rules))
+        asked = [HealthServer(config.health.listen, server)] if config.health.listen else []
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: loop.inbox.put(Stop()))
-        threads = (loop.store, loop.firewall, loop.keepalive, server)
+        signal.signal(signal.SIGHUP, lambda *_: loop.inbox.put(Request(Loop.reload, Future())))
+        threads: list[Worker] = [*loop.threads, server, *asked]
         for thread in threads:
             thread.start()
         try:

@@ -21,14 +21,7 @@ Document = dict[str, Any]
 
 def ready(loop: Loop) -> Document:
     problems = [problem.as_json() for problem in loop.problems()]
-    return {"ready": loop.ready, "state": state_word(loop), "problems": problems}
-
-
-def state_word(loop: Loop) -> str:
-    """``starting``, ``ready``, or ``degraded``: ready once, with something wrong now."""
-    if not loop.ready:
-        return "starting"
-    return "degraded" if loop.problems() else "ready"
+    return {"ready": loop.ready, "state": loop.state_word, "problems": problems}
 
 
 def status(loop: Loop) -> Document:
@@ -47,7 +40,7 @@ def status(loop: Loop) -> Document:
             "pid": os.getpid(),
             "version": __version__,
             "uptime_s": round(time.monotonic() - loop.started, 3),
-            "state": state_word(loop),
+            "state": loop.state_word,
         },
         "store": {
             "endpoints": list(loop.config.etcd.endpoints),

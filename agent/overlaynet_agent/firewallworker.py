@@ -15,6 +15,7 @@ from overlaynet.errors import OverlayError
 from overlaynet.ports import Firewall
 from overlaynet.reconcile import FirewallOutcome, sync_firewall
 from overlaynet.state import Policy
+from overlaynet_agent.durations import Durations
 
 log = logging.getLogger("overlaynet.firewall")
 
@@ -33,7 +34,8 @@ class FirewallWorker:
     def __init__(self, firewall: Firewall, post: Callable[[FirewallDone], None]) -> None:
         self._firewall = firewall
         self._post = post
-        self._wanted: Mapping[str, Policy] | None = None
+        self._wanted: tuple[Mapping[str, Policy], bool] | None = None
+        self.durations = Durations()
         self._stopped = False
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="firewall", daemon=True)
@@ -45,10 +47,10 @@ class FirewallWorker:
     def start(self) -> None:
         self._thread.start()
 
-    def want(self, policies: Mapping[str, Policy]) -> None:
-        """Make the rules like this, soon."""
+    def want(self, policies: Mapping[str, Policy], additions_only: bool) -> None:
+        """Make the rules like this, soon; with `additions_only` take nothing away."""
         with self._wake:
-            self._wanted = dict(policies)
+            self._wanted = (dict(policies), additions_only)
             self._wake.notify()
 
     def stop(self) -> None:
@@ -64,9 +66,11 @@ class FirewallWorker:
                 self._wake.wait_for(lambda: self._stopped or self._wanted is not None)
                 if self._stopped:
                     return
-                wanted, self._wanted = self._wanted or {}, None
+                (wanted, additions_only), self._wanted = self._wanted or ({}, True), None
             try:
-                self._post(FirewallDone(sync_firewall(self._firewall, wanted)))
+                with self.durations.timed():
+                    outcome = sync_firewall(self._firewall, wanted, additions_only=additions_only)
+                self._post(FirewallDone(outcome))
             except OverlayError as error:
                 self._post(FirewallDone(FirewallOutcome(), error))
             except Exception as error:

@@ -37,6 +37,7 @@ from overlaynet.model import Port, Workload, check_name
 from overlaynet.ports import Failure, Kernel, Wiring
 from overlaynet.reconcile import Outcome, Reconciler
 from overlaynet.state import Change, Key, Kind, describe, kind_of
+from overlaynet_agent.durations import Durations
 
 log = logging.getLogger("overlaynet.host")
 
@@ -74,6 +75,7 @@ class Host:
     looks: int = 0
     writes: Counter[tuple[str, str]] = field(default_factory=Counter)
     repaired: Counter[str] = field(default_factory=Counter)
+    durations: Durations = field(default_factory=Durations)
 
     def __post_init__(self) -> None:
         self.reconciler = Reconciler(self.kernel)
@@ -134,7 +136,8 @@ class Host:
     def _carry_out(self, write: Callable[[], Outcome], why: str, now: float) -> Outcome:
         """Do it and keep the books. A kernel that cannot be read leaves everything as it was."""
         try:
-            outcome = write()
+            with self.durations.timed():
+                outcome = write()
         except KernelError as error:
             self.blind = error
             log.warning("the kernel could not be read error=%s", error)

@@ -25,15 +25,18 @@ from overlaynet.core.engine import Engine
 from overlaynet.core.overlay import container_mtu
 from overlaynet.core.underlay import local_host
 from overlaynet.errors import EnvironmentProblem, NotReady, OverlayError, UnderlayProblem
-from overlaynet.events import Event, HostChanged, Intent
+from overlaynet.events import Event, HostChanged, Intent, Recalled, StoreLost
 from overlaynet.model import Lease, NetworkConfig
 from overlaynet.reconcile import Outcome
 from overlaynet.state import Policy
 from overlaynet.store import disk
-from overlaynet_agent import files
+from overlaynet_agent import files, logs, settings
 from overlaynet_agent.firewallworker import FirewallDone, FirewallWorker
 from overlaynet_agent.host import Host
+from overlaynet_agent.memory import Memory
+from overlaynet_agent.notify import Manager, Notifier
 from overlaynet_agent.storeworker import KeepAlive, StoreWorker
+from overlaynet_agent.timedstore import TimedStore
 
 log = logging.getLogger("overlaynet.loop")
 
@@ -62,9 +65,10 @@ Item: TypeAlias = Event | FirewallDone | Request | Stop
 
 @dataclass(slots=True)
 class FirewallState:
-    """What the firewall thread last said. `asked` are the policies it was last given."""
+    """What the firewall thread last said. `asked` are the policies it was last given, and whether it was
+    told to take nothing away."""
 
-    asked: Mapping[str, Policy] | None = None
+    asked: tuple[Mapping[str, Policy], bool] | None = None
     tried: bool = False
     error: OverlayError | None = None
     attempt: int = 0
@@ -83,6 +87,10 @@ class Loop:
     store: StoreWorker
     keepalive: KeepAlive
     firewall: FirewallWorker
+    memory: Memory
+    calls: TimedStore
+    manager: Manager = field(default_factory=lambda: Manager(Notifier(None)))
+    reread: Callable[[], AgentConfig] | None = None
     clock: Callable[[], float] = time.monotonic
     started: float = field(default_factory=time.monotonic)
     last_tick: float = field(default_factory=time.monotonic)
@@ -93,8 +101,14 @@ class Loop:
     _saved: object = None
     _save_error: OverlayError | None = None
     _next_save: float = 0.0
+    _reload_error: OverlayError | None = None
     _said_ready: bool = False
     _stopped: bool = False
+
+    @property
+    def threads(self) -> tuple[StoreWorker, FirewallWorker, KeepAlive, Memory]:
+        """The workers, to be started before `run` and stopped after it in the other order."""
+        return (self.store, self.firewall, self.keepalive, self.memory)
 
     def run(self) -> None:
         """Turn until told to stop."""
@@ -102,6 +116,8 @@ class Loop:
         while True:
             items = self._wait()
             if any(isinstance(item, Stop) for item in items):
+                self.manager.stopping()
+                self._remember(at_once=True)
                 self._refuse(items)
                 return
             for item in items:
@@ -167,10 +183,13 @@ class Loop:
                 pass
             case _:
                 self.submit(self.engine.handle(item, self.clock()))
+                if isinstance(item, StoreLost):
+                    self._recall()
 
     def _round(self) -> None:
         now = self.clock()
         self.submit(self.engine.tick(now))
+        self._trust_the_store()
         if now >= self._next_look:
             self.full_look("timer")
         elif self.host.follow(now).failures or self.host.blind:
@@ -179,10 +198,44 @@ class Loop:
         self._ask_firewall()
         self.keepalive.keep(self.engine.node_lease, self._subnet_lease())
         self.save()
+        self._remember()
         self._say_ready()
+        self._tell_manager(now)
 
     def _subnet_lease(self) -> int:
         return self.engine.lease.lease_id if self.engine.lease else 0
+
+    def _remember(self, *, at_once: bool = False) -> None:
+        lease_end = self.keepalive.ends_at(self._subnet_lease())
+        self.memory.note(self.engine, lease_end, self.clock(), at_once=at_once)
+
+    # --- without a store --------------------------------------------------------------------------
+
+    def _recall(self) -> None:
+        """The store is away and was not read since we started: go by what it said before."""
+        engine = self.engine
+        if engine.synced or engine.lease is not None:
+            return
+        remembered = self.memory.recall()
+        if remembered is None:
+            return
+        left_s = None if remembered.lease_end is None else remembered.lease_end - time.time()
+        ends = None if left_s is None else self.clock() + left_s
+        recalled = Recalled(remembered.items, remembered.cluster_id, remembered.lease_id, ends)
+        self.submit(engine.handle(recalled, self.clock()))
+        if left_s is not None:
+            self.keepalive.recall(remembered.lease_id, left_s)
+        log.warning("etcd is away: going by what it said before keys=%d", len(remembered.items))
+
+    def _trust_the_store(self) -> None:
+        """Take nothing away before the store was read; look at everything once it was."""
+        reconciler = self.host.reconciler
+        if reconciler.additions_only == self.engine.synced:
+            reconciler.additions_only = not self.engine.synced
+            if self.host.tried:
+                self._next_look = self.clock()
+
+    # --- looking and writing ----------------------------------------------------------------------
 
     def full_look(self, why: str) -> Outcome:
         """Look at everything: kernel now, firewall on its thread, our files with the next save."""
@@ -221,10 +274,10 @@ class Loop:
         self._next_look = min(self._next_look, soon)
 
     def _ask_firewall(self) -> None:
-        wanted = self.engine.desired.policies
+        wanted = (self.engine.desired.policies, self.host.reconciler.additions_only)
         if self.host.active and self.rules.asked != wanted:
-            self.rules.asked = dict(wanted)
-            self.firewall.want(wanted)
+            self.rules.asked = (dict(wanted[0]), wanted[1])
+            self.firewall.want(*wanted)
 
     def _firewall_done(self, done: FirewallDone) -> None:
         rules = self.rules
@@ -274,8 +327,64 @@ class Loop:
         return self.host.tried and self.rules.tried
 
     def problems(self) -> list[OverlayError]:
-        mine = [error for error in (self.underlay_error, self.rules.error, self._save_error) if error]
+        own = (self.underlay_error, self.rules.error, self._save_error, self._reload_error)
+        mine = [error for error in own if error]
         return [*self.engine.problems(), *self.host.problems(), *mine]
+
+    @property
+    def state_word(self) -> str:
+        """``starting``, ``ready``, or ``degraded``: ready once, with something wrong now."""
+        if not self.ready:
+            return "starting"
+        return "degraded" if self.problems() else "ready"
+
+    def _tell_manager(self, now: float) -> None:
+        self.manager.turn(now)
+        if self.manager.wants_status(now, self.ready):
+            self.manager.tell(now, self.ready, self._status_line())
+
+    def _status_line(self) -> str:
+        """The state, what we have, and the first of the problems."""
+        lease, problems = self.engine.lease, self.problems()
+        words = [self.state_word]
+        if lease is not None:
+            subnets = ",".join(map(str, lease.value.subnets))
+            peers, containers = len(self.engine.view.leases) - 1, len(self.engine.workloads)
+            words.append(f"subnet {subnets}, {peers} peers, {containers} containers")
+        if problems:
+            more = f" and {len(problems) - 1} more" if problems[1:] else ""
+            words.append(f"{problems[0].code} {problems[0].message}{more}")
+        return "; ".join(words)
+
+    # --- settings ---------------------------------------------------------------------------------
+
+    def reload(self) -> tuple[list[settings.Key], list[settings.Key]]:
+        """Read the settings again: which changed and hold now, and which need a restart.
+
+        Raises ConfigError for settings that cannot be used; then the old ones stay, all of them."""
+        self.manager.reloading()
+        try:
+            new = self.reread() if self.reread else self.config
+        except OverlayError as error:
+            self._reload_error = error
+            log.error("settings refused, the old ones stay error=%s evidence=%s", error, error.evidence)
+            raise
+        finally:
+            self.manager.reloaded()
+        self._reload_error = None
+        return self._adopt(new)
+
+    def _adopt(self, new: AgentConfig) -> tuple[list[settings.Key], list[settings.Key]]:
+        keys = settings.changed(self.config, new)
+        live, rest = [k for k in keys if k in settings.LIVE], [k for k in keys if k not in settings.LIVE]
+        self.config = settings.merged(self.config, new)
+        logs.configure(self.config.log)
+        local = settings.local_host(self.engine.local, self.config)
+        if local != self.engine.local:
+            self.submit(self.engine.handle(HostChanged(local), self.clock()))
+        self._next_look = min(self._next_look, self.clock() + self.config.firewall.resync_s)
+        log.info("settings read again changed=%s restart_needed=%s", _names(live), _names(rest))
+        return live, rest
 
     def _say_ready(self) -> None:
         lease = self.engine.lease
@@ -288,6 +397,10 @@ class Loop:
                 len(self.engine.view.leases) - 1,
                 self.clock() - self.started,
             )
+
+
+def _names(keys: list[settings.Key]) -> str:
+    return ",".join(".".join(key) for key in keys) or "none"
 
 
 def _stopping() -> NotReady:

@@ -1,16 +1,22 @@
-"""The agent's counters as Prometheus text. The library is imported when somebody asks: it costs 0.2 s."""
+"""The agent's counters as Prometheus text. The library is imported when somebody asks: it costs 0.2 s.
+
+Nothing is counted twice: each family is read from where the thing happens, at the moment of asking.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from overlaynet.firewall.iptables import Iptables
+from overlaynet_agent.durations import Durations
 from overlaynet_agent.loop import Loop
+
+STATES = ("starting", "ready", "degraded")
 
 
 def exposition(loop: Loop, rules: Iptables) -> bytes:
-    """Everything of contract name `overlaynet_…`, as the text format has it."""
+    """Every family of docs/agent.md, in the text format."""
     from prometheus_client import CollectorRegistry, generate_latest
 
     registry = CollectorRegistry()
@@ -31,41 +37,116 @@ class _Collector:
     def collect(self) -> Iterator[Any]:
         yield from self._loop.call(_families)
         yield from _rule_families(self._rules)
+        yield from _duration_families(self._loop)
 
 
 def _families(loop: Loop) -> list[Any]:
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-    host = loop.host
-    writes = CounterMetricFamily(
-        "overlaynet_kernel_writes", "Objects written to the kernel.", labels=["object", "op"]
-    )
-    for (kind, op), count in host.writes.items():
-        writes.add_metric([kind, op], count)
-    repaired = CounterMetricFamily(
-        "overlaynet_drift_repaired", "Objects that had gone wrong by themselves.", labels=["object"]
-    )
-    for kind, count in host.repaired.items():
-        repaired.add_metric([kind], count)
+    """What only the loop's thread may read."""
+    host, engine = loop.host, loop.engine
+    left_s = loop.keepalive.expires_in_s(engine.lease.lease_id) if engine.lease else None
     return [
-        writes,
-        repaired,
-        CounterMetricFamily("overlaynet_full_looks", "Readings of the whole kernel.", value=host.looks),
-        GaugeMetricFamily("overlaynet_ready", "1 once the first full apply was tried.", value=loop.ready),
-        GaugeMetricFamily("overlaynet_peers", "Leases of other hosts.", value=len(loop.engine.view.leases) - 1),
-        GaugeMetricFamily("overlaynet_containers", "Containers wired here.", value=len(loop.engine.workloads)),
+        _counter("overlaynet_kernel_writes", "Objects written to the kernel.", ("object", "op"), host.writes),
+        _counter(
+            "overlaynet_drift_repaired",
+            "Objects that had gone wrong by themselves and were put right.",
+            ("object",),
+            {(kind,): count for kind, count in host.repaired.items()},
+        ),
+        _counter("overlaynet_full_looks", "Readings of the whole kernel.", (), {(): host.looks}),
+        _gauge("overlaynet_ready", "1 once the first full apply was tried.", (), {(): loop.ready}),
+        _gauge(
+            "overlaynet_state",
+            "1 for the agent's present state.",
+            ("state",),
+            {(s,): s == loop.state_word for s in STATES},
+        ),
+        _gauge("overlaynet_problems", "What is wrong now.", (), {(): len(loop.problems())}),
+        _gauge("overlaynet_pending", "Changes that are due.", (), {(): len(host.failures) + len(host.refused)}),
+        _gauge("overlaynet_peers", "Leases of other hosts.", (), {(): max(0, len(engine.view.leases) - 1)}),
+        _gauge("overlaynet_containers", "Containers wired here.", (), {(): len(engine.workloads)}),
+        _gauge(
+            "overlaynet_store_connected",
+            "1 while etcd answers.",
+            (),
+            {(): engine.synced and engine.store_error is None},
+        ),
+        _gauge(
+            "overlaynet_store_revision",
+            "The etcd revision last heard of.",
+            (),
+            {(): engine.view.revision},
+        ),
+        _gauge(
+            "overlaynet_lease_expires_seconds",
+            "Time left for this host's subnet if it were not renewed any more.",
+            (),
+            {} if left_s is None else {(): left_s},
+        ),
     ]
 
 
 def _rule_families(rules: Iptables) -> list[Any]:
+    return [
+        _counter(
+            "overlaynet_firewall_restores",
+            "Commits by iptables-restore.",
+            ("table",),
+            {(table,): count for table, count in dict(rules.restores).items()},
+        ),
+        _counter(
+            "overlaynet_firewall_bytes", "Bytes given to iptables-restore.", (), {(): rules.bytes_written}
+        ),
+    ]
+
+
+def _duration_families(loop: Loop) -> list[Any]:
+    calls = loop.calls
+    return [
+        _histogram(
+            "overlaynet_apply_seconds",
+            "Rounds of comparing the kernel with what is wanted, and writing.",
+            (),
+            {(): loop.host.durations},
+        ),
+        _histogram(
+            "overlaynet_firewall_sync_seconds",
+            "Rounds of reading the rules and writing what differs.",
+            (),
+            {(): loop.firewall.durations},
+        ),
+        _histogram(
+            "overlaynet_store_call_seconds",
+            "Calls of etcd, failed ones too.",
+            ("call",),
+            {(call,): taken for call, taken in dict(calls.durations).items()},
+        ),
+        _counter("overlaynet_store_failures", "Failed calls of etcd.", ("call", "code"), dict(calls.failures)),
+    ]
+
+
+def _counter(name: str, text: str, labels: tuple[str, ...], values: Mapping[Any, float]) -> Any:
     from prometheus_client.core import CounterMetricFamily
 
-    restores = CounterMetricFamily(
-        "overlaynet_firewall_restores", "Commits by iptables-restore.", labels=["table"]
-    )
-    for table, count in rules.restores.items():
-        restores.add_metric([table], count)
-    octets = CounterMetricFamily(
-        "overlaynet_firewall_bytes", "Bytes given to iptables-restore.", value=rules.bytes_written
-    )
-    return [restores, octets]
+    return _filled(CounterMetricFamily(name, text, labels=labels), values)
+
+
+def _gauge(name: str, text: str, labels: tuple[str, ...], values: Mapping[Any, float]) -> Any:
+    from prometheus_client.core import GaugeMetricFamily
+
+    return _filled(GaugeMetricFamily(name, text, labels=labels), values)
+
+
+def _filled(family: Any, values: Mapping[Any, float]) -> Any:
+    for labels, value in values.items():
+        family.add_metric(labels, value)
+    return family
+
+
+def _histogram(name: str, text: str, labels: tuple[str, ...], values: Mapping[Any, Durations]) -> Any:
+    from prometheus_client.core import HistogramMetricFamily
+
+    family = HistogramMetricFamily(name, text, labels=labels)
+    for words, durations in values.items():
+        buckets, sum_s = durations.read()
+        family.add_metric(words, buckets, sum_value=sum_s)
+    return family

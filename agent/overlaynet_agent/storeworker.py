@@ -350,6 +350,14 @@ class KeepAlive:
         ends = self._ends.get(lease_id)
         return None if ends is None else max(0, int(ends - time.monotonic()))
 
+    def ends_at(self, lease_id: int) -> float | None:
+        """When a lease we keep would end by the monotonic clock, if we stopped now; None as above."""
+        return self._ends.get(lease_id)
+
+    def recall(self, lease_id: int, left_s: float) -> None:
+        """What a lease of an earlier run has left, unless we know better by now."""
+        self._ends.setdefault(lease_id, time.monotonic() + left_s)
+
     def stop(self) -> None:
         with self._wake:
             self._stopped = True

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import random
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +26,10 @@ from overlaynet_agent import files
 from overlaynet_agent.firewallworker import FirewallWorker
 from overlaynet_agent.host import Host
 from overlaynet_agent.loop import Item, Loop
+from overlaynet_agent.memory import Memory
+from overlaynet_agent.notify import Manager
 from overlaynet_agent.storeworker import KeepAlive, StoreWorker
+from overlaynet_agent.timedstore import TimedStore
 
 CAPABILITIES = ("CAP_NET_ADMIN", "CAP_NET_RAW")
 """All that the agent needs: the first for links, routes and rules, the second for iptables."""
@@ -103,17 +108,28 @@ def local(config: AgentConfig, kernel: KernelAdapter, *, create: bool) -> LocalH
     return local_host(config, identity(config, create=create), kernel.observe())
 
 
-def loop(config: AgentConfig, kernel: KernelAdapter, etcd: EtcdStore, rules: Iptables) -> Loop:
-    """One agent, wired and not started."""
+def loop(
+    config: AgentConfig,
+    kernel: KernelAdapter,
+    etcd: EtcdStore,
+    rules: Iptables,
+    reread: Callable[[], AgentConfig] | None = None,
+) -> Loop:
+    """One agent, wired and not started. `reread` reads its settings again."""
     inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
     mind = engine(config, local(config, kernel, create=True))
+    calls = TimedStore(etcd)
     made = Loop(
         config=config,
         engine=mind,
         host=Host(mind, kernel),
         inbox=inbox,
-        store=StoreWorker(etcd, keys(config), inbox.put),
-        keepalive=KeepAlive(etcd, inbox.put, lambda: made.is_alive()),
+        store=StoreWorker(calls, keys(config), inbox.put),
+        keepalive=KeepAlive(calls, inbox.put, lambda: made.is_alive()),
         firewall=FirewallWorker(rules, inbox.put),
+        memory=Memory(config.paths.remembered, keys(config)),
+        calls=calls,
+        manager=Manager.from_environ(os.environ),
+        reread=reread,
     )
     return made

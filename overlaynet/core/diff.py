@@ -69,6 +69,20 @@ def _extra(want: Mapping[Key, Object], have: Mapping[Key, Object]) -> list[Key]:
     return [key for key in have if key in extra] if extra else []
 
 
+def additions(pending: Iterable[Change]) -> tuple[Change, ...]:
+    """Of these changes those that take nothing away: what is missing, and settings of what is there. An entry
+    that leads elsewhere than it should may be newer than what we know, so it stays; so does a link that would
+    have to be made anew."""
+    return tuple(change for change in pending if _only_adds(change))
+
+
+def _only_adds(change: Change) -> bool:
+    if change.op is Op.DROP:
+        return False
+    settable = kind_of(change.obj.key) in (Kind.SYSCTL, Kind.LINK, Kind.PORT)
+    return change.have is None or (settable and not must_recreate(change.obj, change.have))
+
+
 def links_of(obj: Object) -> set[object]:
     """The links without which an object cannot be: its device, and its bridge."""
     return {device_of(obj), getattr(obj, "master", None)} - {None}

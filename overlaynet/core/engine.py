@@ -62,6 +62,7 @@ from overlaynet.events import (
     NetworkTaken,
     Publish,
     Raced,
+    Recalled,
     Register,
     Registered,
     Release,
@@ -142,6 +143,8 @@ class Engine:
         match event:
             case Synced() | Changed() | Gone():
                 self._fold(event)
+            case Recalled():
+                self._recall(event)
             case StoreLost(error):
                 self.store_error = error
             case StoreBack():
@@ -231,8 +234,10 @@ class Engine:
         return self.lease is not None and self.lease.key in self.view.leases and not self._has_run_out()
 
     def _has_run_out(self) -> bool:
-        ends = self._ends.get(self.lease.lease_id) if self.lease else None
-        return ends is not None and ends <= self._now
+        """A lease that was only recalled, without its end, may have; one that never ends has not."""
+        lease_id = self.lease.lease_id if self.lease else 0
+        ends = self._ends.get(lease_id)
+        return ends <= self._now if ends is not None else bool(lease_id) and not self.synced
 
     def problems(self) -> Iterator[OverlayError]:
         """What keeps this host from being whole, as far as the store is concerned."""
@@ -383,6 +388,17 @@ class Engine:
                 ],
             )
         return offered != self.view.network
+
+    def _recall(self, event: Recalled) -> None:
+        """Plan by what was kept on disk, until the store can be read."""
+        if self.synced:
+            return
+        revision = max((item.mod_revision for item in event.items), default=0)
+        self.view.fold(Synced(revision, event.items, event.cluster_id))
+        if event.ends is not None:
+            self._ends[event.lease_id] = event.ends
+        self.lease = leasing.own_lease(self.view, self.local)
+        self._replan_all()
 
     def _follow_own_lease(self) -> bool:
         """Keep our lease's revisions current; let go of it if somebody else has the key now."""

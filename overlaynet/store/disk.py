@@ -1,4 +1,4 @@
-"""What an agent keeps on its own disk: who it is, and what it has wired.
+"""What an agent keeps on its own disk: who it is, what it has wired, and what etcd last said.
 
 The agent writes these files, a lab writes a host's first identity, and commands read them where no agent
 answers. Every file is written to a neighbour and renamed, so that a reader sees the old or the new one and
@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from overlaynet.addr import Mac
 from overlaynet.core.keys import Keys
 from overlaynet.errors import ConfigError
-from overlaynet.model import Identity, Workload
+from overlaynet.model import Identity, Lease, NetworkConfig, Settings, Stored, Workload
 from overlaynet.ports import KeyValue
 from overlaynet.store import codec
 
@@ -115,3 +116,74 @@ def write_workloads(path: Path, workloads: Iterable[Workload]) -> None:
     keys = Keys()
     records = {keys.workload(w.node, w.id): json.loads(codec.encode_workload(w)) for w in workloads}
     write_if_different(path, json.dumps(records, indent=1) + "\n", 0o600)
+
+
+# --- what etcd last said --------------------------------------------------------------------------
+
+Planned = NetworkConfig | Settings | Lease
+"""The records from which a host is planned; who is alive is not worth remembering."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """The last listing, for a start without etcd. `lease_end` is when our own etcd lease, `lease_id`, ends:
+    seconds since 1970, for a monotonic clock starts anew with the machine; None: never, or not known."""
+
+    items: tuple[Stored[Planned], ...]
+    cluster_id: int = 0
+    lease_id: int = 0
+    lease_end: int | None = None
+
+
+def read_remembered(path: Path, keys: Keys) -> Remembered | None:
+    """None if there is none, or none that can be used: it is a copy, and etcd has the original.
+
+    Keys under other prefixes than `keys` are those of another cluster, and left out."""
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        items = tuple(_planned(document["items"], keys))
+        return Remembered(items, document["cluster_id"], document["lease_id"], document["lease_end"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _planned(items: Iterable[Any], keys: Keys) -> Iterator[Stored[Planned]]:
+    for item in items:
+        found = codec.decode(_key_value(item), keys)
+        if isinstance(found.value, Planned):
+            yield Stored(found.key, found.value, found.create_revision, found.mod_revision, found.lease_id)
+
+
+def _key_value(item: Any) -> KeyValue:
+    value = json.dumps(item["value"]).encode()
+    return KeyValue(str(item["key"]), value, item["create_revision"], item["mod_revision"], item["lease_id"])
+
+
+def write_remembered(path: Path, remembered: Remembered) -> None:
+    document = {
+        "cluster_id": remembered.cluster_id,
+        "lease_id": remembered.lease_id,
+        "lease_end": remembered.lease_end,
+        "items": [_item(item) for item in remembered.items],
+    }
+    write_if_different(path, json.dumps(document) + "\n", 0o600)
+
+
+def _item(item: Stored[Planned]) -> dict[str, Any]:
+    return {
+        "key": item.key,
+        "value": json.loads(_encode(item.value)),
+        "create_revision": item.create_revision,
+        "mod_revision": item.mod_revision,
+        "lease_id": item.lease_id,
+    }
+
+
+def _encode(value: Planned) -> bytes:
+    match value:
+        case NetworkConfig():
+            return codec.encode_network_config(value)
+        case Settings():
+            return codec.encode_settings(value)
+        case Lease():
+            return codec.encode_lease(value)

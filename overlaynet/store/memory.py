@@ -174,6 +174,11 @@ class MemoryStore:
         with self._lock:
             self._failures.extend([error] * times)
 
+    def recover(self) -> None:
+        """Calls succeed again."""
+        with self._lock:
+            self._failures.clear()
+
     def hold(self) -> None:
         """Keep notices back, as a slow network does, until `release`."""
         with self._lock:

@@ -49,7 +49,7 @@ class Agent:
         self.server = Server(
             self.config.paths.socket, self.loop, self.rules, lambda: metrics.exposition(self.loop, self.rules)
         )
-        for one in (self.loop.store, self.loop.firewall, self.loop.keepalive, self.server):
+        for one in (*self.loop.threads, self.server):
             one.start()
         self.thread = threading.Thread(target=self.loop.run, name="loop", daemon=True)
         self.thread.start()
@@ -59,7 +59,7 @@ class Agent:
         """Every thread must end."""
         self.loop.inbox.put(Stop())
         self.thread.join(10)
-        for one in (self.server, self.loop.keepalive, self.loop.firewall, self.loop.store):
+        for one in (self.server, *reversed(self.loop.threads)):
             one.stop()
         assert not self.thread.is_alive()
 
