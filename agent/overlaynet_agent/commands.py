@@ -222,7 +222,7 @@ def _document(
     nowhere = Source("none", "")
     listed = [change_to_json(c, sources.get(c.obj.key, nowhere)) for c in pending]
     listed += [rule_change_to_json(change) for change in chains]
-    return {"schema": "overlaynet/v1", "kind": kind, "count": len(listed), "changes": listed}
+    return {"schema": "overlaynet/v1", "kind": kind, "lab": None, "count": len(listed), "changes": listed}
 
 
 def _failures(outcome: Outcome) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from overlaynet.cli import output
-from overlaynet.errors import OverlayError, UsageError
+from overlaynet.errors import OverlayError, StoreUnavailable, UsageError
 
 if TYPE_CHECKING:
     from overlaynet.cli.cluster import Cluster
@@ -94,8 +94,17 @@ class App:
             case _:
                 self.echo(text() if callable(text) else text)
 
+    def _advise(self, error: OverlayError) -> None:
+        """A lab's etcd is the lab's to start again; that of a real cluster is not ours."""
+        if isinstance(error, StoreUnavailable) and self._cluster is not None:
+            from overlaynet.lab.state import LOCAL
+
+            if self._cluster.name != LOCAL:
+                error.next = (self.command("up"),)
+
     def fail(self, error: OverlayError) -> int:
         """Print an error in the form that was asked for; its exit code."""
+        self._advise(error)
         if self.format in ("json", "yaml"):
             write = output.to_json if self.format == "json" else output.to_yaml
             self.echo(write(output.error_document(error, self.lab)))
@@ -105,6 +114,7 @@ class App:
 
     def warn(self, error: OverlayError) -> None:
         """An error that leaves a partial answer: standard error, also when quiet."""
+        self._advise(error)
         click.echo(output.error_block(error), err=True, color=self.colour)
 
     def echo(self, text: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from overlaynet.addr import Mac
 from overlaynet.cli import inventory, surveys
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.cluster import pick_hosts, read_view
@@ -28,12 +29,14 @@ class Found(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """A kind of thing: the words for it, its columns, how to find its items, what names one."""
+    """A kind of thing: the words for it, its columns, how to find its items, what names one, and which of
+    them the plain table leaves out."""
 
     words: tuple[str, ...]
     columns: tuple[Column, ...]
     find: Callable[[App, str | None], Found]
     name_of: Callable[[Mapping[str, Any]], str]
+    leaves_out: Callable[[Mapping[str, Any]], bool] = lambda item: False
 
 
 def _hosts(app: App, name: str | None) -> Found:
@@ -98,8 +101,21 @@ def _source(item: Mapping[str, Any]) -> str | None:
     return None if source is None else f"{source['kind']} {source['name']}"
 
 
+def _noarp(item: Mapping[str, Any]) -> bool:
+    """Multicast and the like, whose MAC follows from the address: `ip neigh` does not show them either."""
+    return bool(item["owner"] == "foreign" and item["nud"] == "noarp")
+
+
+def _kernels_own(item: Mapping[str, Any]) -> bool:
+    """Multicast groups, and the addresses of a bridge and its ports, which the kernel enters by itself as
+    permanent (bridge(8))."""
+    multicast = not Mac.parse(item["mac"]).unicast
+    port = item["master"] is not None and item["entry_state"] == "permanent"
+    return item["owner"] == "foreign" and (multicast or port)
+
+
 _COMMENT = re.compile(r'-m comment --comment (?:"((?:[^"\\\\]|\\\\.)*)"|\S+) ?')
-_JUDGED = (member("OWNER", "owner"), Column("SOURCE", _source), member("STATE", "state"))
+_JUDGED = (member("OWNER", "owner", spare=True), member("STATE", "state"), Column("SOURCE", _source))
 
 KINDS: Mapping[str, Kind] = {
     "host": Kind(
@@ -157,7 +173,7 @@ KINDS: Mapping[str, Kind] = {
             member("VIA", "via"),
             member("DEV", "dev"),
             member("TABLE", "table", wide=True),
-            member("METRIC", "metric"),
+            member("METRIC", "metric", spare=True),
             member("PROTO", "proto", wide=True),
             member("ONLINK", "onlink", wide=True),
             *_JUDGED,
@@ -172,11 +188,12 @@ KINDS: Mapping[str, Kind] = {
             member("IP", "ip"),
             member("DEV", "dev"),
             member("MAC", "mac"),
-            member("NUD", "nud"),
+            member("NUD", "nud", spare=True),
             *_JUDGED,
         ),
         _kernel(_rows("neighs")),
         lambda item: f"{item['host']}:{item['ip']}",
+        _noarp,
     ),
     "fdb": Kind(
         ("fdbs", "fd"),
@@ -191,6 +208,7 @@ KINDS: Mapping[str, Kind] = {
         ),
         _kernel(_rows("fdb")),
         lambda item: f"{item['host']}:{item['mac']}",
+        _kernels_own,
     ),
     "rule": Kind(
         ("rules", "ru"),
@@ -202,7 +220,8 @@ KINDS: Mapping[str, Kind] = {
             member("PACKETS", "packets"),
             member("BYTES", "bytes", wide=True),
             member("OWNER", "owner", wide=True),
-            *_JUDGED[1:],
+            member("STATE", "state"),
+            Column("SOURCE", _source, spare=True),
             Column("RULE", lambda i: _COMMENT.sub("", i["text"])),
             Column("COMMENT", lambda i: next(iter(_COMMENT.findall(i["text"])), None), wide=True),
         ),
@@ -235,13 +254,18 @@ def get(app: App, kind: str, name: str | None) -> int:
 
     KIND is one of hosts, containers, leases, routes, neighs, fdb, rules and labs, in the singular or
     plural or by its first two letters. NAME chooses one thing; for routes, neighs, fdb and rules, a host.
+
+    The plain table leaves out what the kernel enters by itself (multicast groups and the addresses of bridge
+    ports in fdb, noarp entries in neighs) and, on a narrow terminal, some columns. -o wide and -o json have
+    everything.
     """
     chosen = KINDS[_kind(kind)]
     found = chosen.find(app, name)
+    shown = [item for item in found.items if app.wide or not chosen.leaves_out(item)]
     app.result(
         "List",
         {"items": found.items},
-        lambda: table(chosen.columns, found.items, wide=app.wide, width=app.width),
+        lambda: table(chosen.columns, shown, wide=app.wide, width=app.width),
         [chosen.name_of(item) for item in found.items],
     )
     return found.exit_code
@@ -250,5 +274,7 @@ def get(app: App, kind: str, name: str | None) -> int:
 def _kind(word: str) -> str:
     kind = _WORDS.get(word.lower())
     if kind is None:
-        raise UsageError(f"there is no kind {word!r}", evidence="kinds: " + ", ".join(KINDS))
+        raise UsageError(
+            f"there is no kind {word!r}", evidence="kinds: " + ", ".join(KINDS), next=["overlaynet get --help"]
+        )
     return kind

@@ -52,9 +52,9 @@ def agent_item(told: Mapping[str, Any] | OverlayError) -> dict[str, Any]:
 
 
 def _subnet(cluster: Cluster, host: Host, told: Mapping[str, Any] | OverlayError) -> str | None:
-    """The agent's word, else what the host's identity remembers."""
-    if not isinstance(told, OverlayError) and told["lease"] is not None:
-        return next(iter(told["lease"]["subnets"]), None)
+    """The agent's word; where none speaks, what the host's identity remembers."""
+    if not isinstance(told, OverlayError):
+        return next(iter(told["lease"]["subnets"]), None) if told["lease"] else None
     try:
         identity = cluster.identity(host.name)
     except OverlayError:

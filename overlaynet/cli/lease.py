@@ -16,6 +16,8 @@ from overlaynet.errors import Conflict, NetworkNotConfigured, NotFound, UsageErr
 from overlaynet.model import Lease, Stored, Unreadable
 from overlaynet.ports import Compare, Delete, Put
 
+HELP = "overlaynet lease reserve --help"
+
 
 @click.group()
 def lease() -> None:
@@ -50,7 +52,7 @@ def reserve(app: App, subnet: str, public_ip: str, node_id: str | None) -> None:
     try:
         address = ip_address(public_ip)
     except ValueError:
-        raise UsageError(f"{public_ip!r} is not an address") from None
+        raise UsageError(f"{public_ip!r} is not an address", next=[HELP]) from None
     value = Lease((wanted,), (address,), view.network.backend.type, node_id=node_id)
     key = app.cluster.keys().lease(value.subnets)
     revision = _commit(app, Compare(key, 0), Put(key, codec.encode_lease(value)))
@@ -86,7 +88,7 @@ def _subnet(text: str) -> IPNetwork:
     try:
         return ip_network(text)
     except ValueError as error:
-        raise UsageError(f"{text!r} is not a subnet", evidence=str(error)) from None
+        raise UsageError(f"{text!r} is not a subnet", evidence=str(error), next=[HELP]) from None
 
 
 def _check_fits(subnet: IPNetwork, view: View) -> None:
@@ -96,7 +98,11 @@ def _check_fits(subnet: IPNetwork, view: View) -> None:
     pools = [p for p in view.network.pools if p.network.version == subnet.version]
     if not any(p.subnet_len == subnet.prefixlen and subnet.overlaps(p.network) for p in pools):
         wanted = ", ".join(f"a /{p.subnet_len} of {p.network}" for p in pools)
-        raise UsageError(f"{subnet} is no subnet of the network", evidence=f"wanted: {wanted}")
+        raise UsageError(
+            f"{subnet} is no subnet of the network",
+            evidence=f"wanted: {wanted}",
+            next=["overlaynet network show"],
+        )
     for item in view.leases.values():
         if any(s.version == subnet.version and s.overlaps(subnet) for s in item.value.subnets):
             raise Conflict(

@@ -9,18 +9,22 @@ from pathlib import Path
 
 import click
 
+from overlaynet.cli import inventory
 from overlaynet.cli.app import App, pass_app, shared
+from overlaynet.cli.contexts import LabCluster
+from overlaynet.cli.inventory import Items
 from overlaynet.cli.leftovers import Leftover, leftovers
 from overlaynet.errors import UsageError
 from overlaynet.lab import lifecycle
 from overlaynet.lab.lab import UP_TIMEOUT_S, Lab
 from overlaynet.lab.lifecycle import UpResult
 from overlaynet.lab.paths import Paths
-from overlaynet.lab.state import LOCAL, choose, load
+from overlaynet.lab.state import LOCAL, choose, load, running_labs
 from overlaynet.lab.topology import DEFAULT_NAME, Topology
 
 HOSTS, CONTAINERS = 3, 2
 NOT_CONVERGED = 1
+HELP = "overlaynet up --help"
 
 
 @click.command()
@@ -42,19 +46,22 @@ def up(
     there already is made whole as it was. A running lab is changed only where it differs. Exit code 1 if
     the hosts did not settle within --timeout (60 s).
     """
+    if topology is not None and file is not None:
+        raise UsageError("two topology files were named", evidence=f"{topology} and {file}", next=[HELP])
     wanted = _topology(app, topology or file, hosts, containers)
     app.lab = wanted.name
     with app.progress(f"lab {wanted.name}") as say:
         result = Lab.up(wanted, timeout_s=app.timeout(UP_TIMEOUT_S), progress=teller(say))
-    lab = Lab.open(result.lab)
+    app.named = app.named or len(running_labs(Paths())) > 1
+    items = _hosts(Lab.open(result.lab))
     members = {
         "changes": result.changes,
-        "hosts": [_host(lab, name) for name in result.hosts],
+        "hosts": items,
         "ready_s": round(result.ready_s, 3),
         "converged": result.converged,
         "waiting": list(result.waiting),
     }
-    app.result("Up", members, lambda: up_text(lab, result, app.command), [wanted.name])
+    app.result("Up", members, lambda: up_text(items, result, app.command), [wanted.name])
     return 0 if result.converged else NOT_CONVERGED
 
 
@@ -62,7 +69,9 @@ def _topology(app: App, file: Path | None, hosts: int | None, containers: int | 
     if file is not None:
         if hosts is not None or containers is not None:
             raise UsageError(
-                "a topology file says how many hosts there are", evidence="--hosts or --containers"
+                "a topology file says how many hosts there are",
+                evidence="--hosts or --containers",
+                next=[HELP],
             )
         return Topology.load(file, app.lab)
     name = app.lab or DEFAULT_NAME
@@ -84,30 +93,34 @@ def teller(say: Callable[[str], None]) -> Callable[[str, int, int], None]:
     return tell
 
 
-def _host(lab: Lab, name: str) -> dict[str, object]:
-    host = lab.topology.host(name)
-    return {
-        "name": name,
-        "underlay_ip": str(host.underlay_ip),
-        "subnet": str(lab.topology.subnet(host)),
-        "containers": [c.name for c in lab.topology.containers_on(name)],
-    }
+def _hosts(lab: Lab) -> Items:
+    """Each host as it is now: a subnet is one that its agent holds."""
+    cluster = LabCluster(lab)
+    hosts = cluster.hosts()
+    items = inventory.host_items(cluster, hosts, inventory.statuses(cluster, hosts))
+    return [
+        {
+            **{member: item[member] for member in ("name", "underlay_ip", "subnet")},
+            "containers": [c.name for c in lab.topology.containers_on(item["name"])],
+        }
+        for item in items
+    ]
 
 
-def up_text(lab: Lab, result: UpResult, command: Callable[[str], str]) -> str:
+def up_text(hosts: Items, result: UpResult, command: Callable[[str], str]) -> str:
     """Each host with its containers, then how many changes it took and what to type next."""
     if result.converged and not result.changes:
-        return f"0 changes; lab {lab.name} is as described"
+        return f"0 changes; lab {result.lab} is as described"
     lines = []
-    for name in result.hosts:
-        host = lab.topology.host(name)
-        containers = "  ".join(c.name for c in lab.topology.containers_on(name))
-        lines.append(f"{name}  {host.underlay_ip}  {lab.topology.subnet(host)}  {containers}".rstrip())
+    for host in hosts:
+        containers = "  ".join(host["containers"])
+        subnet = host["subnet"] or "no subnet"
+        lines.append(f"{host['name']}  {host['underlay_ip']}  {subnet}  {containers}".rstrip())
     lines += [f"waiting  {text}" for text in result.waiting]
     count = f"{result.changes} change" + ("" if result.changes == 1 else "s")
     state = f"ready in {result.ready_s:.1f} s" if result.converged else "not settled in time"
     step = command("verify mesh" if result.converged else "status")
-    return "\n".join([*lines, f"lab {lab.name}: {count}, {state}", f"next: {step}"])
+    return "\n".join([*lines, f"lab {result.lab}: {count}, {state}", f"next: {step}"])
 
 
 @click.command()

@@ -19,7 +19,14 @@ from overlaynet.cli import inventory
 from overlaynet.cli.app import App, confirm, pass_app, shared, yes_option
 from overlaynet.cli.cluster import Cluster, pick_hosts, read_view
 from overlaynet.cli.output import member, table
-from overlaynet.errors import Conflict, NetworkNotConfigured, NotReady, OverlayError, UsageError
+from overlaynet.errors import (
+    Conflict,
+    NetworkConfigInvalid,
+    NetworkNotConfigured,
+    NotReady,
+    OverlayError,
+    UsageError,
+)
 from overlaynet.model import NetworkConfig
 from overlaynet.ports import Compare, KeyValue, Put, Store
 
@@ -120,10 +127,8 @@ def set_(app: App, file: Path, yes: bool) -> None:
     It is checked first, and written as it stands. Hosts that have one in force keep it until
     `overlaynet network apply`.
     """
-    from overlaynet.store import codec
-
     raw = _input(file)
-    config = codec.parse_network_config(raw)
+    config = _parse(file, raw)
     outside = _outside(app, config)
     key = app.cluster.keys().network_config
     store = app.cluster.store()
@@ -226,7 +231,18 @@ def _input(file: Path) -> bytes:
     try:
         return sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     except OSError as error:
-        raise UsageError(f"{file} cannot be read", evidence=str(error)) from error
+        raise UsageError(f"{file} cannot be read", evidence=str(error), next=[f"ls -l {file}"]) from error
+
+
+def _parse(file: Path, raw: bytes) -> NetworkConfig:
+    """Here it is the reader's own file that cannot be used, not what is in etcd."""
+    from overlaynet.store import codec
+
+    try:
+        return codec.parse_network_config(raw)
+    except NetworkConfigInvalid as error:
+        advice = ["correct the file; `overlaynet network show` prints one that works"]
+        raise UsageError(f"{file}: {error.message}", evidence=error.evidence, next=advice) from error
 
 
 def _read(store: Store, key: str) -> KeyValue | None:

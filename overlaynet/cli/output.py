@@ -32,14 +32,16 @@ _COLOURS: Mapping[str, str] = {
 
 
 class Column(NamedTuple):
-    """A column of a table: its header, what to show of an item, and whether only `-o wide` shows it."""
+    """A column of a table: its header, what to show of an item, whether only `-o wide` shows it, and
+    whether it is left out where the terminal is too narrow for all."""
 
     title: str
     show: Callable[[Mapping[str, Any]], Any]
     wide: bool = False
+    spare: bool = False
 
 
-def member(title: str, path: str, *, wide: bool = False) -> Column:
+def member(title: str, path: str, *, wide: bool = False, spare: bool = False) -> Column:
     """A column that shows ``item["a"]["b"]`` for the path ``a.b``; null on the way is null at its end."""
 
     def show(item: Mapping[str, Any]) -> Any:
@@ -48,7 +50,7 @@ def member(title: str, path: str, *, wide: bool = False) -> Column:
             value = None if value is None else value[name]
         return value
 
-    return Column(title, show, wide)
+    return Column(title, show, wide, spare)
 
 
 def table(
@@ -58,17 +60,25 @@ def table(
     wide: bool = False,
     width: int | None = None,
 ) -> str:
-    """Aligned text, header first; numbers to the right. The last column is not padded, and is cut short
-    (with a mark) where a line would be longer than `width`."""
+    """Aligned text, header first; numbers to the right. The last column is not padded. Where a line would be
+    longer than `width`, spare columns are left out, and then the last one is cut short (with a mark)."""
     shown = [c for c in columns if wide or not c.wide]
-    cells = [[column.show(item) for column in shown] for item in items]
-    right = [any(_is_number(row[n]) for row in cells) for n in range(len(shown))]
-    texts = [[c.title for c in shown], *([cell_text(v) for v in row] for row in cells)]
-    widths = [max(len(row[n]) for row in texts) for n in range(len(shown))]
-    if width is not None:
+    rows, right, widths = _laid_out(shown, items := list(items))
+    if width is not None and sum(widths) + 2 * (len(widths) - 1) > width:
+        rows, right, widths = _laid_out([c for c in shown if not c.spare], items)
         room = max(SHORTEST, width - sum(w + 2 for w in widths[:-1]))
-        texts = [[*row[:-1], _cut(row[-1], room)] for row in texts]
-    return "\n".join(_line(row, widths, right, header=n == 0) for n, row in enumerate(texts))
+        rows = [[*row[:-1], _cut(row[-1], room)] for row in rows]
+    return "\n".join(_line(row, widths, right, header=n == 0) for n, row in enumerate(rows))
+
+
+def _laid_out(
+    columns: Sequence[Column], items: Sequence[Mapping[str, Any]]
+) -> tuple[list[list[str]], list[bool], list[int]]:
+    """The cells with the header on top, which columns hold numbers, and how wide each is."""
+    cells = [[column.show(item) for column in columns] for item in items]
+    right = [any(_is_number(row[n]) for row in cells) for n in range(len(columns))]
+    rows = [[c.title for c in columns], *([cell_text(v) for v in row] for row in cells)]
+    return rows, right, [max(len(row[n]) for row in rows) for n in range(len(columns))]
 
 
 def _cut(text: str, room: int) -> str:

@@ -9,7 +9,7 @@ import click
 
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.cluster import Cluster, each_host, pick_hosts
-from overlaynet.cli.surveys import survey_hosts
+from overlaynet.cli.surveys import survey_hosts, what_differs
 from overlaynet.errors import AgentUnreachable, OverlayError
 
 REPAIR_TIMEOUT_S = 60.0
@@ -42,7 +42,9 @@ def diff_text(hosts: Sequence[Mapping[str, Any]], repair_command: str) -> str:
     for host in hosts:
         lines += [line for change in host["changes"] for line in _change(host["host"], change)]
     count = sum(len(host["changes"]) for host in hosts)
-    lines.append(f"{_many(count, 'difference')} on {_many(len(hosts), 'host')}")
+    silent = [host["host"] for host in hosts if host["error"]]
+    summary = f"{_many(count, 'difference')} on {_many(len(hosts) - len(silent), 'host')}"
+    lines.append(summary + (f"; not compared: {', '.join(silent)}" if silent else ""))
     if count:
         lines.append(f"next: {repair_command}")
     return "\n".join(lines)
@@ -50,10 +52,7 @@ def diff_text(hosts: Sequence[Mapping[str, Any]], repair_command: str) -> str:
 
 def _change(host: str, change: Mapping[str, Any]) -> list[str]:
     source = change["source"]
-    what = change["want"] or change["have"] or change["key"]
-    if change["object"] == "rule":
-        what = f"rules of {change['key']}"
-    lines = [f"{_SIGNS[change['op']]} {host}  {change['op']:<7}  {what}"]
+    lines = [f"{_SIGNS[change['op']]} {host}  {change['op']:<7}  {what_differs(change)}"]
     if change["op"] == "changed" and change["object"] != "rule":
         lines.append(f"    is      {change['have']}")
     if change["object"] == "rule":

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from overlaynet.cli.app import App
 from overlaynet.cli.cluster import Host, each_host, read_view
 from overlaynet.core.view import View
 from overlaynet.errors import NetworkError, OverlayError, StoreError, WorkloadError
 from overlaynet.probe import survey as surveying
+from overlaynet.probe.mesh import Difference
 from overlaynet.probe.survey import Known, Survey
 
 TIMEOUT_S = 30.0
@@ -40,6 +41,28 @@ def survey_hosts(app: App, hosts: Sequence[Host], *, need_plan: bool) -> Surveye
     for error in errors.values():
         app.warn(error)
     return Surveyed([s for s in found.values() if isinstance(s, Survey)], errors)
+
+
+def differences(app: App, hosts: Sequence[Host]) -> list[Difference]:
+    """What differs on hosts, as far as that can be told; nothing of hosts of which it cannot."""
+    try:
+        view = read_view(app.cluster)
+    except StoreError:
+        return []
+    found = each_host(hosts, lambda host: _survey(app, host, view, need_plan=True))
+    return [
+        Difference(survey.host, change["source"], f"{change['op']} {what_differs(change)}")
+        for survey in found.values()
+        if isinstance(survey, Survey)
+        for change in survey.changes_json()
+    ]
+
+
+def what_differs(change: Mapping[str, Any]) -> str:
+    """The entry that a difference is about, in the words of `ip` or iptables."""
+    if change["object"] == "rule":
+        return f"rules of {change['key']}"
+    return str(change["want"] or change["have"] or change["key"])
 
 
 def _view(app: App, *, need_plan: bool) -> View | None:

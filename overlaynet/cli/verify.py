@@ -13,6 +13,7 @@ from overlaynet.cli import inventory
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.cluster import Cluster, Container, Host, each_host, read_view
 from overlaynet.cli.output import coloured
+from overlaynet.cli.surveys import differences
 from overlaynet.errors import OverlayError, StoreError
 from overlaynet.lab.state import LOCAL
 from overlaynet.probe import mesh
@@ -34,7 +35,8 @@ def verify(app: App, suite: str) -> int:
     """Prove that every container reaches every other, by sending.
 
     Each ordered pair is tried from inside the sender's network namespace. Needs no agent. Exit code 0 if
-    every pair passed, 1 if any failed, 4 if some could not be tried.
+    every pair passed, 1 if any failed, 4 if some could not be tried. For a pair that failed, what differs
+    on its two hosts from what they should hold is named.
     """
     cluster = app.cluster
     started = time.monotonic()
@@ -47,6 +49,10 @@ def verify(app: App, suite: str) -> int:
         timeout_s = app.timeout(TIMEOUT_S)
         answers = each_host(senders, lambda host: cluster.probe(host.name, jobs[host.name], timeout_s))
         report = mesh.judge(members, answers)
+        if failed := report.having(FAIL):
+            concerned = {member.host for check in failed for member in (check.sender, check.target)}
+            hosts = [host for host in cluster.hosts() if host.name in concerned]
+            report = report.with_differences(differences(app, hosts))
     duration_s = time.monotonic() - started
     names = [check.id for check in report.checks if check.verdict != PASS]
     app.result("Verify", report.as_json(duration_s), lambda: report_text(report, app.command), names)
@@ -94,6 +100,8 @@ def report_text(report: Report, command: Callable[[str], str]) -> str:
         lines += [*matrix(report, names), ""]
     for alike in _alike([*report.having(FAIL), *report.having(INCONCLUSIVE)]):
         lines += [*_reasons(alike, command), ""]
+    if not report.checks:
+        lines.append("no pair to try: a mesh takes two containers")
     return "\n".join([*lines, report.summary])
 
 
@@ -123,7 +131,7 @@ def _reasons(alike: Sequence[Check], command: Callable[[str], str]) -> list[str]
     more = f" and {len(alike) - PAIRS_SHOWN} more" if len(alike) > PAIRS_SHOWN else ""
     return [
         f"{coloured(first.verdict)}  {first.sender.host} → {first.target.host}: {shown}{more}",
-        f"  {first.reason}: {first.evidence}",
+        *(f"  {line}" for line in f"{first.reason}: {first.evidence}".splitlines()),
         f"  try  {command(_next(first))}",
     ]
 
@@ -133,4 +141,6 @@ def _next(check: Check) -> str:
         return "status"
     if check.reason == "no_address":
         return f"logs {check.target.host}"
+    if "\n" in check.evidence:  # the differences are named already
+        return "repair"
     return f"diff {check.sender.host}" if check.reason == "send_error" else "diff"

@@ -26,6 +26,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Interface
+from pathlib import Path
 
 from overlaynet.errors import LabFailed
 from overlaynet.kernel import netns, parse, sysctl, wire
@@ -237,10 +238,19 @@ class Builder:
             if not etcd.process.alive or time.monotonic() > deadline:
                 raise LabFailed(
                     "etcd did not start",
-                    evidence=process.last_lines(self.paths.log(ETCD)),
-                    next=[f"tail {self.paths.log(ETCD)}", "overlaynet up"],
+                    evidence=_why_ended(self.paths.log(ETCD)),
+                    next=["overlaynet doctor", f"df -h {self.paths.etcd_data.parents[2]}", "overlaynet up"],
                 )
             time.sleep(_POLL_S)
+
+
+def _why_ended(log: Path) -> str:
+    """etcd's own last word: behind a panic comes a stack, which tells a reader nothing."""
+    try:
+        lines = log.read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    return next((line for line in lines if line.startswith("panic:")), "") or process.last_lines(log)
 
 
 class View:

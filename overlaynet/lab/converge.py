@@ -232,10 +232,15 @@ def unsettled(host: str, others: frozenset[str], status: Mapping[str, Any]) -> s
     """Why a host is not as it should be yet, by its agent's status; None if it is."""
     peers = frozenset(peer["node"] for peer in status["peers"])
     if (state := status["agent"]["state"]) != "ready":
-        problems = "; ".join(problem["message"] for problem in status["problems"])
-        return f"{host} is {state}" + (f": {problems}" if problems else "")
+        return f"{host} is {state}{problems(status)}"
     if missing := sorted(others - peers):
         return f"{host} does not know {', '.join(missing)} yet"
     if extra := sorted(str(peer) for peer in peers - others):
         return f"{host} still knows {', '.join(extra)}"
     return f"{host} has {status['pending']} changes to make" if status["pending"] else None
+
+
+def problems(status: Mapping[str, Any]) -> str:
+    """What the agent says is wrong, to be put behind a sentence; nothing if it says nothing."""
+    said = "; ".join(problem["message"] for problem in status["problems"])
+    return f": {said}" if said else ""

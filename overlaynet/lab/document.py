@@ -16,6 +16,7 @@ from overlaynet import data
 from overlaynet.errors import TopologyError
 
 Path: TypeAlias = tuple[str | int, ...]
+ADVICE = ("correct it there; labs/quickstart.yaml is a small file that works",)
 MAX_DEPTH = 12
 """Deeper than any topology; a document that contains itself by an alias ends here."""
 
@@ -35,7 +36,7 @@ class Document:
         if line is not None:
             where += f":{line}"
         spot = f"{dotted(path)}: " if path else ""
-        return TopologyError(f"{where}: {spot}{message}", evidence=evidence)
+        return TopologyError(f"{where}: {spot}{message}", evidence=evidence, next=ADVICE)
 
 
 def dotted(path: Path) -> str:
@@ -56,18 +57,20 @@ def read_yaml(text: str, file: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f":{mark.line + 1}" if mark else ""
-        raise TopologyError(f"{file}{line}: not YAML: {error.problem}", evidence=error.context or "") from None
+        raise TopologyError(
+            f"{file}{line}: not YAML: {error.problem}", evidence=error.context or "", next=ADVICE
+        ) from None
     except yaml.YAMLError as error:
-        raise TopologyError(f"{file}: not YAML", evidence=str(error)) from None
+        raise TopologyError(f"{file}: not YAML", evidence=str(error), next=ADVICE) from None
     if not isinstance(value, dict):
-        raise TopologyError(f"{file}:1: a topology is a mapping", evidence=f"it is {value!r:.60}")
+        raise TopologyError(f"{file}:1: a topology is a mapping", evidence=f"it is {value!r:.60}", next=ADVICE)
     return Document(file, value, lines)
 
 
 def _lines(node: Any, path: Path, file: str) -> Iterator[tuple[Path, int]]:
     """The line of the node and of everything below it; a mapping's value counts as standing at its key."""
     if len(path) > MAX_DEPTH:
-        raise TopologyError(f"{file}: nested too deep", evidence=dotted(path))
+        raise TopologyError(f"{file}: nested too deep", evidence=dotted(path), next=ADVICE)
     yield path, node.start_mark.line + 1
     if node.id == "sequence":
         for index, item in enumerate(node.value):
@@ -81,12 +84,15 @@ def _mapping_lines(pairs: Iterable[tuple[Any, Any]], path: Path, file: str) -> I
     for key, item in pairs:
         line = key.start_mark.line + 1
         if key.id != "scalar" or not key.tag.endswith(":str"):
-            raise TopologyError(f"{file}:{line}: {dotted(path)}: a key must be text", evidence=str(key.value))
+            raise TopologyError(
+                f"{file}:{line}: {dotted(path)}: a key must be text", evidence=str(key.value), next=ADVICE
+            )
         below = (*path, key.value)
         if key.value in seen:
             raise TopologyError(
                 f"{file}:{line}: {dotted(below)}: this key is there twice",
                 evidence=f"first on line {seen[key.value]}",
+                next=ADVICE,
             )
         seen[key.value] = line
         yield from _lines(item, below, file)
@@ -120,11 +126,15 @@ def _fault(document: Document, error: Any) -> tuple[Path, str, str]:
             return path, f"{missing!r} is missing", ""
         case "type":
             return path, f"wants {_kind(error.validator_value)}", f"it is {error.instance!r:.60}"
+        case "minItems":
+            return path, "must not be empty", ""
+        case "maxItems":
+            return path, f"has more than {error.validator_value} items", f"it has {len(error.instance)}"
         case "const" | "enum":
             allowed = error.validator_value
             words = allowed if error.validator == "enum" else [allowed]
             return path, "must be " + " or ".join(map(repr, words)), f"it is {error.instance!r:.60}"
-    return path, error.message, ""
+    return path, f"{error.message:.120}", ""
 
 
 def _kind(name: str) -> str:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from overlaynet.core.keys import Keys
-from overlaynet.errors import AgentUnreachable, LabFailed, OverlayError, TopologyError
+from overlaynet.errors import AgentUnreachable, LabFailed, OverlayError, ToolMissing, TopologyError
 from overlaynet.kernel import capability, netns
 from overlaynet.lab import attach, cluster_store, process
 from overlaynet.lab.build import STOP_GRACE_S, UNFINISHED, Builder
@@ -41,6 +41,7 @@ from overlaynet.lab.converge import (
     cables,
     plan,
     plan_containers,
+    problems,
     unsettled,
     wanted,
 )
@@ -48,7 +49,7 @@ from overlaynet.lab.launch import identity, launches
 from overlaynet.lab.netns_driver import PREFIX, NetnsDriver, namespace
 from overlaynet.lab.paths import LabPaths, Paths
 from overlaynet.lab.state import LabState, Running, boot_id, changing, load, save
-from overlaynet.lab.topology import Host, Topology
+from overlaynet.lab.topology import Container, Host, Topology
 from overlaynet.store.disk import write_identity
 
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -92,6 +93,8 @@ def up(topology: Topology, paths: Paths, *, timeout_s: float, progress: Progress
     require_privilege("making a lab")
     for name in TOOLS:
         process.tool(name)
+    for container in topology.containers:
+        _check_command(container)
     with changing(paths, topology.name):
         old = load(paths.lab(topology.name))
         try:
@@ -101,6 +104,19 @@ def up(topology: Topology, paths: Paths, *, timeout_s: float, progress: Progress
                 with suppress(OverlayError):
                     _take_down(topology.name, paths, keep_logs=False)
             raise
+
+
+def _check_command(container: Container) -> None:
+    """Before anything is touched: a program that is not there would be noticed last."""
+    try:
+        for program in container.command[:1]:
+            process.tool(program)
+    except ToolMissing as error:
+        raise TopologyError(
+            f"container {container.name!r} is to run {program!r}, which is no program of this machine",
+            evidence=error.evidence,
+            next=["install it, or correct the container's `command` in the topology"],
+        ) from None
 
 
 def require_privilege(purpose: str) -> None:
@@ -129,7 +145,7 @@ class _Up:
         if old and old.topology.network != self.topology.network:
             raise TopologyError(
                 f"the network of lab {topology.name!r} cannot be changed while it is up",
-                evidence=f"it is {old.topology.network.config}",
+                evidence=f"it is {old.topology.network}",
                 next=[f"overlaynet down -l {topology.name}"],
             )
 
@@ -259,7 +275,7 @@ class _Up:
         """Bring the agent's containers in line; answer whether that could be done already."""
         lease = status["lease"]
         if lease is None or not lease["confirmed"]:
-            settled.waiting = f"{host.name} has no subnet yet"
+            settled.waiting = f"{host.name} has no subnet yet{problems(status)}"
             return False
         wiring = plan_containers(self.topology.containers_on(host.name), status["containers"], remade)
         agent = self.driver.agent(host.name)

@@ -115,7 +115,21 @@ def load(paths: LabPaths) -> LabState | None:
 
 @contextmanager
 def changing(paths: Paths, name: str) -> Iterator[None]:
-    """Hold the lab's lock. Raises LabFailed at once if another command is changing this lab."""
+    """Hold the lab's lock. Raises LabFailed at once if another command is changing this lab, and for files
+    of the lab that cannot be written."""
+    try:
+        with _locked(paths, name):
+            yield
+    except OSError as error:
+        raise LabFailed(
+            f"the files of lab {name!r} cannot be written",
+            evidence=str(error),
+            next=[f"df -h {paths.run_root.parent} {paths.state_root.parent}", "overlaynet doctor"],
+        ) from error
+
+
+@contextmanager
+def _locked(paths: Paths, name: str) -> Iterator[None]:
     descriptor = _lock(paths.lock(name), name)
     try:
         yield

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
@@ -72,6 +73,16 @@ class LabNetwork:
     def last_number(self) -> int:
         """The largest host number that the overlay has a subnet for."""
         return min(MAX_HOSTS, (1 << (self.subnet_len - self.cidr.prefixlen)) - 1)
+
+    @property
+    def addresses(self) -> int:
+        """How many containers a subnet holds: all but its base, the gateway's and the broadcast address."""
+        return (1 << (32 - self.subnet_len)) - 3
+
+    def __str__(self) -> str:
+        return f"{self.cidr} with subnets /{self.subnet_len}, backend " + ", ".join(
+            f"{key} {value}" for key, value in self.backend.items()
+        )
 
     @property
     def config(self) -> NetworkConfig:
@@ -163,7 +174,9 @@ class Topology:
         try:
             text = file.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise TopologyError(f"topology {file} cannot be read", evidence=str(error)) from None
+            raise TopologyError(
+                f"topology {file} cannot be read", evidence=str(error), next=[f"ls -l {file}"]
+            ) from None
         return parse(text, str(file), name=name)
 
     def host(self, name: str) -> Host:
@@ -232,10 +245,12 @@ def from_document(document: Document, name: str | None = None) -> Topology:
     network = _network(document, value.get("network", {}))
     hosts = _hosts(document, value["hosts"])
     _check_room(document, network, hosts)
+    containers = _containers(document, value.get("containers", []), {host.name for host in hosts})
+    _check_addresses(document, network, containers)
     return Topology(
         name=lab,
         hosts=hosts,
-        containers=_containers(document, value.get("containers", []), {host.name for host in hosts}),
+        containers=containers,
         network=network,
         settings=_settings(document, value.get("lease", {})),
         services=tuple(MappingProxyType(dict(s)) for s in value.get("services", [])),
@@ -393,6 +408,18 @@ def _check_room(document: Document, network: LabNetwork, hosts: Sequence[Host]) 
                 ("hosts", index, "name"),
                 f"there is no subnet number {host.number} for {host.name!r} in {network.cidr}",
                 f"it has numbers 1 to {network.last_number} of length /{network.subnet_len}",
+            )
+
+
+def _check_addresses(document: Document, network: LabNetwork, containers: Sequence[Container]) -> None:
+    counts: Counter[str] = Counter()
+    for index, container in enumerate(containers):
+        counts[container.host] += 1
+        if counts[container.host] > network.addresses:
+            raise document.error(
+                ("containers", index, "host"),
+                f"there is no address left for {container.name!r} on {container.host!r}",
+                f"a /{network.subnet_len} holds {network.addresses} containers",
             )
 
 

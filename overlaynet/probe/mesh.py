@@ -12,7 +12,8 @@ and one lost packet of three fails nobody.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from ipaddress import ip_network
 from typing import Any, NamedTuple
 
 from overlaynet.addr import IPAddress
@@ -21,6 +22,8 @@ from overlaynet.errors import OverlayError
 REQUESTS = 3
 INTERVAL_S = 0.3
 TIMEOUT_S = 1.0
+
+DIFFERENCES_SHOWN = 4
 
 PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
 
@@ -62,6 +65,26 @@ class Check:
         }
 
 
+class Difference(NamedTuple):
+    """Something that is not as it should be on a host: for which source it is wanted, and what to say of it."""
+
+    host: str
+    source: Mapping[str, Any]
+    text: str
+
+    def concerns(self, sender: Member, target: Member) -> bool:
+        """Whether it can matter between these two: not if it is there for a third host or container."""
+        if self.host not in (sender.host, target.host):
+            return False
+        match self.source["kind"]:
+            case "lease":
+                subnets = [ip_network(key.replace("-", "/")) for key in self.source["name"].split("&")]
+                return any(m.ip in subnet for m in (sender, target) if m.ip for subnet in subnets)
+            case "workload":
+                return self.source["name"].rpartition("/")[2] in (sender.name, target.name)
+        return True
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """Every check, in the order of names."""
@@ -88,6 +111,11 @@ class Report:
             "duration_s": round(duration_s, 3),
             "checks": [check.as_json() for check in self.checks],
         }
+
+    def with_differences(self, found: Iterable[Difference]) -> Report:
+        """The same, with what differs on the two hosts of a failed pair among its evidence."""
+        known = list(found)
+        return Report(tuple(_with_differences(c, known) if c.verdict == FAIL else c for c in self.checks))
 
     @property
     def summary(self) -> str:
@@ -144,6 +172,13 @@ def judge(members: Sequence[Member], answers: Mapping[str, Mapping[str, Any] | O
             for sender, target in pairs(members)
         )
     )
+
+
+def _with_differences(check: Check, found: Iterable[Difference]) -> Check:
+    texts = [f"{d.host}: {d.text}" for d in found if d.concerns(check.sender, check.target)]
+    if len(texts) > DIFFERENCES_SHOWN:
+        texts[DIFFERENCES_SHOWN:] = [f"and {len(texts) - DIFFERENCES_SHOWN} more differences"]
+    return replace(check, evidence="\n".join([check.evidence, *texts]))
 
 
 def _check(

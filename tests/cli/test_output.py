@@ -52,6 +52,13 @@ def test_last_column_is_cut_to_fit_a_terminal_and_nothing_else_is():
     assert max(map(len, cut.splitlines())) == 24
 
 
+def test_spare_columns_are_left_out_where_the_terminal_is_too_narrow():
+    columns = (member("NAME", "name"), member("OWNER", "owner", spare=True), member("STATE", "state"))
+    items = [{"name": "node-1", "owner": "overlaynet", "state": "ok"}]
+    assert plain(table(columns, items, width=24)).splitlines() == ["NAME    STATE", "node-1  ok"]
+    assert "OWNER" in table(columns, items, width=25)
+
+
 def test_table_without_items_is_its_header():
     assert table(COLUMNS, []) == "NAME  PID  IP  STATE"
 

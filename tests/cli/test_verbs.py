@@ -10,10 +10,11 @@ import click
 import pytest
 from helpers.fake_cluster import NETWORK, FakeCluster, ready_agent
 
+from overlaynet.addr import Mac
 from overlaynet.cli import main as program
 from overlaynet.cli.app import App
 from overlaynet.errors import LabFailed, StoreUnavailable
-from overlaynet.state import ROUTE_PROTOCOL, Change, Op, Route
+from overlaynet.state import ROUTE_PROTOCOL, Change, Fdb, Op, Route
 
 pytestmark = pytest.mark.fake
 
@@ -217,6 +218,19 @@ def test_host_that_cannot_be_asked_makes_the_list_inconclusive(run, cluster):
     assert (code, "node-1:10.244.2.0/24" in out, "node-2 did not report" in err) == (4, True, True)
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        pytest.param(Fdb("eth0", Mac.parse("33:33:00:00:00:01")), id="group"),
+        pytest.param(Fdb("cni0", Mac.parse("0a:58:0a:f4:01:01"), master="cni0"), id="own"),
+    ],
+)
+def test_fdb_entries_that_the_kernel_makes_itself_are_in_the_document_alone(run, cluster, entry):
+    cluster.kernels["node-1"].tamper(Change(Op.PUT, entry))
+    shown, wide, listed = (run("get", "fdb", "node-1", "-o", form)[1] for form in ("table", "wide", "json"))
+    assert (str(entry.mac) in shown, str(entry.mac) in wide, str(entry.mac) in listed) == (False, True, True)
+
+
 @pytest.mark.parametrize("kind", ["hosts", "containers", "leases", "routes"])
 def test_unknown_name_lists_those_there_are(run, kind):
     code, out, err = run("get", kind, "nobody")
@@ -251,6 +265,25 @@ def test_verify_gives_reason_evidence_and_next_command(run, cluster):
         "\n"
         "1/2 pairs reachable, 1 failed\n"
     )
+
+
+def test_verify_names_host_and_entry_that_a_failed_pair_lacks(run, cluster):
+    drop_route(cluster)
+    cluster.unreachable["web-1:web-2"] = ("no_reply", "0 replies to 3 requests")
+    code, out, _ = run("verify", "mesh")
+    assert code == 1
+    assert (
+        "  no_reply: 0 replies to 3 requests\n"
+        "  node-1: missing route 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink metric 717827 table 254\n"
+        "  try  overlaynet repair\n"
+    ) in out
+
+
+def test_verify_still_gives_its_verdict_where_nothing_can_be_compared(run, cluster):
+    cluster.unreachable["web-1:web-2"] = ("no_reply", "0 replies to 3 requests")
+    cluster.store_error = StoreUnavailable("etcd cannot be reached")
+    code, out, err = run("verify", "mesh")
+    assert (code, "try  overlaynet diff" in out, err) == (1, True, "")
 
 
 def test_verify_is_inconclusive_where_a_sender_could_not_run(run, cluster):
@@ -298,6 +331,17 @@ def test_diff_document_tells_rules_and_objects_alike(run, cluster):
 def test_diff_of_one_host_does_not_look_at_others(run, cluster):
     drop_route(cluster, "node-2")
     assert [run("diff", "node-1")[0], run("diff", "node-2")[0]] == [0, 1]
+
+
+def test_diff_names_the_hosts_that_could_not_be_compared(run, cluster):
+    cluster.probe_errors["node-2"] = LabFailed("the probe on node-2 did not report")
+    code, out, _ = run("diff")
+    assert (code, out) == (4, "0 differences on 1 host; not compared: node-2\n")
+
+
+def test_next_step_without_a_labs_etcd_is_to_bring_the_lab_up(run, cluster):
+    cluster.store_error = StoreUnavailable("etcd cannot be reached", next=["etcdctl endpoint health"])
+    assert run("diff")[2].endswith("  try  overlaynet up\n")
 
 
 def test_diff_without_etcd_is_a_failure_of_the_environment(run, cluster):
@@ -415,7 +459,7 @@ def test_network_that_cannot_work_is_refused_before_it_is_written(run, cluster, 
     given.write_text(text)
     code, _, err = run("network", "set", str(given))
     stored = cluster.memory.read([cluster.keys().network_config]).items[0].value
-    assert (code, "OVL-402" in err, stored) == (3, True, NETWORK)
+    assert (code, f"OVL-100: {given}" in err, "try" in err, stored) == (2, True, True, NETWORK)
 
 
 def test_reserved_subnet_never_expires_and_can_be_given_back(run, cluster):

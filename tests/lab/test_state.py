@@ -134,3 +134,11 @@ def test_lock_is_free_afterwards_and_leaves_nothing(paths: Paths) -> None:
         with state.changing(paths, "default"):
             assert paths.lock("default").exists()
     assert not paths.run_root.exists()
+
+
+def test_files_that_cannot_be_written_are_a_failure_of_the_lab(paths: Paths) -> None:
+    paths.run_root.write_text("not a directory")
+    refused = pytest.raises(LabFailed, match="files of lab 'default' cannot be written")
+    with refused as caught, state.changing(paths, "default"):
+        pytest.fail("nothing may be done without the lock")
+    assert str(paths.run_root) in caught.value.evidence

@@ -120,6 +120,18 @@ def test_host_numbers_are_distinct_and_in_range(names: list[str]) -> None:
         pytest.param("hosts:\n- name: a\n  name: b\n", ["t.yaml:5: hosts[0].name", "twice"], id="key-twice"),
         pytest.param("hosts:\n- name: a\n1: b\n", ["t.yaml:5", "must be text"], id="key-no-text"),
         pytest.param("containers: []\n", ["t.yaml:1: 'hosts' is missing"], id="no-hosts"),
+        pytest.param("hosts: []\n", ["t.yaml:3: hosts: must not be empty"], id="empty-hosts"),
+        pytest.param(
+            "hosts:\n" + "".join(f"- name: h{n}\n" for n in range(MAX_HOSTS + 1)),
+            ["t.yaml:3: hosts: has more than 200 items"],
+            id="too-many-hosts",
+        ),
+        pytest.param(
+            "network: {cidr: 10.9.0.0/24, subnet_len: 30}\nhosts:\n- name: a\ncontainers:\n"
+            "- {name: b, host: a}\n- {name: c, host: a}\n",
+            ["t.yaml:8: containers[1].host: there is no address left for 'c' on 'a'"],
+            id="too-many-containers",
+        ),
         pytest.param("hosts:\n- zone: a\n", ["t.yaml:4: hosts[0]: 'name' is missing"], id="no-name"),
         pytest.param("hosts:\n- name: 5\n", ["t.yaml:4: hosts[0].name: wants text"], id="type"),
         pytest.param("hosts:\n- name: a_b\n", ["t.yaml:4: hosts[0].name", "a_b"], id="bad-name"),

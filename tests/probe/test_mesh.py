@@ -103,3 +103,29 @@ def test_document_has_every_member_with_null_for_unknown():
         "evidence": "said so",
         "rtt_ms": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("host", "source", "told"),
+    [
+        pytest.param("node-1", ("lease", "10.244.2.0-24"), True, id="the-targets-subnet"),
+        pytest.param("node-2", ("lease", "10.244.1.0-24&fd00::-64"), True, id="the-way-back"),
+        pytest.param("node-1", ("lease", "10.244.3.0-24"), False, id="a-third-hosts-subnet"),
+        pytest.param("node-3", ("host", "base"), False, id="on-a-third-host"),
+        pytest.param("node-2", ("host", "base"), True, id="the-whole-host"),
+        pytest.param("node-2", ("workload", "default/web-2"), True, id="the-target-itself"),
+        pytest.param("node-2", ("workload", "default/web-7"), False, id="another-container"),
+    ],
+)
+def test_failed_pair_is_told_of_what_differs_between_the_two(host, source, told):
+    found = mesh.Difference(host, dict(zip(("kind", "name"), source, strict=True)), "missing this")
+    report = mesh.judge([WEB_1, WEB_2], answers("no_reply")).with_differences([found])
+    failed, passed = report.checks
+    assert (f"{host}: missing this" in failed.evidence, passed.evidence) == (told, "")
+
+
+def test_many_differences_are_counted_and_not_listed():
+    found = [mesh.Difference("node-1", {"kind": "host", "name": "base"}, f"missing {n}") for n in range(9)]
+    report = mesh.judge([WEB_1, WEB_2], answers("no_reply")).with_differences(found)
+    assert report.checks[0].evidence.splitlines()[-1] == "and 5 more differences"
+    assert len(report.checks[0].evidence.splitlines()) == 1 + mesh.DIFFERENCES_SHOWN + 1

@@ -61,7 +61,7 @@ def translate(error: Any, asked: str, endpoint: str) -> StoreError:
     kind = type(grpc_error(code, details))
     return kind(
         f"etcd {_ANSWERS[kind]} {asked}: {details or code.name}",
-        evidence=f"{endpoint}: gRPC {code.name}: {details}",
+        evidence=f"{endpoint}: gRPC {code.name}",
         next=_next_steps(kind, endpoint, details),
     )
 
