@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Address, ip_address, ip_network
+from socket import AF_INET, inet_pton
 from types import MappingProxyType
 
 from overlaynet.addr import IPAddress, IPNetwork, Mac, address, network
@@ -154,11 +155,10 @@ def _subnets(tail: str) -> tuple[IPNetwork, ...]:
 
 
 def _subnet(text: str, version: int) -> IPNetwork:
-    found = understand("the key's subnet", ip_network, text)
-    subnet = network(found.network_address.packed, found.prefixlen)
-    if subnet.version != version or subnet.prefixlen > _LONGEST_LEN[version]:
+    found = understand("the key's subnet", _network, text)
+    if found.version != version or found.prefixlen > _LONGEST_LEN[version]:
         raise ValueInvalid(f"the key does not name an IPv{version} subnet", evidence=text)
-    return subnet
+    return found
 
 
 def _public_ips(fields: Fields) -> tuple[IPAddress, ...]:
@@ -168,10 +168,10 @@ def _public_ips(fields: Fields) -> tuple[IPAddress, ...]:
 
 
 def _public_ip(fields: Fields, name: str, version: int) -> IPAddress | None:
-    found = fields.parsed(name, ip_address) if fields.raw(name) else None
+    found = fields.parsed(name, _address) if fields.raw(name) else None
     if found and found.version != version:
         raise invalid(name, f"is not an IPv{version} address", str(found))
-    return address(found.packed) if found and int(found) else None
+    return found if found and int(found) else None
 
 
 def _vteps(fields: Fields) -> tuple[Vtep, ...]:
@@ -351,6 +351,25 @@ def _port(fields: Fields, index: int, port: object) -> Port:
 
 
 # --- shared ---------------------------------------------------------------------------------------
+
+
+def _address(text: str) -> IPAddress:
+    """An address, the same object for equal text. Of IPv4 ones, of which a listing holds thousands, the C
+    library reads exactly what `ipaddress` reads, in a tenth of the time. Raises ValueError."""
+    try:
+        return address(inet_pton(AF_INET, text))
+    except (OSError, ValueError):
+        return address(ip_address(text).packed)
+
+
+def _network(text: str) -> IPNetwork:
+    """A network whose host bits are clear, the same object for equal text. Raises ValueError."""
+    first, _, length = text.partition("/")
+    try:
+        return network(inet_pton(AF_INET, first), int(length))
+    except (OSError, ValueError):
+        found = ip_network(text)
+        return network(found.network_address.packed, found.prefixlen)
 
 
 def _text(value: object) -> str | None:
