@@ -41,9 +41,10 @@ class EtcdStore:
     def read(self, prefixes: Sequence[str]) -> Listing:
         """All keys under the prefixes, in the order of the prefixes, at one revision: one transaction."""
         request = etcdrpc.TxnRequest(success=[range_op(*key_range(prefix)) for prefix in prefixes])
-        answer = self._transact("read", request)
-        items = tuple(key_value(kv) for part in answer.responses for kv in part.response_range.kvs)
-        return Listing(answer.header.revision, answer.header.cluster_id, items)
+        found: Listing = self._connection.call(
+            "read", lambda member, left, meta: member.listing(request, timeout=left, metadata=meta)
+        )
+        return found
 
     def watch(self, prefixes: Sequence[str], revision: int, sink: Callable[[Notice], None]) -> EtcdWatch:
         """Call `sink` from a thread of the watch, for every change from `revision` on."""

@@ -24,6 +24,7 @@ from typing import Any
 
 from overlaynet.errors import StoreError, StoreUnavailable
 from overlaynet.store.etcd.endpoints import Certificates, Endpoint
+from overlaynet.store.etcd.listing import parse_listing
 from overlaynet.store.etcd.rpc import etcdrpc, grpc, never_sent, token_refused, translate
 
 KEEPALIVE_S = 8
@@ -59,11 +60,13 @@ Attempt = Callable[["Member", float, Metadata], Any]
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An etcd member and the stubs of its services."""
+    """An etcd member and the stubs of its services. `listing` is a transaction of reads whose answer comes
+    as a Listing."""
 
     url: str
     channel: Any
     kv: Any
+    listing: Any
     lease: Any
     watch: Any
     auth: Any
@@ -75,6 +78,11 @@ def _member(endpoint: Endpoint, certificates: Certificates) -> Member:
         url=endpoint.url,
         channel=channel,
         kv=etcdrpc.KVStub(channel),
+        listing=channel.unary_unary(
+            "/etcdserverpb.KV/Txn",
+            request_serializer=etcdrpc.TxnRequest.SerializeToString,
+            response_deserializer=parse_listing,
+        ),
         lease=etcdrpc.LeaseStub(channel),
         watch=etcdrpc.WatchStub(channel),
         auth=etcdrpc.AuthStub(channel),
