@@ -28,7 +28,8 @@
     │   ├── ChangePending               OVL-406  the network config in etcd is not the one in force
     │   ├── ForeignObject               OVL-407  something that is not ours stands where ours should
     │   ├── Unconfirmed                 OVL-408  etcd does not vouch for this host's subnet now (transient)
-    │   └── StalePeers                  OVL-409  many peers vanished at once and stay in use (transient)
+    │   ├── StalePeers                  OVL-409  many peers vanished at once and stay in use (transient)
+    │   └── MtuProblem                  OVL-412  packets of some containers are larger than the path carries
     ├── KernelError               3     OVL-5xx  the kernel refused a request; carries errno
     ├── FirewallError             3     OVL-6xx  iptables refused a ruleset; carries the line
     │   └── FirewallBusy                OVL-601  another program holds the rules, or changed them (transient)
@@ -197,6 +198,10 @@ class StalePeers(NetworkError):
 
     code = "OVL-409"
     transient = True
+
+
+class MtuProblem(NetworkError):
+    code = "OVL-412"
 
 
 class KernelError(OverlayError):

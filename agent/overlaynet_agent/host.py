@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_interface
 
 from overlaynet.addr import IPAddress, IPNetwork, container_mac, gateway_address
 from overlaynet.core.diff import word
 from overlaynet.core.engine import Engine
-from overlaynet.core.overlay import container_mtu
+from overlaynet.core.overlay import USABLE_MTU_BYTES, container_mtu
 from overlaynet.core.plan import workload_slice
 from overlaynet.core.workload import (
     CONTAINER_DEVICE,
@@ -27,6 +27,7 @@ from overlaynet.core.workload import (
 from overlaynet.errors import (
     ForeignObject,
     KernelError,
+    MtuProblem,
     NotFound,
     NotReady,
     OverlayError,
@@ -191,7 +192,31 @@ class Host:
         """What keeps this host's kernel from being as it should."""
         blind = [self.blind] if self.blind else []
         refused = [self._refusal(key) for key in self.refused]
-        return [*blind, *refused, *(failure.error for failure in self.failures.values())]
+        failed = (failure.error for failure in self.failures.values())
+        return [*blind, *refused, *failed, *self._mtu_problems()]
+
+    def _mtu_problems(self) -> Iterator[MtuProblem]:
+        """A path too small for IPv4's sake, and containers from the days of a larger one. Their pairs are left
+        as they are: a host end below the inner one drops without a word what routing would answer with an
+        ICMP error."""
+        network = self.engine.view.network
+        if network is None or not self.active:
+            return
+        mtu, links = container_mtu(network.backend, self.engine.local), self.reconciler.seen.links
+        if mtu < USABLE_MTU_BYTES:
+            yield MtuProblem(
+                f"the underlay leaves containers {mtu} bytes a packet, less than {USABLE_MTU_BYTES}",
+                evidence=f"MTU of {self.engine.local.interface}: {self.engine.local.underlay_mtu}",
+                next=[f"ip link show dev {self.engine.local.interface}", "overlaynet network show"],
+            )
+        wired = self.engine.workloads.values()
+        large = [w.id for w in wired if w.device in links and links[w.device].mtu > mtu]
+        if large:
+            yield MtuProblem(
+                f"{len(large)} containers still send packets larger than the path's {mtu} bytes",
+                evidence=", ".join(large[:5]) + (", …" if large[5:] else ""),
+                next=["attach them again, or set their MTU inside"],
+            )
 
     def _refusal(self, key: Key) -> ForeignObject:
         show = f"ip -d link show dev {key[1]}"

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ipaddress import ip_interface
 
-from overlaynet.addr import IPNetwork, container_mac, gateway_address, vtep_address, vxlan_mtu
+from overlaynet.addr import MIN_MTU_BYTES, IPNetwork, container_mac, gateway_address, vtep_address, vxlan_mtu
 from overlaynet.model import HOST_GW, VXLAN, Backend, Lease, LocalHost, NetworkConfig
 from overlaynet.state import (
     TAG_PREFIX,
@@ -36,6 +36,9 @@ from overlaynet.state import (
     Sysctl,
     Vxlan,
 )
+
+USABLE_MTU_BYTES = 576
+"""What every IPv4 host must be able to receive (RFC 791); below it programs may fail in odd ways."""
 
 
 def vxlan_device(vni: int) -> str:
@@ -57,14 +60,16 @@ def metric_of(subnet: IPNetwork) -> int:
 
 
 def underlay_mtu(backend: Backend, local: LocalHost) -> int:
-    """Bytes: the interface's MTU, or what the network config says instead."""
-    return backend.mtu or local.underlay_mtu
+    """Bytes: the interface's MTU, or what the network config says where that is less. A config that promises
+    more than the interface carries would have every large packet lost, or cut in two."""
+    return min(backend.mtu or local.underlay_mtu, local.underlay_mtu)
 
 
 def container_mtu(backend: Backend, local: LocalHost) -> int:
-    """The largest IP packet a container may send, in bytes."""
+    """The largest IP packet a container may send, in bytes; never less than a device with IPv4 must have."""
     mtu = underlay_mtu(backend, local)
-    return vxlan_mtu(mtu, local.public_ips[0].version) if backend.type == VXLAN else mtu
+    inner = vxlan_mtu(mtu, local.public_ips[0].version) if backend.type == VXLAN else mtu
+    return max(inner, MIN_MTU_BYTES[4])
 
 
 def host_objects(network: NetworkConfig, lease: Lease, local: LocalHost, *, wants_bridge: bool) -> list[Object]:

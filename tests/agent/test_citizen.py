@@ -239,6 +239,44 @@ def test_settings_that_cannot_be_used_change_nothing_and_are_reported(one):
     assert one.get("/v1/ready")["state"] == "ready"
 
 
+# --- the underlay's MTU ---------------------------------------------------------------------------
+
+
+def set_mtu(one: Agent, mtu: int) -> None:
+    one.kernel.links["eth0"] = one.kernel.links["eth0"]._replace(mtu=mtu)
+
+
+def test_smaller_underlay_is_followed_live_and_old_containers_are_named(one):
+    assert one.attach("old")[1]["mtu"] == 1_450
+    set_mtu(one, 1_400)
+    eventually(lambda: {one.kernel.links[name].mtu for name in ("flannel.1", "cni0")} == {1_350})
+    eventually(lambda: "FLANNEL_MTU=1350" in one.config.paths.subnet_file.read_text())
+    assert one.attach("new")[1]["mtu"] == 1_350
+    old = one.loop.engine.workloads["default/old"].device
+    assert one.kernel.links[old].mtu == 1_450
+    one.until_state("degraded")
+    problem = one.status()["problems"][0]
+    assert (problem["code"], problem["evidence"]) == ("OVL-412", "default/old")
+    set_mtu(one, 1_500)
+    one.until_state("ready")
+
+
+@pytest.mark.parametrize(
+    ("underlay", "device"),
+    [
+        pytest.param(500, 450, id="less-than-every-host-must-take"),
+        pytest.param(100, 1_450, id="less-than-ipv4-needs-so-the-kernel-refuses"),
+    ],
+)
+def test_underlay_too_small_for_ipv4_is_a_problem_and_no_crash(one, underlay, device):
+    set_mtu(one, underlay)
+    eventually(lambda: "OVL-412" in [problem["code"] for problem in one.status()["problems"]])
+    eventually(lambda: one.kernel.links["flannel.1"].mtu == device)
+    assert has_route(one, 250)
+    set_mtu(one, 1_500)
+    one.until_state("ready")
+
+
 # --- health and metrics ---------------------------------------------------------------------------
 
 

@@ -138,7 +138,10 @@ def test_metric_is_unique_for_each_subnet_and_at_least_one(numbers):
         pytest.param(Backend("vxlan"), 1500, 1450, id="vxlan"),
         pytest.param(Backend("vxlan"), 9000, 8950, id="vxlan-over-jumbo-frames"),
         pytest.param(Backend("vxlan", mtu=1400), 1500, 1350, id="vxlan-with-the-operator's-mtu"),
+        pytest.param(Backend("vxlan", mtu=9000), 1500, 1450, id="vxlan-with-more-than-the-interface-carries"),
+        pytest.param(Backend("vxlan"), 100, 68, id="vxlan-over-almost-nothing"),
         pytest.param(Backend("host-gw"), 1500, 1500, id="host-gw"),
+        pytest.param(Backend("host-gw", mtu=1400), 1500, 1400, id="host-gw-with-the-operator's-mtu"),
     ],
 )
 def test_container_mtu(backend, underlay, mtu):

@@ -1,0 +1,47 @@
+"""A steady stream of pings beside whatever a test does, and how many of them were lost."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from overlaynet.kernel import netns
+
+INTERVAL_S = 0.01
+
+
+@dataclass
+class Pinging:
+    """Filled in when the stream has ended."""
+
+    sent: int = 0
+    received: int = 0
+    said: str = ""
+
+    @property
+    def lost(self) -> int:
+        return self.sent - self.received
+
+
+@contextmanager
+def pinging(namespace: str, address: str) -> Iterator[Pinging]:
+    """A hundred echo requests a second from a namespace, for the length of the block.
+
+    ping(8) ends its work on SIGINT, with a summary; the answer to its last request may then still be under
+    way, so it is told to wait for that (-W)."""
+    inside = ["nsenter", f"--net={netns.path(namespace)}", "--"]
+    argv = [*inside, "ping", "-n", "-q", "-i", str(INTERVAL_S), "-W", "1", address]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    found = Pinging()
+    try:
+        yield found
+    finally:
+        process.send_signal(signal.SIGINT)
+        found.said, _ = process.communicate(timeout=10)
+    numbers = re.search(r"(\d+) packets transmitted, (\d+) received", found.said)
+    assert numbers, found.said
+    found.sent, found.received = int(numbers[1]), int(numbers[2])
