@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 from overlaynet.config import AgentConfig
 from overlaynet.core.keys import Keys
 from overlaynet.core.view import View
-from overlaynet.errors import NotFound, OverlayError
+from overlaynet.errors import NotFound, NotPermitted, OverlayError
 from overlaynet.lab.client import AgentClient
 from overlaynet.model import Identity, Port, Workload
 from overlaynet.ports import Store
@@ -133,6 +133,19 @@ def each_host(hosts: Sequence[Host], ask: Callable[[Host], R]) -> dict[str, R | 
 
     with ThreadPoolExecutor(max_workers=max(1, min(16, len(hosts)))) as pool:
         return dict(zip((h.name for h in hosts), pool.map(safely, hosts), strict=True))
+
+
+def readable(file: Path) -> Path:
+    """The same file. Raises NotPermitted if we may not read it; anything else is its reader's to tell."""
+    try:
+        file.open("rb").close()
+    except PermissionError as error:
+        raise NotPermitted(
+            f"you may not read {file}", evidence=str(error), next=["run it again with sudo"]
+        ) from error
+    except OSError:
+        pass
+    return file
 
 
 def read_view(cluster: Cluster) -> View:

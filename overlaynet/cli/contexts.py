@@ -13,10 +13,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from overlaynet.cli.cluster import Cluster, Container, Host
+from overlaynet.cli.cluster import Cluster, Container, Host, readable
 from overlaynet.config import AgentConfig, load
 from overlaynet.core.keys import Keys
-from overlaynet.errors import AgentUnreachable, ConfigError, EnvironmentProblem, LabFailed, from_json
+from overlaynet.errors import (
+    AgentUnreachable,
+    ConfigError,
+    EnvironmentProblem,
+    LabFailed,
+    NotPermitted,
+    from_json,
+)
 from overlaynet.kernel.netns import path as netns_path
 from overlaynet.lab.client import AgentClient
 from overlaynet.lab.lab import Lab
@@ -94,13 +101,13 @@ class LabCluster:
         return self.lab.places
 
     def config(self, host: str) -> AgentConfig:
-        return load(self.lab.paths.host(host).config, {})
+        return load(readable(self.lab.paths.host(host).config), {})
 
     def identity(self, host: str) -> Identity | None:
-        return read_identity(self.lab.paths.host(host).identity)
+        return read_identity(readable(self.lab.paths.host(host).identity))
 
     def workloads(self, host: str) -> Sequence[Workload] | None:
-        return read_workloads(self.lab.paths.host(host).workloads, host)
+        return read_workloads(readable(self.lab.paths.host(host).workloads), host)
 
     def keys(self) -> Keys:
         hosts = self.lab.hosts
@@ -194,7 +201,7 @@ class LocalCluster:
     def _status(self) -> Mapping[str, Any]:
         try:
             return self.agent("", 3.0).get("/v1/status")
-        except AgentUnreachable:
+        except (AgentUnreachable, NotPermitted):
             return {}
 
     def _node_name(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from overlaynet.addr import subnet_key
 from overlaynet.cli.cluster import Cluster, Container, Host, each_host, read_view
 from overlaynet.core.view import View
-from overlaynet.errors import LeaseNotFound, OverlayError, StoreError
+from overlaynet.errors import LeaseNotFound, NotPermitted, OverlayError, StoreError
 from overlaynet.lab.state import LOCAL
 from overlaynet.model import Lease, Port, Stored
 
@@ -45,9 +45,10 @@ def _host(cluster: Cluster, host: Host, told: Mapping[str, Any] | OverlayError) 
 
 
 def agent_item(told: Mapping[str, Any] | OverlayError) -> dict[str, Any]:
-    """An agent's state; ``stopped`` if none answers."""
+    """An agent's state; ``stopped`` if none answers, ``unknown`` if we may not ask."""
     if isinstance(told, OverlayError):
-        return {"state": "stopped", "pid": None, "version": None}
+        state = "unknown" if isinstance(told, NotPermitted) else "stopped"
+        return {"state": state, "pid": None, "version": None}
     return {name: told["agent"][name] for name in ("state", "pid", "version")}
 
 

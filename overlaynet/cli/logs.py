@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from overlaynet.cli.app import App, pass_app, shared
-from overlaynet.cli.cluster import Host, pick_hosts
+from overlaynet.cli.cluster import Host, pick_hosts, readable
 from overlaynet.errors import NotFound
 
 POLL_S = 0.2
@@ -51,7 +51,7 @@ def _file(host: Host) -> Path:
             evidence=f"looked for {host.log}" if host.log else "its agent logs to the system's journal",
             next=["journalctl -u overlaynet-agent"] if host.log is None else ["overlaynet up"],
         )
-    return host.log
+    return readable(host.log)
 
 
 def _tail(file: Path, count: int) -> list[str]:

@@ -13,7 +13,7 @@ from overlaynet.cli.cluster import Cluster, Host, read_view
 from overlaynet.cli.contexts import LabCluster
 from overlaynet.cli.output import member, table
 from overlaynet.core.view import View
-from overlaynet.errors import OverlayError
+from overlaynet.errors import NotPermitted, OverlayError
 from overlaynet.lab.state import LOCAL
 from overlaynet.lab.topology import DEFAULT_NAME
 
@@ -71,7 +71,7 @@ def _state(items: Sequence[Mapping[str, Any]], *, rebooted: bool) -> str:
         return "rebooted"
     if states <= {"ready"}:
         return "ready"
-    return "stopped" if states == {"stopped"} else "degraded"
+    return states.pop() if len(states) == 1 and states <= {"stopped", "unknown"} else "degraded"
 
 
 def _view(cluster: Cluster) -> View | OverlayError:
@@ -121,7 +121,9 @@ def _problems(cluster: Cluster, hosts: Sequence[Host], told: inventory.Statuses)
 
 
 def _silent(host: str, error: OverlayError, cluster: str) -> dict[str, Any]:
-    """An agent that does not answer, in few words: its log is a command away."""
+    """An agent that does not answer, in few words: its log is a command away, unless that is not ours to read."""
+    if isinstance(error, NotPermitted):
+        return error.as_json()
     start = "systemctl status overlaynet-agent" if cluster == LOCAL else _up(cluster)
     brief = {"evidence": error.evidence.partition(";")[0], "next": [f"overlaynet logs {host}", start]}
     return {**error.as_json(), **brief}

@@ -14,7 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from overlaynet.errors import AgentUnreachable, FirewallError, KernelError, OverlayError, all_errors
+from overlaynet.errors import (
+    AgentUnreachable,
+    FirewallError,
+    KernelError,
+    NotPermitted,
+    OverlayError,
+    all_errors,
+)
 from overlaynet.lab.process import last_lines
 
 TIMEOUT_S = 10.0
@@ -45,7 +52,8 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 class AgentClient:
-    """One host's agent. Every method raises AgentUnreachable if nobody answers, else the agent's own error."""
+    """One host's agent. Every method raises AgentUnreachable if nobody answers, NotPermitted if we may not
+    ask, else the agent's own error."""
 
     def __init__(self, socket_path: Path, timeout_s: float = TIMEOUT_S) -> None:
         self.socket_path = socket_path
@@ -96,7 +104,13 @@ class AgentClient:
             raise self._unreachable(ValueError(f"an answer that is no document: {document!r:.80}"))
         return answer.status, document
 
-    def _unreachable(self, error: Exception) -> AgentUnreachable:
+    def _unreachable(self, error: Exception) -> OverlayError:
+        if isinstance(error, PermissionError):
+            return NotPermitted(
+                f"you may not ask the agent at {self.socket_path}",
+                evidence=f"{error}; it answers root and its socket's group",
+                next=["run it again with sudo"],
+            )
         beside = self.socket_path.parent
         try:
             pid = (beside / "agent.pid").read_text().strip() or "empty"

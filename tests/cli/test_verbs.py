@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,7 +14,8 @@ from helpers.fake_cluster import NETWORK, FakeCluster, ready_agent
 from overlaynet.addr import Mac
 from overlaynet.cli import main as program
 from overlaynet.cli.app import App
-from overlaynet.errors import LabFailed, StoreUnavailable
+from overlaynet.cli.cluster import readable
+from overlaynet.errors import LabFailed, NotPermitted, StoreUnavailable
 from overlaynet.state import ROUTE_PROTOCOL, Change, Fdb, Op, Route
 
 pytestmark = pytest.mark.fake
@@ -483,3 +485,27 @@ def test_reserved_subnet_never_expires_and_can_be_given_back(run, cluster):
 def test_subnet_that_cannot_be_reserved(run, subnet, code, error):
     answer = run("lease", "reserve", subnet, "--public-ip", "192.168.50.19")
     assert (answer[0], f"error {error}" in answer[2]) == (code, True)
+
+
+def test_agent_that_we_may_not_ask_is_not_called_stopped(run, cluster, monkeypatch):
+    def refused(host: str, timeout_s: float) -> Any:
+        raise NotPermitted(f"you may not ask the agent of {host}")
+
+    monkeypatch.setattr(cluster, "agent", refused)
+    status = document(run("status", "-o", "json")[1])
+    assert (status["state"], {host["agent"]["state"] for host in status["hosts"]}) == ("unknown", {"unknown"})
+    assert run("repair")[0] == 3
+
+
+def test_file_that_we_may_not_read_is_a_matter_of_privilege(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(NotPermitted, match="you may not read") as caught:
+        readable(tmp_path / "agent.log")
+    assert (caught.value.exit_code, caught.value.next) == (3, ("run it again with sudo",))
+
+
+def test_file_that_is_not_there_is_left_to_its_reader(tmp_path):
+    assert readable(tmp_path / "none") == tmp_path / "none"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from overlaynet.errors import AddressTaken, AgentUnreachable, KernelError, NotPermitted, NotReady, OverlayError
-from overlaynet.lab.client import AgentClient
+from overlaynet.lab.client import AgentClient, UnixConnection
 
 pytestmark = pytest.mark.fake
 
@@ -152,3 +152,14 @@ def test_answer_of_an_agent_that_does_not_read_the_body_is_heard(server: Server,
     server.reads_body = False
     with pytest.raises(NotPermitted, match="only root"):
         client.post("/v1/containers", {"labels": {"long": "x" * 4_000_000}})
+
+
+def test_socket_that_we_may_not_open_is_no_dead_agent(
+    client: AgentClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(UnixConnection, "connect", refuse)
+    with pytest.raises(NotPermitted, match="you may not ask the agent"):
+        client.get("/v1/status")
