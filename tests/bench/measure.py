@@ -9,7 +9,7 @@ first more than the second.
 from __future__ import annotations
 
 import gc
-import os
+import resource
 import statistics
 import sys
 import time
@@ -47,8 +47,9 @@ def cost(work: Callable[[], object]) -> Cost:
 
 
 def _cpu() -> float:
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    """User and system time of this process and of its children that ended."""
+    uses = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(use.ru_utime + use.ru_stime for use in uses)
 
 
 def compare(
@@ -62,7 +63,7 @@ def compare(
 ) -> list[Row]:
     """Rows for wall and CPU time of (ours, theirs), in microseconds divided by `each`.
 
-    CPU time is counted in ticks of 10 ms, so below a few of these it is left out."""
+    Where little CPU time was spent, or none is known, its row is left out."""
     rows = [_row(what, peers, [(a.wall, b.wall) for a, b in pairs], goal, each, unit)]
     if min(min(a.cpu, b.cpu) for a, b in pairs) > 0.05:
         rows.append(_row(f"{what}, CPU", peers, [(a.cpu, b.cpu) for a, b in pairs], goal, each, unit))

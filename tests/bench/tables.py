@@ -57,7 +57,7 @@ def _rows(peers: int, rounds: list[Round]) -> Iterator[Row]:
     pairs = {
         ("write", 0.5): [(r.write, r.ip_write) for r in rounds],
         ("write again", None): [(r.write_again, r.ip_write_again) for r in rounds],
-        ("write; other: as flannel", 0.25): [
+        ("write; other: as flannel", 0.25 if peers >= 5_000 else None): [
             (r.write, r.flannel_write) for r in rounds if r.flannel_write is not None
         ],
         ("read", 0.6): [(r.read, r.ip_read) for r in rounds],
