@@ -121,7 +121,7 @@ def _problems(cluster: Cluster, hosts: Sequence[Host], told: inventory.Statuses)
 
 
 def _silent(host: str, error: OverlayError, cluster: str) -> dict[str, Any]:
-    """An agent that does not answer, in few words: its log is a command away, unless that is not ours to read."""
+    """An agent that does not answer, in few words: its log is a command away, if it is ours to read."""
     if isinstance(error, NotPermitted):
         return error.as_json()
     start = "systemctl status overlaynet-agent" if cluster == LOCAL else _up(cluster)
