@@ -340,11 +340,13 @@ def _from_document(document: Mapping[str, Any], where: str) -> dict[tuple[str, s
 
 
 def _from_environ(environ: Mapping[str, str]) -> dict[tuple[str, str], Any]:
+    """A variable that begins like one of ours and names no key of its section is a misspelt one."""
     values = {}
-    for section, name in FIELDS:
-        variable = f"OVERLAYNET_{section}_{name}".upper()
-        if environ.get(variable):
-            values[section, name] = _read((section, name), environ[variable], f"environment {variable}")
+    for variable, value in environ.items():
+        prefix, _, rest = variable.partition("_")
+        section, _, name = rest.lower().partition("_")
+        if prefix == "OVERLAYNET" and section in SECTIONS and value:
+            values[section, name] = _read((section, name), value, f"environment {variable}")
     return values
 
 

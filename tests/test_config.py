@@ -234,3 +234,13 @@ def test_password_in_an_endpoint_is_not_repeated_in_the_error():
     with pytest.raises(ConfigError) as caught:
         load(None, {"OVERLAYNET_ETCD_ENDPOINTS": "http://root:hunter2@a:2379"})
     assert "hunter2" not in caught.value.message + caught.value.evidence
+
+
+def test_misspelt_variable_is_refused_by_name():
+    with pytest.raises(ConfigError, match="OVERLAYNET_ETCD_ENDPOINT: unknown key") as caught:
+        load(None, {"OVERLAYNET_ETCD_ENDPOINT": "http://a:2379"})
+    assert "etcd.endpoints" in caught.value.evidence
+
+
+def test_variables_of_others_are_left_alone():
+    load(None, {"OVERLAYNET_LAB": "mine", "OVERLAYNET_": "x", "ETCD_ENDPOINTS": "y"})
