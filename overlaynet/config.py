@@ -1,6 +1,7 @@
 """The agent's settings: file, environment and flags, folded into one frozen, checked value.
 
-Precedence, lowest first: built-in default, `agent.toml`, environment (`OVERLAYNET_SECTION_KEY`), flag.
+Precedence, lowest first: built-in default, `agent.toml`, flannel's environment (`core/flannelflags.py`),
+environment (`OVERLAYNET_SECTION_KEY`), flag.
 Every key is described once, in `FIELDS`; the file's reader, the environment and the example file all go
 by that table. An unknown key is an error, with the place it was found: a misspelt setting that is
 silently ignored is worse than one that stops the agent before it touched anything.
@@ -27,10 +28,15 @@ DEFAULT_CONFIG_PATH = Path("/etc/overlaynet/agent.toml")
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """`[node]`. Empty name: the host name. No interface and no address: the default route decides."""
+    """`[node]`. Empty name: the host name. `interface`: names or addresses, of which the first that is there
+    counts; then patterns; then an address to be reached. With none of these the default route decides.
+    `adopt_lease`: take flannel's lease with our public address without further proof."""
 
     name: str = ""
-    interface: str | None = None
+    interface: tuple[str, ...] = ()
+    interface_regex: tuple[str, ...] = ()
+    interface_can_reach: IPAddress | None = None
+    adopt_lease: bool = False
     public_ip: IPAddress | None = None
     zone: str | None = None
     labels: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
@@ -193,6 +199,36 @@ def _device(value: Any) -> str:
     return name
 
 
+def _several(value: Any) -> list[str]:
+    items = [item for item in value.split(",") if item] if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not items:
+        raise ValueError("wants a text, or a list of texts")
+    return [_text(item) for item in items]
+
+
+def _interfaces(value: Any) -> tuple[str, ...]:
+    """Each an interface's name, or an address on it."""
+    return tuple(_address_or_device(item.strip()) for item in _several(value))
+
+
+def _address_or_device(text: str) -> str:
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        return _device(text)
+
+
+def _patterns(value: Any) -> tuple[str, ...]:
+    """A text is one pattern, since a pattern may hold a comma."""
+    items = _several([value] if isinstance(value, str) else value)
+    for item in items:
+        try:
+            re.compile(item)
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from None
+    return tuple(items)
+
+
 def _prefix(value: Any) -> str:
     text = _text(value).rstrip("/")
     if not text.startswith("/") or "//" in text:
@@ -245,7 +281,10 @@ def _labels(value: Any) -> Mapping[str, str]:
 
 FIELDS: Mapping[tuple[str, str], _Reader] = {
     ("node", "name"): _node_name,
-    ("node", "interface"): _device,
+    ("node", "interface"): _interfaces,
+    ("node", "interface_regex"): _patterns,
+    ("node", "interface_can_reach"): _underlay_address,
+    ("node", "adopt_lease"): _boolean,
     ("node", "public_ip"): _underlay_address,
     ("node", "zone"): _text,
     ("node", "labels"): _labels,
@@ -277,13 +316,16 @@ def load(
     path: Path | None,
     environ: Mapping[str, str],
     flags: Mapping[tuple[str, str], Any] = MappingProxyType({}),
+    beneath: Mapping[tuple[str, str], tuple[Any, str]] = MappingProxyType({}),
 ) -> AgentConfig:
-    """Read the settings. A `path` of None means the default file, which need not exist.
+    """Read the settings. A `path` of None means the default file, which need not exist. `beneath` are
+    values and where they were found, that count for more than the file and less than the environment.
 
     Raises ConfigError naming the file, variable or flag and the key.
     """
     values: dict[tuple[str, str], Any] = {}
     values.update(_from_file(path))
+    values.update((key, _read(key, value, where)) for key, (value, where) in beneath.items())
     values.update(_from_environ(environ))
     for key, value in flags.items():
         values[key] = _read(key, value, "flag --" + "-".join(key).replace("_", "-"))

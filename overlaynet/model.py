@@ -219,8 +219,22 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class Traces:
+    """What a flannel left on this host: the MACs of VXLAN devices named as it names them and not ours, and
+    the subnets in its subnet.env. They prove that a lease without node id is this host's."""
+
+    vtep_macs: frozenset[Mac] = frozenset()
+    subnets: tuple[IPNetwork, ...] = ()
+
+
+NO_TRACES = Traces()
+
+
+@dataclass(frozen=True, slots=True)
 class LocalHost:
-    """What the planner must know of this host. `underlay_mtu` is in bytes."""
+    """What the planner must know of this host. `underlay_mtu` is in bytes. `on_link` are the networks that
+    the underlay interface reaches without a gateway. `adopt_lease`: the operator says that a lease of
+    flannel's with our public address is ours, though nothing here proves it."""
 
     name: str
     identity: Identity
@@ -233,3 +247,6 @@ class LocalHost:
     labels: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
     masquerade: bool = True
     vxlan_peers_only: bool = False
+    on_link: tuple[IPNetwork, ...] = ()
+    traces: Traces = NO_TRACES
+    adopt_lease: bool = False

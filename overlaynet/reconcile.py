@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from overlaynet.addr import IPNetwork
 from overlaynet.core.diff import additions, changes, touched_changes
-from overlaynet.core.ownership import have
+from overlaynet.core.ownership import have, shadowed, stands_for
 from overlaynet.core.settled import Settled
 from overlaynet.ports import Failure, Firewall, Kernel
 from overlaynet.state import Change, KernelState, Key, Kind, Object, Op, Policy, RuleChange, Sysctl, kind_of
@@ -46,6 +46,7 @@ class Reconciler:
     cache: dict[Key, Object] = field(default_factory=dict)
     refused: dict[Key, str] = field(default_factory=dict)
     settled: Settled = field(default_factory=Settled)
+    shadowed: dict[Key, str] = field(default_factory=dict)
 
     def observe(self, want: Mapping[Key, Object], networks: tuple[IPNetwork, ...]) -> tuple[Change, ...]:
         """Read the kernel; answer what would have to change. Writes nothing."""
@@ -55,7 +56,7 @@ class Reconciler:
         found = have(rest, rest_seen, networks)
         pending = changes(rest, found.objects, found.refused)
         self.settled.learn(rest, found.objects, pending)
-        self.refused = found.refused
+        self.refused, self.shadowed = found.refused, shadowed(want, rest_seen, found.objects)
         self.cache = _all_but(want, rest) | found.objects
         return self._allowed(pending)
 
@@ -94,6 +95,9 @@ class Reconciler:
             self.cache[change.obj.key] = change.obj
         else:
             self.cache.pop(change.obj.key, None)
+            stood_for = stands_for(change.obj)
+            if self.cache.get(stood_for) == change.obj:
+                del self.cache[stood_for]
 
 
 def _all_but(objects: Mapping[Key, Object], some: Iterable[Key]) -> dict[Key, Object]:

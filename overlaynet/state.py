@@ -24,6 +24,11 @@ from overlaynet.addr import IPAddress, IPInterface, IPNetwork, Mac
 ROUTE_PROTOCOL = 111
 """Our routes' protocol number: free in iproute2's rt_protos, and how we know a route as ours."""
 
+KERNEL_PROTOCOL = 2
+"""The kernel's own, such as the route that comes with an address (rtnetlink.h, RTPROT_KERNEL)."""
+BOOT_PROTOCOL = 3
+"""What a route gets whose maker names none, as flannel does (RTPROT_BOOT)."""
+
 MAIN_TABLE = 254
 TAG_PREFIX = "overlaynet-"
 """Every link we make carries an alt-name with this prefix; the rest says what it is for."""

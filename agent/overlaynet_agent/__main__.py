@@ -15,8 +15,13 @@ from typing import Any
 
 from overlaynet import __version__
 from overlaynet.config import load
+from overlaynet.core import flannelflags
 from overlaynet.errors import OverlayError
 from overlaynet_agent import logs
+
+FLANNEL = "flannel "
+"""Before the name of a flag of flannel's, where parsed options are kept: none of ours holds a blank."""
+ADOPT = "take a lease of flannel's with this host's public address as ours, though nothing here proves it"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,7 +50,8 @@ def _parser() -> argparse.ArgumentParser:
         "clean": "remove everything of ours from this host, and nothing else",
     }
     for name, text in helps.items():
-        _add_options(commands.add_parser(name, help=text, description=text))
+        # Abbreviations would make every new flag a change of what an old command line means.
+        _add_options(commands.add_parser(name, help=text, description=text, allow_abbrev=False))
     return parser
 
 
@@ -53,20 +59,40 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", type=Path, metavar="FILE", help="agent.toml (/etc/overlaynet/agent.toml)")
     command.add_argument("--node-name", metavar="NAME")
     command.add_argument("--interface", metavar="NAME", help="the underlay interface")
-    command.add_argument("--etcd-endpoints", metavar="URL,…")
+    command.add_argument("--adopt-lease", action="store_const", const=True, help=ADOPT)
     command.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
     command.add_argument("-o", "--output", choices=["text", "json"], default="text")
+    flannel = command.add_argument_group("flannel's flags", "with one dash or two, as flanneld takes them")
+    for flag in flannelflags.FLAGS:
+        _add_flannel_flag(flannel, flag)
+
+
+def _add_flannel_flag(group: argparse._ArgumentGroup, flag: str) -> None:
+    """One of flannel's; those that mean nothing here are taken too, to be refused with an explanation."""
+    setting = flannelflags.SAME.get(flag)
+    text = f"{'.'.join(setting)} of agent.toml" if setting else argparse.SUPPRESS
+    more: dict[str, Any] = {"action": "append"} if flag in flannelflags.REPEATABLE else {}
+    if flag in flannelflags.SWITCHES:
+        more = {"nargs": "?", "const": "true"}
+    group.add_argument(f"-{flag}", f"--{flag}", dest=FLANNEL + flag, help=text, metavar="VALUE", **more)
+
+
+def _flannel_settings(options: argparse.Namespace) -> dict[tuple[str, str], Any]:
+    given = [(flag, getattr(options, FLANNEL + flag)) for flag in flannelflags.FLAGS]
+    found = flannelflags.from_flags((flag, value) for flag, value in given if value is not None)
+    return {setting: value for setting, (value, _) in found.items()}
 
 
 def _run(options: argparse.Namespace) -> int:
     flags = {
         ("node", "name"): options.node_name,
         ("node", "interface"): options.interface,
-        ("etcd", "endpoints"): options.etcd_endpoints,
+        ("node", "adopt_lease"): options.adopt_lease,
         ("log", "level"): options.log_level,
     }
     given = {key: value for key, value in flags.items() if value is not None}
-    config = load(options.config, os.environ, given)
+    given.update(_flannel_settings(options))
+    config = load(options.config, os.environ, given, flannelflags.from_environment(os.environ))
     logs.configure(config.log)
     # Loading the adapters costs a third of a second: not before the settings are known to be good.
     from overlaynet_agent import commands, wire

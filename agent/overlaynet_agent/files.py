@@ -10,6 +10,7 @@ import fcntl
 import os
 import secrets
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 
 from overlaynet.addr import IPNetwork, gateway_address, random_mac
@@ -33,6 +34,17 @@ def subnet_env(network: NetworkConfig, subnets: tuple[IPNetwork, ...], mtu: int,
                 lines.append(f"FLANNEL_{infix}SUBNET={gateway_address(subnet)}/{subnet.prefixlen}")
     lines += [f"FLANNEL_MTU={mtu}", f"FLANNEL_IPMASQ={'true' if masquerade else 'false'}"]
     return "\n".join(lines) + "\n"
+
+
+def subnets_in(subnet_file: Path) -> tuple[IPNetwork, ...]:
+    """The subnets that a subnet.env names, flannel's or our own; none where there is no such file."""
+    found = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in subnet_file.read_text("utf-8").splitlines():
+            name, _, value = line.partition("=")
+            if name in ("FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"):
+                found.append(ip_network(value.strip(), strict=False))
+    return tuple(found)
 
 
 @contextlib.contextmanager

@@ -193,7 +193,8 @@ class Host:
         blind = [self.blind] if self.blind else []
         refused = [self._refusal(key) for key in self.refused]
         failed = (failure.error for failure in self.failures.values())
-        return [*blind, *refused, *failed, *self._mtu_problems()]
+        shadowed = [self._shadow(key) for key in self.reconciler.shadowed]
+        return [*blind, *refused, *shadowed, *failed, *self._mtu_problems()]
 
     def _mtu_problems(self) -> Iterator[MtuProblem]:
         """A path too small for IPv4's sake, and containers from the days of a larger one. Their pairs are left
@@ -217,6 +218,10 @@ class Host:
                 evidence=", ".join(large[:5]) + (", …" if large[5:] else ""),
                 next=["attach them again, or set their MTU inside"],
             )
+
+    def _shadow(self, key: Key) -> ForeignObject:
+        show = f"ip route show {key[2]}"
+        return ForeignObject(self.reconciler.shadowed[key], evidence=f"route {key[2]}", next=[show])
 
     def _refusal(self, key: Key) -> ForeignObject:
         show = f"ip -d link show dev {key[1]}"

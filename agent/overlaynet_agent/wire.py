@@ -105,7 +105,8 @@ def engine(config: AgentConfig, local: LocalHost) -> Engine:
 
 
 def local(config: AgentConfig, kernel: KernelAdapter, *, create: bool) -> LocalHost:
-    return local_host(config, identity(config, create=create), kernel.observe())
+    left = files.subnets_in(config.paths.subnet_file)
+    return local_host(config, identity(config, create=create), kernel.observe(), left)
 
 
 def loop(

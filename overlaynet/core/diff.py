@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from overlaynet.state import BridgePort, Change, Key, Kind, Link, Object, Op, Sysctl, kind_of
+from overlaynet.state import BridgePort, Change, Key, Kind, Link, Object, Op, Route, Sysctl, kind_of
 
 ORDER = {kind: rank for rank, kind in enumerate(Kind)}
 
@@ -22,6 +22,8 @@ def satisfied(want: Object, have: Object) -> bool:
         return want == have._replace(mac=None)
     if isinstance(want, BridgePort) and isinstance(have, BridgePort) and want.mtu == 0:
         return want == have._replace(mtu=0)
+    if isinstance(want, Route) and isinstance(have, Route) and have.metric == 0:
+        return want == have._replace(metric=want.metric, protocol=want.protocol)  # as flannel writes it
     return False
 
 
@@ -59,6 +61,8 @@ def changes(
         for key in _extra(want, have)
         if kind_of(key) is not Kind.SYSCTL and not links_of(have[key]) & blocked
     ]
+    # flannel's route, under another metric
+    drops += [Change(Op.DROP, old) for _, obj, old in puts if isinstance(old, Route) and old.key != obj.key]
     return tuple(_ordered(puts)) + tuple(_without_dependents(drops))
 
 

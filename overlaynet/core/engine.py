@@ -325,6 +325,7 @@ class Engine:
         if isinstance(event, Synced):
             self.synced, self.store_error = True, None
             self._lost.clear()
+            self._adopt()
         self._lost -= changed
         if self._follow_own_lease() or (self.view.network, self.view.settings) != before:
             self._replan_all()
@@ -399,6 +400,11 @@ class Engine:
             self._ends[event.lease_id] = event.ends
         self.lease = leasing.own_lease(self.view, self.local)
         self._replan_all()
+
+    def _adopt(self) -> None:
+        """Become the node that flannel made of this host, before anything is claimed under another MAC."""
+        if self.lease is None and not self.node_lease:
+            self.local = leasing.adopt(self.view, self.local)
 
     def _follow_own_lease(self) -> bool:
         """Keep our lease's revisions current; let go of it if somebody else has the key now."""
@@ -633,7 +639,7 @@ class Engine:
             return ClaimSubnet(value, self.view.mod_revision(found.key), found.lease_id, ttl_s)
         try:
             subnets = leasing.choose(self.view, network, self.local, self.pick, self._lost)
-        except PoolExhausted as error:
+        except (PoolExhausted, Conflict) as error:
             self._obstacle = error
             return None
         return ClaimSubnet(leasing.lease_value(subnets, network, self.local), 0, 0, ttl_s)

@@ -4,8 +4,10 @@ The rules, in order:
 
 1. A lease that carries our node id is ours: same subnet again, after a restart or a reboot.
 2. A lease that flannel wrote (no node id) with our public address is ours only with proof on this very
-   machine: our VTEP MAC in it, or our identity file names its subnet. An equal address alone is no proof:
-   every Vagrant VM's first interface has the same one.
+   machine: the VTEP MAC in it is ours or that of flannel's device here, or our identity file or flannel's
+   subnet.env names its subnet; or the operator says so. An equal address alone is no proof: every Vagrant
+   VM's first interface has the same one. While such a lease stands unproven no other is claimed: flannel
+   knows its own by the address alone, and would take whichever of the two it finds first.
 3. The subnet our identity file remembers, if nobody holds it.
 4. Any free one. The caller's `pick` chooses, so that fifty hosts starting together do not all try the
    same; whoever loses the race for a key simply chooses again from what it has learned.
@@ -17,11 +19,12 @@ function of the view.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from ipaddress import ip_network
 
 from overlaynet.addr import IPNetwork
 from overlaynet.core.view import View
-from overlaynet.errors import PoolExhausted
+from overlaynet.errors import Conflict, PoolExhausted
 from overlaynet.model import VXLAN, Lease, LocalHost, NetworkConfig, Pool, Stored, Vtep
 
 Pick = Callable[[int], int]
@@ -46,8 +49,36 @@ def is_ours(lease: Lease, local: LocalHost) -> bool:
         return lease.node_id == local.identity.node_id
     if not set(lease.public_ips) & set(local.public_ips):
         return False
-    same_mac = any(v.mac == local.identity.vtep_mac for v in lease.vteps)
-    return same_mac or lease.subnets == local.identity.subnets
+    macs = {local.identity.vtep_mac, *local.traces.vtep_macs}
+    same_mac = any(v.mac in macs for v in lease.vteps)
+    named = bool(lease.subnets) and lease.subnets in (local.identity.subnets, local.traces.subnets)
+    return same_mac or named or local.adopt_lease
+
+
+def adopt(view: View, local: LocalHost) -> LocalHost:
+    """This host, going on with the VTEP MAC and subnets of the lease that flannel left it, if it did.
+
+    The lease is the authority: its MAC is in every peer's tables, so it is the one that loses no packet."""
+    found = own_lease(view, local)
+    if found is None or found.value.node_id is not None:
+        return local
+    mac = next((v.mac for v in found.value.vteps), local.identity.vtep_mac)
+    return replace(local, identity=replace(local.identity, vtep_mac=mac, subnets=found.value.subnets))
+
+
+def _check_unproven(view: View, local: LocalHost) -> None:
+    for item in view.leases.values():
+        lease = item.value
+        shared = set(lease.public_ips) & set(local.public_ips)
+        if lease.node_id is None and shared and not is_ours(lease, local):
+            raise Conflict(
+                f"a lease of flannel's has the public address of this host, {lease.public_ips[0]}, "
+                "and nothing here proves that it is this host's",
+                evidence=f"key {item.key}: no device here has its VTEP MAC, no subnet.env names its subnet",
+                next=["set node.interface or node.public_ip, if that address is another host's too",
+                      "overlaynet-agent run --adopt-lease, if flannel ran on this very host",
+                      f"overlaynet lease delete {item.key.rpartition('/')[2]}, if its host is gone"],
+            )  # fmt: skip
 
 
 def fits(subnets: tuple[IPNetwork, ...], network: NetworkConfig) -> bool:
@@ -70,8 +101,9 @@ def choose(
 ) -> tuple[IPNetwork, ...]:
     """Subnets to try for, one per family. `avoid` are keys that were just lost to somebody faster.
 
-    Raises PoolExhausted.
+    Raises PoolExhausted, or Conflict while a lease that may be ours stands unproven.
     """
+    _check_unproven(view, local)
     taken = [s for item in view.leases.values() for s in item.value.subnets]
     unreadable = [key for key in view.unreadable if key.startswith(view.keys.subnets)]
     taken += [s for key in (*avoid, *unreadable, *view.stale) for s in _subnets_of_key(key)]

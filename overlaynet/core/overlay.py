@@ -11,6 +11,10 @@ The next hop is the peer's VXLAN device, whose address is the base address of th
 asks by ARP. They are written in the order neighbour, FDB, route: a route whose neighbour is not there yet
 would make the kernel ask (RFC 7348 section 4; the scheme is flannel's).
 
+With DirectRouting a peer whose underlay address our interface reaches without a gateway gets the route that
+host-gw would give it, and no tunnel. Both kinds of route have one key, so changing kinds replaces the route
+in one step.
+
 host-gw needs one route via the peer's underlay address, and both hosts on one link.
 
 Every peer's route has a metric of its own, derived from its subnet. With equal metrics all routes of one
@@ -114,14 +118,17 @@ def peer_objects(network: NetworkConfig, peer: Lease, local: LocalHost) -> list[
         return []
     if backend.type == HOST_GW:
         return list(_host_gw_peer(peer, local))
-    return list(_vxlan_peer(backend, peer))
+    return list(_vxlan_peer(backend, peer, local))
 
 
-def _vxlan_peer(backend: Backend, peer: Lease) -> Iterator[Object]:
+def _vxlan_peer(backend: Backend, peer: Lease, local: LocalHost) -> Iterator[Object]:
     dev = vxlan_device(backend.vni)
     for subnet in peer.subnets:
         vtep, public_ip = peer.vtep(subnet.version), peer.public_ip(4)
         if vtep is None or public_ip is None or vtep.vni != backend.vni:
+            continue
+        if backend.direct_routing and subnet.version == 4 and any(public_ip in n for n in local.on_link):
+            yield Route(subnet, local.interface, via=public_ip, metric=metric_of(subnet))
             continue
         hop = vtep_address(subnet)
         yield Neigh(dev, hop, vtep.mac)

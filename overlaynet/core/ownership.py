@@ -4,7 +4,8 @@
 object                ours if
 ====================  ===========================================================================
 link                  it carries one of our alt-names
-route                 it is in the main table with our protocol number
+route                 it is in the main table with our protocol number; or on a VXLAN device of ours, and
+                      not the kernel's own
 neighbour             it is permanent, on a VXLAN device of ours
 FDB entry             on a VXLAN device of ours: permanent, with a remote; on a container's port: the
                       static pin
@@ -16,6 +17,10 @@ sysctl                never; the ones we need are checked, and written only if t
 Two things of ours are never removed for not being wanted: a container's veth that no record mentions (the
 container may well be alive), and a bridge that still has ports.
 
+flannel writes a peer's route with metric 0 and no protocol of its own. Where such a route is right in all
+else it stands for ours, under our key, and is not written again; where it is not, ours is put beside it and
+it is dropped.
+
 A foreign link that bears the name of one we want is taken over only with proof: a VXLAN device whose MAC is
 our own VTEP MAC, a bridge that holds our gateway address (which is used as it is, and never deleted). Any
 other is refused by name, with everything that depends on it; nothing foreign is ever changed.
@@ -23,11 +28,14 @@ other is refused by name, with everything that depends on it; nothing foreign is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from overlaynet.addr import IPNetwork
+from overlaynet.core.diff import satisfied
+from overlaynet.core.overlay import metric_of
 from overlaynet.state import (
+    KERNEL_PROTOCOL,
     MAIN_TABLE,
     ROUTE_PROTOCOL,
     TAG_PREFIX,
@@ -38,7 +46,9 @@ from overlaynet.state import (
     Link,
     LinkInfo,
     Object,
+    Route,
     Sysctl,
+    describe,
 )
 
 VETH_TAG = f"{TAG_PREFIX}veth-"
@@ -54,26 +64,32 @@ class Have:
 
 def have(want: Mapping[Key, Object], kernel: KernelState, networks: tuple[IPNetwork, ...]) -> Have:
     """Sort the kernel's state into ours and not ours, in the light of what is wanted."""
-    result = Have({obj.key: obj for obj in owned(kernel, networks)})
+    result = Have()
+    for obj in want.values():
+        if isinstance(obj, Link) and (there := kernel.links.get(obj.name)) and not there.tag:
+            _take_over(result, obj, there, want, kernel)
+    taken = {obj.name for obj in result.objects.values() if isinstance(obj, Link) and obj.type == "vxlan"}
+    result.objects.update((obj.key, obj) for obj in owned(kernel, networks, taken))
+    _take_routes(result, want, kernel)
     present = set(kernel.addresses)
     for key, obj in want.items():
         if isinstance(obj, Sysctl):
             _take_sysctl(result, obj, kernel)
         elif isinstance(obj, Address) and obj in present:
             result.objects[key] = obj  # on a bridge that is not ours it stands for ours all the same
-        elif isinstance(obj, Link) and key not in result.objects and obj.name in kernel.links:
-            _take_over(result, obj, want, kernel)
     for key in set(result.objects).difference(want):
         if _keep(result.objects[key], kernel, want):
             del result.objects[key]
     return result
 
 
-def owned(kernel: KernelState, networks: tuple[IPNetwork, ...]) -> Iterator[Object]:
-    """Everything that is ours by its mark alone."""
-    ours = {name: link for name, link in kernel.links.items() if link.tag}
+def owned(
+    kernel: KernelState, networks: tuple[IPNetwork, ...], taken: Collection[str] = ()
+) -> Iterator[Object]:
+    """Everything that is ours by its mark, and all that hangs on the VXLAN devices `taken` over."""
+    ours = {name: link for name, link in kernel.links.items() if link.tag or name in taken}
     tunnels = {name for name, link in ours.items() if link.type == "vxlan"}
-    yield from (obj for link in ours.values() if (obj := _link_object(link)))
+    yield from (obj for link in ours.values() if link.tag and (obj := _link_object(link)))
     for address in kernel.addresses:
         if address.dev in ours and any(address.interface.ip in n for n in networks):
             yield address
@@ -85,8 +101,49 @@ def owned(kernel: KernelState, networks: tuple[IPNetwork, ...]) -> Iterator[Obje
         elif entry.state == "static" and entry.master and entry.dev in ours:
             yield entry
     for route in kernel.routes:
-        if route.protocol == ROUTE_PROTOCOL and route.table == MAIN_TABLE:
+        if route.table == MAIN_TABLE and (route.protocol == ROUTE_PROTOCOL or _on_tunnel(route, tunnels)):
             yield route
+
+
+def _on_tunnel(route: Route, tunnels: Collection[str]) -> bool:
+    return route.dev in tunnels and route.protocol != KERNEL_PROTOCOL and route.dst.version == 4
+
+
+def stands_for(obj: Object) -> Key:
+    """The key under which an object counts: a route of flannel's under that of ours to the same subnet."""
+    if isinstance(obj, Route) and obj.metric == 0:
+        return obj._replace(metric=metric_of(obj.dst)).key
+    return obj.key
+
+
+def _take_routes(result: Have, want: Mapping[Key, Object], kernel: KernelState) -> None:
+    """Flannel's routes that are as good as ours stand for ours."""
+    for route in _preferred(kernel):
+        key = stands_for(route)
+        wanted = want.get(key)
+        if wanted is not None and key not in result.objects and satisfied(wanted, route):
+            result.objects.pop(route.key, None)
+            result.objects[key] = route
+
+
+def shadowed(
+    want: Mapping[Key, Object], kernel: KernelState, have: Mapping[Key, Object]
+) -> dict[Key, str]:
+    """Wanted routes that no packet takes, since one of somebody else's to the same subnet comes first."""
+    found = {}
+    for route in _preferred(kernel):
+        wanted = want.get(stands_for(route))
+        if wanted is not None and route.key not in have and not satisfied(wanted, route):
+            found[wanted.key] = f"{describe(route)} is not ours, and is preferred to ours by its metric"
+    return found
+
+
+def _preferred(kernel: KernelState) -> Iterator[Route]:
+    """Routes that come before any of ours to the same subnet, and are neither ours nor the kernel's own."""
+    for route in kernel.routes:
+        if route.metric == 0 and route.table == MAIN_TABLE:
+            if route.protocol not in (ROUTE_PROTOCOL, KERNEL_PROTOCOL):
+                yield route
 
 
 def stray_veths(want: Mapping[Key, Object], kernel: KernelState) -> list[str]:
@@ -135,9 +192,10 @@ def _take_sysctl(result: Have, want: Sysctl, kernel: KernelState) -> None:
         result.objects[want.key] = Sysctl(want.name, value)
 
 
-def _take_over(result: Have, want: Link, wanted: Mapping[Key, Object], kernel: KernelState) -> None:
+def _take_over(
+    result: Have, want: Link, there: LinkInfo, wanted: Mapping[Key, Object], kernel: KernelState
+) -> None:
     """A foreign link stands where we want one of ours."""
-    there = kernel.links[want.name]
     if there.type == want.type == "vxlan" and there.mac == want.mac:
         result.objects[want.key] = Link(want.name, "vxlan", "", there.mtu, there.mac, there.vxlan, there.up)
     elif there.type == want.type == "bridge" and _holds_gateway(want.name, wanted, kernel):

@@ -1,26 +1,37 @@
-"""Which interface and address of this machine carry the overlay.
+"""Which interface and address of this machine carry the overlay, and whom it reaches without a gateway.
 
-As flannel chooses: an interface or address that was named; else the device of the default route. An
-address is wanted that other hosts can use, so loopback and link-local ones do not count, and neither do
-devices of our own. Where nothing fits, the error lists what was there to choose from.
+As flannel chooses: interfaces that were named, by name or address, in the order given; else patterns, each
+tried on all addresses and then on all names; else the interface by which some address is reached; else the
+one that holds the public address, else the device of the default route. An address is wanted that other
+hosts can use, so loopback and link-local ones do not count, and neither do devices of our own. Where
+nothing fits, the error lists what was there to choose from.
 """
 
 from __future__ import annotations
 
-from overlaynet.addr import IPAddress
+import re
+from collections.abc import Iterable, Iterator
+
+from overlaynet.addr import IPAddress, IPNetwork, Mac
 from overlaynet.config import AgentConfig
 from overlaynet.errors import UnderlayProblem
-from overlaynet.model import Identity, LocalHost
-from overlaynet.state import MAIN_TABLE, KernelState, LinkInfo
+from overlaynet.model import Identity, LocalHost, Traces
+from overlaynet.state import MAIN_TABLE, KernelState, LinkInfo, Route
+
+FLANNEL_DEVICE = re.compile(r"flannel\.[0-9]+")
 
 
-def local_host(config: AgentConfig, identity: Identity, kernel: KernelState) -> LocalHost:
-    """What the planner needs to know of this host. Raises UnderlayProblem."""
-    link = _interface(config, kernel)
+def local_host(
+    config: AgentConfig, identity: Identity, kernel: KernelState, left: tuple[IPNetwork, ...] = ()
+) -> LocalHost:
+    """What the planner needs to know of this host. `left` are the subnets that subnet.env names.
+
+    Raises UnderlayProblem."""
+    link, address = _interface(config, kernel)
     return LocalHost(
         name=config.node.name,
         identity=identity,
-        public_ips=(_public_ip(config, link, kernel),),
+        public_ips=(config.node.public_ip or address or _public_ip(link, kernel),),
         interface=link.name,
         underlay_mtu=link.mtu,
         bridge=config.bridge.name,
@@ -29,7 +40,16 @@ def local_host(config: AgentConfig, identity: Identity, kernel: KernelState) -> 
         labels=config.node.labels,
         masquerade=config.firewall.masquerade,
         vxlan_peers_only=config.firewall.vxlan_peers_only,
+        on_link=on_link(kernel, link.name),
+        traces=Traces(frozenset(_flannel_macs(kernel)), left),
+        adopt_lease=config.node.adopt_lease,
     )
+
+
+def _flannel_macs(kernel: KernelState) -> Iterator[Mac]:
+    for link in kernel.links.values():
+        if link.type == "vxlan" and link.mac and not link.tag and FLANNEL_DEVICE.fullmatch(link.name):
+            yield link.mac
 
 
 def usable_addresses(kernel: KernelState, device: str) -> list[IPAddress]:
@@ -41,13 +61,50 @@ def usable_addresses(kernel: KernelState, device: str) -> list[IPAddress]:
     )
 
 
-def _interface(config: AgentConfig, kernel: KernelState) -> LinkInfo:
-    if config.node.interface:
-        return _named(config.node.interface, kernel)
-    if config.node.public_ip:
-        for address in kernel.addresses:
-            if address.interface.ip == config.node.public_ip:
-                return kernel.links[address.dev]
+def on_link(kernel: KernelState, device: str) -> tuple[IPNetwork, ...]:
+    """The networks that `device` reaches without a gateway; not the parts for which a longer route says
+    otherwise."""
+    main = [r for r in kernel.routes if r.table == MAIN_TABLE and r.type == "unicast" and r.dst.prefixlen]
+    direct = [r.dst for r in main if r.dev == device and r.via is None]
+    found = [part for network in direct for part in _without(network, main, device)]
+    return tuple(sorted(found, key=lambda n: (n.version, int(n.network_address), n.prefixlen)))
+
+
+def _without(network: IPNetwork, routes: Iterable[Route], device: str) -> list[IPNetwork]:
+    """`network` less every longer route inside it that leads elsewhere."""
+    parts = [network]
+    for route in routes:
+        inside = route.dst.version == network.version and route.dst != network and _within(route.dst, network)
+        if inside and (route.via is not None or route.dev != device):
+            parts = [rest for part in parts for rest in _exclude(part, route.dst)]
+    return parts
+
+
+def _exclude(part: IPNetwork, gone: IPNetwork) -> list[IPNetwork]:
+    if _within(part, gone):
+        return []
+    return list(part.address_exclude(gone)) if _within(gone, part) else [part]  # type: ignore[arg-type]
+
+
+def _within(inner: IPNetwork, outer: IPNetwork) -> bool:
+    return inner.prefixlen >= outer.prefixlen and inner.network_address in outer
+
+
+def _interface(config: AgentConfig, kernel: KernelState) -> tuple[LinkInfo, IPAddress | None]:
+    """The link, and the address on it if it was found by that."""
+    node = config.node
+    if node.interface:
+        return _named(node.interface, kernel)
+    if node.interface_regex:
+        return _matching(node.interface_regex, kernel)
+    if node.interface_can_reach:
+        return _reaching(node.interface_can_reach, kernel)
+    if node.public_ip and (holder := _holder(node.public_ip, kernel)):
+        return holder, None
+    return _default(kernel), None
+
+
+def _default(kernel: KernelState) -> LinkInfo:
     defaults = [r for r in kernel.routes if r.dst.prefixlen == 0 and r.table == MAIN_TABLE]
     for route in sorted(defaults, key=lambda r: (r.dst.version, r.metric)):
         if route.dev and route.dev in kernel.links:
@@ -59,20 +116,58 @@ def _interface(config: AgentConfig, kernel: KernelState) -> LinkInfo:
     )
 
 
-def _named(name: str, kernel: KernelState) -> LinkInfo:
-    link = kernel.links.get(name)
-    if link is None:
+def _holder(address: IPAddress, kernel: KernelState) -> LinkInfo | None:
+    return next((kernel.links[a.dev] for a in kernel.addresses if a.interface.ip == address), None)
+
+
+def _named(wanted: tuple[str, ...], kernel: KernelState) -> tuple[LinkInfo, IPAddress | None]:
+    """The first that there is, by address or by name."""
+    for word in wanted:
+        for address in kernel.addresses:
+            if str(address.interface.ip) == word:
+                return kernel.links[address.dev], address.interface.ip
+        if word in kernel.links:
+            return kernel.links[word], None
+    raise UnderlayProblem(
+        f"underlay interface {' or '.join(wanted)} does not exist",
+        evidence=_choices(kernel),
+        next=["ip -br address", "set node.interface in agent.toml"],
+    )
+
+
+def _matching(patterns: tuple[str, ...], kernel: KernelState) -> tuple[LinkInfo, IPAddress | None]:
+    """The first match of the first pattern that has one, tried on addresses before names."""
+    candidates = [link for _, link in sorted(kernel.links.items()) if link.type != "loopback" and not link.tag]
+    for pattern in map(re.compile, patterns):
+        for link in candidates:
+            for ip in usable_addresses(kernel, link.name):
+                if ip.version == 4 and pattern.search(str(ip)):
+                    return link, ip
+        for link in candidates:
+            if pattern.search(link.name):
+                return link, None
+    raise UnderlayProblem(
+        f"no interface or address here matches {' or '.join(patterns)}",
+        evidence=_choices(kernel),
+        next=["ip -br address", "set node.interface_regex in agent.toml"],
+    )
+
+
+def _reaching(target: IPAddress, kernel: KernelState) -> tuple[LinkInfo, IPAddress | None]:
+    """By the longest route to it, and of equal ones that with the lowest metric."""
+    routes = [r for r in kernel.routes if r.table == MAIN_TABLE and r.dst.version == target.version]
+    covering = [r for r in routes if target in r.dst and r.dev in kernel.links and r.type == "unicast"]
+    best = min(covering, key=lambda r: (-r.dst.prefixlen, r.metric), default=None)
+    if best is None or best.dev is None:
         raise UnderlayProblem(
-            f"underlay interface {name} does not exist",
+            f"no route leads to {target}, so no interface can be chosen by it",
             evidence=_choices(kernel),
-            next=["ip -br address", "set node.interface in agent.toml"],
+            next=[f"ip route get {target}", "set node.interface in agent.toml"],
         )
-    return link
+    return kernel.links[best.dev], best.prefsrc
 
 
-def _public_ip(config: AgentConfig, link: LinkInfo, kernel: KernelState) -> IPAddress:
-    if config.node.public_ip:
-        return config.node.public_ip
+def _public_ip(link: LinkInfo, kernel: KernelState) -> IPAddress:
     for ip in usable_addresses(kernel, link.name):
         if ip.version == 4:
             return ip

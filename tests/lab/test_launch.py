@@ -43,7 +43,7 @@ def test_agent_reads_its_file_as_it_was_meant(tmp_path: Path) -> None:
     (tmp_path / "agent.toml").write_text(text)
     read = config.load(tmp_path / "agent.toml", {})
     assert str(file) == launch.argv[-1] == "/r/labs/demo/hosts/node-1/agent.toml"
-    assert (read.node.name, read.node.interface, read.node.zone) == ("node-1", "eth9", "a")
+    assert (read.node.name, read.node.interface, read.node.zone) == ("node-1", ("eth9",), "a")
     assert dict(read.node.labels) == {"disk": 's s"d'}
     assert (read.firewall.backend, read.firewall.resync_s) == ("legacy", 5.0)
     assert read.etcd.endpoints == ("http://192.168.50.2:2379",)
