@@ -11,7 +11,8 @@
     │   ├── NotPermitted                OVL-201  a capability is missing
     │   ├── ToolMissing                 OVL-202  a program is missing
     │   ├── LabFailed                   OVL-203  a namespace, link or process of the lab could not be made
-    │   └── AgentUnreachable            OVL-204  no agent answers on its socket
+    │   ├── AgentUnreachable            OVL-204  no agent answers on its socket
+    │   └── FlannelRunning              OVL-205  flanneld is at work on this host
     ├── StoreError                3     OVL-3xx  etcd
     │   ├── StoreUnavailable            OVL-301  cannot be reached, or did not answer in time (transient)
     │   ├── StoreRefused                OVL-302  refused us: credentials, permission, bad request
@@ -116,6 +117,10 @@ class LabFailed(EnvironmentProblem):
 
 class AgentUnreachable(EnvironmentProblem):
     code = "OVL-204"
+
+
+class FlannelRunning(EnvironmentProblem):
+    code = "OVL-205"
 
 
 class StoreError(OverlayError):

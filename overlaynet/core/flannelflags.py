@@ -55,7 +55,7 @@ _NO_KUBERNETES = "the network's state is kept in etcd, never in Kubernetes nodes
 _LOGGING = "remove it; --log-level and [log] in agent.toml say what is logged"
 
 REFUSED: Mapping[str, str] = {
-    "etcd-password": "command lines can be read by everybody, and environments are inherited: write the password "
+    "etcd-password": "everybody can read a command line, and an environment is inherited: write the password "
     "to a file of mode 0600 and name it in etcd.password_file (OVERLAYNET_ETCD_PASSWORD_FILE)",
     "public-ipv6": "the underlay is IPv4 only: remove it",
     "subnet-lease-renew-margin": "a lease is kept alive all the time, so it has no margin: remove it",

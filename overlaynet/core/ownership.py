@@ -126,9 +126,7 @@ def _take_routes(result: Have, want: Mapping[Key, Object], kernel: KernelState) 
             result.objects[key] = route
 
 
-def shadowed(
-    want: Mapping[Key, Object], kernel: KernelState, have: Mapping[Key, Object]
-) -> dict[Key, str]:
+def shadowed(want: Mapping[Key, Object], kernel: KernelState, have: Mapping[Key, Object]) -> dict[Key, str]:
     """Wanted routes that no packet takes, since one of somebody else's to the same subnet comes first."""
     found = {}
     for route in _preferred(kernel):
@@ -141,9 +139,9 @@ def shadowed(
 def _preferred(kernel: KernelState) -> Iterator[Route]:
     """Routes that come before any of ours to the same subnet, and are neither ours nor the kernel's own."""
     for route in kernel.routes:
-        if route.metric == 0 and route.table == MAIN_TABLE:
-            if route.protocol not in (ROUTE_PROTOCOL, KERNEL_PROTOCOL):
-                yield route
+        theirs = route.protocol not in (ROUTE_PROTOCOL, KERNEL_PROTOCOL)
+        if theirs and route.metric == 0 and route.table == MAIN_TABLE:
+            yield route
 
 
 def stray_veths(want: Mapping[Key, Object], kernel: KernelState) -> list[str]:
