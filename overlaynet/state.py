@@ -59,7 +59,8 @@ class Vxlan(NamedTuple):
 
 
 class Link(NamedTuple):
-    """A link of ours: a VXLAN device or a bridge. `mac` None: whatever it has. `mtu` in bytes."""
+    """A link of ours: a VXLAN device or a bridge. `mac` None: whatever it has. `mtu` in bytes. `tag` empty: it
+    is left to somebody else, without a mark of ours."""
 
     name: str
     type: str

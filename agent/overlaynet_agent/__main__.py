@@ -1,7 +1,7 @@
 """``overlaynet-agent``: the command.
 
-Exit: 0 done (``plan``: nothing to do) · 1 ``plan`` found differences, ``once`` or ``clean`` had failures ·
-2 usage or bad input · 3 environment (no privilege, tool, etcd).
+Exit: 0 done (``plan``: nothing to do) · 1 ``plan`` found differences, or ``once``, ``hand-over`` or ``clean`` had
+failures · 2 usage or bad input · 3 environment (no privilege, tool, etcd).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         "run": "run as a service until stopped; the dataplane stays",
         "once": "make this host right once, and end",
         "plan": "show what would be changed, and change nothing",
+        "hand-over": "leave this host to flanneld, which then goes on without losing a packet",
         "clean": "remove everything of ours from this host, and nothing else",
     }
     for name, text in helps.items():
@@ -78,8 +80,8 @@ def _add_flannel_flag(group: argparse._ArgumentGroup, flag: str) -> None:
 
 
 def _flannel_settings(options: argparse.Namespace) -> dict[tuple[str, str], Any]:
-    given = [(flag, getattr(options, FLANNEL + flag)) for flag in flannelflags.FLAGS]
-    found = flannelflags.from_flags((flag, value) for flag, value in given if value is not None)
+    given = {flag: getattr(options, FLANNEL + flag) for flag in flannelflags.FLAGS}
+    found = flannelflags.from_flags({flag: value for flag, value in given.items() if value is not None})
     return {setting: value for setting, (value, _) in found.items()}
 
 
@@ -92,17 +94,18 @@ def _run(options: argparse.Namespace) -> int:
     }
     given = {key: value for key, value in flags.items() if value is not None}
     given.update(_flannel_settings(options))
-    config = load(options.config, os.environ, given, flannelflags.from_environment(os.environ))
+    flannels = flannelflags.from_environment(os.environ)
+    settings = partial(load, options.config, os.environ, given, flannels)
+    config = settings()
     logs.configure(config.log)
     # Loading the adapters costs a third of a second: not before the settings are known to be good.
-    from overlaynet_agent import commands, wire
+    from overlaynet_agent import commands, handover, wire
 
     config = wire.with_node_name(config)
     if options.command == "run":
-        return commands.run(config, lambda: wire.with_node_name(load(options.config, os.environ, given)))
-    document = {"once": commands.once, "plan": commands.show_plan, "clean": commands.clean}[options.command](
-        config
-    )
+        return commands.run(config, lambda: wire.with_node_name(settings()))
+    work = {"once": commands.once, "plan": commands.show_plan, "clean": commands.clean}
+    document = (work | {"hand-over": handover.hand_over})[options.command](config)
     _print(document, as_json=options.output == "json")
     if options.command == "plan":
         return 1 if document["count"] else 0
@@ -119,6 +122,10 @@ def _print(document: dict[str, Any], *, as_json: bool) -> None:
     for failure in document.get("failures", []):
         sys.stdout.write(f"failed   {failure['change']}: {failure['error']['message']}\n")
     sys.stdout.write(f"{document['count']} changes\n")
+    for change in document.get("taking_over_adds", []):
+        sys.stdout.write(f"taking over from flannel adds  {change['want']}\n")
+    for line in document.get("next", []):
+        sys.stdout.write(f"next     {line}\n")
 
 
 def _complain(error: OverlayError, *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""What each of the agent's four commands does.
+"""What each of the agent's commands does, but for `handover`.
 
 ``run`` is the service. ``once``, ``plan`` and ``clean`` are for a host without a running agent, or for a
 look before one is let loose: they read etcd and the kernel, and ``plan`` writes to neither.
@@ -27,10 +27,10 @@ from overlaynet.firewall.iptables import Iptables
 from overlaynet.kernel.apply import KernelAdapter
 from overlaynet.model import Lease, LocalHost, Workload
 from overlaynet.reconcile import Outcome, Reconciler, sync_firewall
-from overlaynet.state import Change, RuleChange, Source
+from overlaynet.state import Change, Link, RuleChange, Source, Sysctl
 from overlaynet.store import codec, disk
 from overlaynet.store.etcd import EtcdStore
-from overlaynet_agent import files, metrics, wire
+from overlaynet_agent import files, flanneld, metrics, wire
 from overlaynet_agent.api import Server
 from overlaynet_agent.health import HealthServer
 from overlaynet_agent.loop import Loop, Request, Stop
@@ -51,7 +51,8 @@ class Worker(Protocol):
 def run(config: AgentConfig, reread: Callable[[], AgentConfig]) -> int:
     """Run until SIGTERM or SIGINT; the dataplane stays as it is. SIGHUP has the settings read again."""
     wire.require_capabilities()
-    with files.only_one(config.paths.pid_file), _open(config) as (kernel, etcd, rules):
+    flanneld.refuse_beside("an agent")
+    with files.only_one(config.paths.pid_file), opened(config) as (kernel, etcd, rules):
         loop = wire.loop(config, kernel, etcd, rules, reread)
         log.info(
             "start version=%s node=%s node_id=%s public_ip=%s interface=%s mtu=%d endpoints=%s rules=%s",
@@ -91,7 +92,7 @@ def _linger(loop: Loop) -> None:
 
 
 @contextlib.contextmanager
-def _open(config: AgentConfig) -> Iterator[tuple[KernelAdapter, EtcdStore, Iptables]]:
+def opened(config: AgentConfig) -> Iterator[tuple[KernelAdapter, EtcdStore, Iptables]]:
     kernel, etcd = KernelAdapter.open(), wire.store(config)
     try:
         yield kernel, etcd, wire.firewall(config)
@@ -114,7 +115,7 @@ class Survey:
         return plan.desired(self.view, self.local, self.own, self.workloads)
 
 
-def _survey(config: AgentConfig, kernel: KernelAdapter, etcd: EtcdStore, *, create: bool) -> Survey:
+def survey_host(config: AgentConfig, kernel: KernelAdapter, etcd: EtcdStore, *, create: bool) -> Survey:
     """Read both. Raises NetworkNotConfigured: without a network config nothing is ours to plan."""
     keys = wire.keys(config)
     listing = etcd.read(keys.watched)
@@ -125,7 +126,7 @@ def _survey(config: AgentConfig, kernel: KernelAdapter, etcd: EtcdStore, *, crea
             evidence=view.problems.get(keys.network_config, f"key {keys.network_config} is absent"),
             next=["overlaynet network set FILE"],
         )
-    local = wire.local(config, kernel, create=create)
+    local = leasing.adopt(view, wire.local(config, kernel, create=create))
     workloads = disk.read_workloads(config.paths.workloads, local.name) or ()
     found = leasing.own_lease(view, local)
     return Survey(view, local, tuple(workloads), found.value if found else None)
@@ -134,8 +135,8 @@ def _survey(config: AgentConfig, kernel: KernelAdapter, etcd: EtcdStore, *, crea
 def show_plan(config: AgentConfig) -> dict[str, Any]:
     """What this host's agent would change now. Writes to neither kernel nor etcd."""
     wire.require_capabilities()
-    with _open(config) as (kernel, etcd, rules):
-        survey = _survey(config, kernel, etcd, create=False)
+    with opened(config) as (kernel, etcd, rules):
+        survey = survey_host(config, kernel, etcd, create=False)
         desired = survey.desired
         assert survey.view.network is not None
         pending: tuple[Change, ...] = ()
@@ -143,22 +144,48 @@ def show_plan(config: AgentConfig) -> dict[str, Any]:
         if survey.own is not None:  # an agent without a lease leaves everything as it is
             pending = Reconciler(kernel).observe(desired.objects, survey.view.network.networks)
             chains = rules.pending(desired.policies, rules.observe())
-    document = _document("Plan", pending, chains, desired)
-    return {**document, "lease": list(map(str, survey.own.subnets)) if survey.own else None}
+    marks, pending, chains = _marks(pending, chains)
+    return {
+        **document_of("Plan", pending, chains, desired),
+        "lease": list(map(str, survey.own.subnets)) if survey.own else None,
+        "taking_over_adds": marks,
+        "flanneld": flanneld.running(),
+    }
+
+
+def _marks(
+    pending: tuple[Change, ...], chains: tuple[RuleChange, ...]
+) -> tuple[list[dict[str, Any]], tuple[Change, ...], tuple[RuleChange, ...]]:
+    """Beside flannel's device: what taking it over adds to the dataplane without changing any of it (our mark
+    on the device, our chains beside flannel's, sysctls), apart from what would really be changed."""
+    if not any(_is_untagged(change) for change in pending):
+        return [], pending, chains
+    added = [c for c in pending if isinstance(c.obj, Sysctl) or (_is_untagged(c) and _differs_by_tag(c))]
+    listed = [change_to_json(c, plan.HOST) for c in added] + [rule_change_to_json(c) for c in chains]
+    return listed, tuple(c for c in pending if c not in added), ()
+
+
+def _is_untagged(change: Change) -> bool:
+    return isinstance(change.have, Link) and not change.have.tag
+
+
+def _differs_by_tag(change: Change) -> bool:
+    return isinstance(change.obj, Link) and change.obj._replace(tag="") == change.have
 
 
 def once(config: AgentConfig) -> dict[str, Any]:
     """Claim a subnet if this host has none, then make the host right, once."""
     wire.require_capabilities()
-    with files.only_one(config.paths.pid_file), _open(config) as (kernel, etcd, rules):
-        survey = _survey(config, kernel, etcd, create=True)
+    flanneld.refuse_beside("making this host right")
+    with files.only_one(config.paths.pid_file), opened(config) as (kernel, etcd, rules):
+        survey = survey_host(config, kernel, etcd, create=True)
         if survey.own is None:
             survey = _claim(config, survey, etcd)
         desired = survey.desired
         assert survey.view.network is not None
         outcome = Reconciler(kernel).look(desired.objects, survey.view.network.networks)
         chains = sync_firewall(rules, desired.policies).changes
-    return {**_document("Once", outcome.changes, chains, desired), "failures": _failures(outcome)}
+    return {**document_of("Once", outcome.changes, chains, desired), "failures": failures_of(outcome)}
 
 
 def _claim(config: AgentConfig, survey: Survey, etcd: EtcdStore) -> Survey:
@@ -199,7 +226,7 @@ def clean(config: AgentConfig) -> dict[str, Any]:
             kernel.close()
         for path in (config.paths.subnet_file, config.paths.workloads):
             path.unlink(missing_ok=True)
-    return {**_document("Clean", outcome.changes, chains, None), "failures": _failures(outcome)}
+    return {**document_of("Clean", outcome.changes, chains, None), "failures": failures_of(outcome)}
 
 
 def _clean_kernel(kernel: KernelAdapter) -> Outcome:
@@ -212,7 +239,7 @@ def _clean_kernel(kernel: KernelAdapter) -> Outcome:
     return Outcome(pending, tuple(kernel.apply(pending)))
 
 
-def _document(
+def document_of(
     kind: str,
     pending: tuple[Change, ...],
     chains: tuple[RuleChange, ...],
@@ -225,5 +252,5 @@ def _document(
     return {"schema": "overlaynet/v1", "kind": kind, "lab": None, "count": len(listed), "changes": listed}
 
 
-def _failures(outcome: Outcome) -> list[dict[str, Any]]:
+def failures_of(outcome: Outcome) -> list[dict[str, Any]]:
     return [{"change": str(f.change), "error": f.error.as_json()} for f in outcome.failures]

@@ -24,7 +24,7 @@ MAX_CONNECTIONS = 16
 
 
 class HealthHandler(Handler):
-    """Two reads, and no more."""
+    """Two reads, and no more; health also by the name that flanneld's checks ask for."""
 
     timeout = 10
 
@@ -38,7 +38,7 @@ class HealthHandler(Handler):
         return str(self.client_address[0])
 
     def reads(self) -> Mapping[str, Callable[[], Answer]]:
-        return {"/v1/health": self._health}
+        return {"/v1/health": self._health, "/healthz": self._health}
 
     def do_POST(self) -> None:
         self._answer(self._no_such_path)

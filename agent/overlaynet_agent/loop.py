@@ -257,7 +257,8 @@ class Loop:
             return
         self.underlay_error = None
         try:
-            there = local_host(self.config, self.engine.local.identity, self.host.reconciler.seen)
+            local = self.engine.local
+            there = local_host(self.config, local.identity, self.host.reconciler.seen, local.traces)
         except UnderlayProblem as error:
             self.underlay_error = error
             return

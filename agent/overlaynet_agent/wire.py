@@ -14,7 +14,7 @@ from overlaynet import __version__
 from overlaynet.config import AgentConfig
 from overlaynet.core.engine import Engine
 from overlaynet.core.keys import Keys
-from overlaynet.core.underlay import local_host
+from overlaynet.core.underlay import local_host, traces
 from overlaynet.errors import ConfigError, NameInvalid
 from overlaynet.firewall.iptables import Iptables
 from overlaynet.kernel import capability
@@ -105,8 +105,9 @@ def engine(config: AgentConfig, local: LocalHost) -> Engine:
 
 
 def local(config: AgentConfig, kernel: KernelAdapter, *, create: bool) -> LocalHost:
-    left = files.subnets_in(config.paths.subnet_file)
-    return local_host(config, identity(config, create=create), kernel.observe(), left)
+    seen = kernel.observe()
+    left = traces(seen, files.subnets_in(config.paths.subnet_file))
+    return local_host(config, identity(config, create=create), seen, left)
 
 
 def loop(

@@ -8,7 +8,7 @@ is found missing on the worst day. The exceptions are values that ask for what w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from overlaynet.errors import ConfigError
@@ -46,7 +46,6 @@ ANYWAY: Mapping[str, str] = {
     "iptables-forward-rules": "true",
     "ip-blackhole-route": "false",
     "kube-subnet-mgr": "false",
-    "healthz-port": "0",
     "public-ipv6": "",
 }
 """Values of refused flags that ask for what we do in any case."""
@@ -62,8 +61,6 @@ REFUSED: Mapping[str, str] = {
     "ip-masq-fully-random-disable": "source ports are chosen at random wherever iptables can do it: remove it",
     "iptables-forward-rules": "the forwarding of container traffic is always accepted: remove it",
     "ip-blackhole-route": "there is no blackhole route for the own subnet: remove it",
-    "healthz-ip": "remove it, and ask the agent's socket: overlaynet status",
-    "healthz-port": "remove it, and ask the agent's socket: overlaynet status",
     "kube-subnet-mgr": _NO_KUBERNETES,
     "kube-api-url": _NO_KUBERNETES,
     "kubeconfig-file": _NO_KUBERNETES,
@@ -76,7 +73,10 @@ REFUSED: Mapping[str, str] = {
 }
 """All other flags of flanneld, with what to do instead."""
 
-FLAGS = (*SAME, *REFUSED)
+HEALTH = {"healthz-ip": "0.0.0.0", "healthz-port": "0"}  # noqa: S104 (flannel's default, where a port is asked for)
+"""Flags that make one setting together, with their defaults; port 0 is none."""
+
+FLAGS = (*SAME, *HEALTH, *REFUSED)
 
 
 class Given(NamedTuple):
@@ -94,7 +94,7 @@ def variable(flag: str) -> str:
 def from_environment(environ: Mapping[str, str]) -> dict[Setting, Given]:
     """What flannel's variables say; empty ones say nothing. Raises ConfigError."""
     names = {variable(flag): flag for flag in FLAGS}
-    found = {}
+    given = {}
     for name in sorted(environ):
         if not name.startswith(ENVIRONMENT) or not environ[name]:
             continue
@@ -103,22 +103,23 @@ def from_environment(environ: Mapping[str, str]) -> dict[Setting, Given]:
                 f"environment {name} is no setting of flannel's",
                 evidence="known here: " + ", ".join(sorted(map(variable, SAME))),
             )
-        found.update(_translate(names[name], environ[name], f"environment {name}"))
-    return found
+        given[names[name]] = Given(environ[name], f"environment {name}")
+    return _translated(given)
 
 
-def from_flags(flags: Iterable[tuple[str, Any]]) -> dict[Setting, Given]:
+def from_flags(flags: Mapping[str, Any]) -> dict[Setting, Given]:
     """What flannel's flags say, by their names without dashes. Raises ConfigError."""
-    found = {}
-    for flag, value in flags:
-        found.update(_translate(flag, value, f"flag -{flag}"))
+    return _translated({flag: Given(value, f"flag -{flag}") for flag, value in flags.items()})
+
+
+def _translated(given: Mapping[str, Given]) -> dict[Setting, Given]:
+    found = {SAME[flag]: value for flag, value in given.items() if flag in SAME}
+    for flag, (value, where) in given.items():
+        if flag in REFUSED and ANYWAY.get(flag) != value:
+            shown = "" if flag == "etcd-password" else f"it is {value!r}"
+            raise ConfigError(f"{where} is flannel's, and is not taken", evidence=shown, next=[REFUSED[flag]])
+    ip, port = (given[flag].value if flag in given else default for flag, default in HEALTH.items())
+    if port != HEALTH["healthz-port"]:
+        host = f"[{ip}]" if ":" in ip else ip
+        found["health", "listen"] = Given(f"{host}:{port}", given["healthz-port"].where)
     return found
-
-
-def _translate(flag: str, value: Any, where: str) -> dict[Setting, Given]:
-    if flag in SAME:
-        return {SAME[flag]: Given(value, where)}
-    if flag in ANYWAY and value == ANYWAY[flag]:
-        return {}
-    shown = "" if flag == "etcd-password" else f"it is {value!r}"
-    raise ConfigError(f"{where} is flannel's, and means nothing here", evidence=shown, next=[REFUSED[flag]])

@@ -15,18 +15,16 @@ from collections.abc import Iterable, Iterator
 from overlaynet.addr import IPAddress, IPNetwork, Mac
 from overlaynet.config import AgentConfig
 from overlaynet.errors import UnderlayProblem
-from overlaynet.model import Identity, LocalHost, Traces
-from overlaynet.state import MAIN_TABLE, KernelState, LinkInfo, Route
+from overlaynet.model import NO_TRACES, Identity, LocalHost, Traces
+from overlaynet.state import MAIN_TABLE, ROUTE_PROTOCOL, KernelState, LinkInfo, Route
 
 FLANNEL_DEVICE = re.compile(r"flannel\.[0-9]+")
 
 
 def local_host(
-    config: AgentConfig, identity: Identity, kernel: KernelState, left: tuple[IPNetwork, ...] = ()
+    config: AgentConfig, identity: Identity, kernel: KernelState, traces: Traces = NO_TRACES
 ) -> LocalHost:
-    """What the planner needs to know of this host. `left` are the subnets that subnet.env names.
-
-    Raises UnderlayProblem."""
+    """What the planner needs to know of this host. Raises UnderlayProblem."""
     link, address = _interface(config, kernel)
     return LocalHost(
         name=config.node.name,
@@ -41,9 +39,14 @@ def local_host(
         masquerade=config.firewall.masquerade,
         vxlan_peers_only=config.firewall.vxlan_peers_only,
         on_link=on_link(kernel, link.name),
-        traces=Traces(frozenset(_flannel_macs(kernel)), left),
+        traces=traces,
         adopt_lease=config.node.adopt_lease,
     )
+
+
+def traces(kernel: KernelState, subnets: tuple[IPNetwork, ...]) -> Traces:
+    """What flannel left here; `subnets` are those of its subnet.env."""
+    return Traces(frozenset(_flannel_macs(kernel)), subnets)
 
 
 def _flannel_macs(kernel: KernelState) -> Iterator[Mac]:
@@ -64,7 +67,8 @@ def usable_addresses(kernel: KernelState, device: str) -> list[IPAddress]:
 def on_link(kernel: KernelState, device: str) -> tuple[IPNetwork, ...]:
     """The networks that `device` reaches without a gateway; not the parts for which a longer route says
     otherwise."""
-    main = [r for r in kernel.routes if r.table == MAIN_TABLE and r.type == "unicast" and r.dst.prefixlen]
+    foreign = [r for r in kernel.routes if r.protocol != ROUTE_PROTOCOL]
+    main = [r for r in foreign if r.table == MAIN_TABLE and r.type == "unicast" and r.dst.prefixlen]
     direct = [r.dst for r in main if r.dev == device and r.via is None]
     found = [part for network in direct for part in _without(network, main, device)]
     return tuple(sorted(found, key=lambda n: (n.version, int(n.network_address), n.prefixlen)))

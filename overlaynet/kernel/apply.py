@@ -223,6 +223,8 @@ class KernelAdapter:
         )
         if link.tag and link.tag not in present.altnames:
             steps.append(links.add_altname(link.name, link.tag))
+        if not link.tag and present.tag:
+            steps.append(links.drop_altname(link.name, present.tag))
         self._do(str(change), *steps, *(self._permanent_neighs(present) if mac else ()))
 
     def _permanent_neighs(self, link: LinkInfo) -> list[bytes]:

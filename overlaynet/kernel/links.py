@@ -65,8 +65,17 @@ def modify(name: str, *, up: bool | None = None, mtu: int | None = None, mac: st
 
 def add_altname(name: str, altname: str) -> bytes:
     """A further name for a link."""
+    return _message(wire.RTM_NEWLINKPROP, _altname(name, altname), flags=CREATE)
+
+
+def drop_altname(name: str, altname: str) -> bytes:
+    """One further name less."""
+    return _message(wire.RTM_DELLINKPROP, _altname(name, altname), flags=wire.NLM_F_EXCL)
+
+
+def _altname(name: str, altname: str) -> Attrs:
     properties = {"attrs": [("IFLA_ALT_IFNAME", altname)]}
-    return _message(wire.RTM_NEWLINKPROP, [("IFLA_IFNAME", name), ("IFLA_PROP_LIST", properties)], flags=CREATE)
+    return [("IFLA_IFNAME", name), ("IFLA_PROP_LIST", properties)]
 
 
 def delete(name: str) -> bytes:

@@ -239,6 +239,8 @@ class FakeKernel:
         altnames = present.altnames
         if link.tag and link.tag not in altnames:
             altnames = (*altnames, link.tag)
+        if not link.tag:
+            altnames = tuple(name for name in altnames if name != present.tag)
         self.links[link.name] = present._replace(mtu=link.mtu, mac=link.mac or present.mac, altnames=altnames)
         self._set_up(link.name, link.up)
 
