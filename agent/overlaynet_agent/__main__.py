@@ -1,7 +1,7 @@
 """``overlaynet-agent``: the command.
 
-Exit: 0 done (``plan``: nothing to do) · 1 ``plan`` found differences, or ``once``, ``hand-over`` or ``clean`` had
-failures · 2 usage or bad input · 3 environment (no privilege, tool, etcd).
+Exit: 0 done (``plan``: nothing to do) · 1 ``plan`` found differences, or ``once``, ``hand-over`` or ``clean``
+had failures · 2 usage or bad input · 3 environment (no privilege, tool, etcd).
 """
 
 from __future__ import annotations
