@@ -14,7 +14,7 @@ write is remembered (`learn`) and counts as right too.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from overlaynet.firewall.chains import CHAIN_PREFIX, COMMENT_PREFIX, TABLE_ORDER, Rendered, Rules, is_ours
 from overlaynet.state import ChainKey, RuleChange, RuleLine, RuleSet, Source
@@ -28,6 +28,9 @@ _TARGET = re.compile(r" ?-[jg] ([A-Za-z0-9_.:-]+)(?: [^\"]*)?$")
 _COMMENT = re.compile(r'--comment ("(?:[^"\\]|\\.)*"|\S+)')
 _OUR_COMMENT = f'--comment "{COMMENT_PREFIX}'
 _FINAL = frozenset({"ACCEPT", "DROP", "REJECT", "QUEUE", "NFQUEUE", "MASQUERADE", "SNAT", "DNAT", "REDIRECT"})
+_STOPS = frozenset({"DROP", "REJECT"})
+_INTO = re.compile(r"(?:^| )-i (\S+)")
+_DEVICE = re.compile(r"(?<!! )-[io] (\S+)")
 _REPLIES_ONLY = re.compile(r"--ctstate (RELATED,ESTABLISHED|ESTABLISHED) ")
 
 
@@ -63,12 +66,20 @@ def hooks_in(rules: Sequence[RuleLine]) -> Rules:
 def blockers(want: Rendered, have: RuleSet) -> tuple[str, ...]:
     """Foreign rules before our hooks that decide about packets for good, one sentence each.
 
-    Only those in the built-in chain itself; a rule for replies of known connections is none, since the
-    connection's first packet came past us."""
+    In the built-in chain itself any that does; a rule for replies of known connections is none, since the
+    connection's first packet came past us. In chains called from there (DOCKER-USER, say) those that stop a
+    packet, unless they or the way to them are about a device that no container of the overlay uses."""
+    devices = {name for rules in want.chains.values() for text in rules for name in _INTO.findall(text)}
+    found = []
+    for table, chain in want.hooks:
+        rules = _before_our_hook(have.chains.get((table, chain), ()))
+        found += [(table, chain, text) for text in _foreign_finals(rules)]
+        for line in rules:
+            stops = _stops_behind(line.text, have, table, devices, frozenset({chain}))
+            found += [(table, where, text) for where, text in stops]
     return tuple(
         f"a foreign rule stands before ours in table {table} chain {chain}: {text}"
-        for table, chain in want.hooks
-        for text in _foreign_finals(have.chains.get((table, chain), ()))
+        for table, chain, text in dict.fromkeys(found)
     )
 
 
@@ -130,9 +141,40 @@ def _purpose(text: str) -> tuple[str, str]:
     return (found[1] if found else "", _target(text))
 
 
+def _before_our_hook(rules: Sequence[RuleLine]) -> Sequence[RuleLine]:
+    hook = next((position for position, line in enumerate(rules) if _is_hook(line.text)), len(rules))
+    return rules[:hook]
+
+
+def _stops_behind(
+    text: str, have: RuleSet, table: str, devices: Collection[str], above: frozenset[str]
+) -> Iterator[tuple[str, str]]:
+    """The rules that stop a packet in the chain this rule calls, and in those that one calls, with their
+    chains. Nothing behind an unconditional RETURN is reached."""
+    chain = _target(text)
+    if chain in above or _about_others(text, devices):
+        return
+    for line in have.chains.get((table, chain), ()):
+        if line.text == "-j RETURN":
+            return
+        if _target(line.text) in _STOPS:
+            if not _about_others(line.text, devices) and not _REPLIES_ONLY.search(line.text):
+                yield chain, line.text
+        else:
+            yield from _stops_behind(line.text, have, table, devices, above | {chain})
+
+
+def _about_others(text: str, devices: Collection[str]) -> bool:
+    """Whether a rule names a device, and it is none of ours. A name that ends in + stands for many."""
+    named = _DEVICE.findall(_COMMENT.sub("", text))
+    return bool(devices) and any(not _any_is(name, devices) for name in named)
+
+
+def _any_is(name: str, devices: Collection[str]) -> bool:
+    return any(device == name or (name.endswith("+") and device.startswith(name[:-1])) for device in devices)
+
+
 def _foreign_finals(rules: Sequence[RuleLine]) -> Iterator[str]:
     for line in rules:
-        if _is_hook(line.text):
-            return
         if _target(line.text) in _FINAL and not _REPLIES_ONLY.search(line.text):
             yield line.text

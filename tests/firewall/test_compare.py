@@ -164,6 +164,37 @@ def test_foreign_rules_that_decide_before_ours_are_told(rules: Rules, told: list
     assert all("table filter chain FORWARD" in sentence for sentence in found)
 
 
+DOCKER = {
+    BUILTIN_FORWARD: ("-j DOCKER-USER", "-j DOCKER-FORWARD", HOOK),
+    ("filter", "DOCKER-FORWARD"): ("-j DOCKER-CT", "-j DOCKER-BRIDGE", "-i docker0 -j ACCEPT"),
+    ("filter", "DOCKER-CT"): ("-o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",),
+    ("filter", "DOCKER-BRIDGE"): ("-o docker0 -j DOCKER",),
+    ("filter", "DOCKER"): ("! -i docker0 -o docker0 -j DROP",),
+    ("filter", "DOCKER-USER"): ("-j RETURN",),
+}
+"""As Docker leaves them when it starts after us (moby, libnetwork/drivers/bridge); its own containers only."""
+
+
+@pytest.mark.parametrize(
+    ("user", "told"),
+    [
+        pytest.param(("-j RETURN",), [], id="as-docker-leaves-it"),
+        pytest.param(("-j RETURN", "-j DROP"), [], id="behind-a-return"),
+        pytest.param(("-i eth9 -j DROP",), [], id="another-device"),
+        pytest.param(("-m conntrack --ctstate RELATED,ESTABLISHED -j DROP",), [], id="replies"),
+        pytest.param(("-s 10.0.0.0/8 -j DROP",), ["-s 10.0.0.0/8 -j DROP"], id="drop"),
+        pytest.param(("-i cni0 -j REJECT --reject-with icmp-port-unreachable",), None, id="our-bridge"),
+        pytest.param(("-o flannel+ -j DROP",), None, id="our-device-by-a-pattern"),
+        pytest.param(("-j ELSEWHERE",), ["-p udp -j DROP"], id="further-down"),
+        pytest.param(("-j DOCKER-USER", "-j DROP"), ["-j DROP"], id="a-loop-ends"),
+    ],
+)
+def test_stops_in_chains_called_before_ours_are_told(user: Rules, told: list[str] | None):
+    chains = {**DOCKER, ("filter", "DOCKER-USER"): user, ("filter", "ELSEWHERE"): ("-p udp -j DROP",)}
+    found = blockers(WANT, have(chains))
+    assert [sentence.rsplit(": ", 1)[1] for sentence in found] == (list(user) if told is None else told)
+
+
 RULES = st.lists(st.sampled_from([HOOK, FOREIGN, "-j OVL-OLD", *WANT.chains[FORWARD]]), max_size=5)
 CHAINS = st.dictionaries(
     st.sampled_from(["FORWARD", "INPUT", "OVL-FORWARD", "OVL-OLD", "OVL-X", "DOCKER"]), RULES

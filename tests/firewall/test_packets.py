@@ -8,6 +8,7 @@ container 10.244.1.2 ── cni0 10.244.1.1 [host] eth0 192.168.50.11 ── 192
 from __future__ import annotations
 
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -169,3 +170,68 @@ def test_traffic_passes_a_forward_chain_whose_policy_is_drop(wire: Wire):
         sender.sendto(b"ask", ("192.168.50.50", OTHER_PORT))
         receiver.sendto(b"answer", receiver.recvfrom(99)[1])
         assert sender.recv(99) == b"answer"
+
+
+DOCKER = """*filter
+:FORWARD DROP [0:0]
+:DOCKER - [0:0]
+:DOCKER-BRIDGE - [0:0]
+:DOCKER-FORWARD - [0:0]
+:DOCKER-USER - [0:0]
+-A FORWARD -j DOCKER-USER
+-A FORWARD -j DOCKER-FORWARD
+-A DOCKER ! -i docker0 -o docker0 -j DROP
+-A DOCKER-BRIDGE -o docker0 -j DOCKER
+-A DOCKER-FORWARD -j DOCKER-BRIDGE
+-A DOCKER-FORWARD -i docker0 -j ACCEPT
+COMMIT
+"""
+
+
+def load(wire: Wire, text: str) -> None:
+    with wire.host.entered():
+        command = [f"iptables-{wire.firewall.flavour}-restore", "--noflush"]
+        subprocess.run(command, input=text, text=True, check=True, capture_output=True)
+
+
+def blockers(wire: Wire) -> tuple[str, ...]:
+    with wire.host.entered():
+        return wire.firewall.blockers(BASE, wire.firewall.observe())
+
+
+def reaches(wire: Wire) -> bool:
+    """Whether a datagram of the container comes out beyond the host."""
+    with ExitStack() as stack:
+        receiver = udp(stack, wire.outside, "10.244.2.2", OTHER_PORT)
+        receiver.settimeout(0.5)
+        udp(stack, wire.container, "10.244.1.2", 0).sendto(b"x", ("10.244.2.2", OTHER_PORT))
+        try:
+            return receiver.recv(9) == b"x"
+        except TimeoutError:
+            return False
+
+
+def test_dockers_rules_in_front_of_ours_stop_nothing(wire: Wire):
+    """Docker that starts after us puts its jumps in front; they concern its own bridge alone."""
+    wire.reach(BASE)
+    load(wire, DOCKER.replace("-A FORWARD -j DOCKER-USER", "-I FORWARD 1 -j DOCKER-USER"))
+    assert reaches(wire)
+    assert blockers(wire) == ()
+
+
+def test_drop_in_docker_user_stops_us_and_is_told(wire: Wire):
+    wire.reach(BASE)
+    load(wire, DOCKER.replace("-A FORWARD -j DOCKER-USER", "-I FORWARD 1 -j DOCKER-USER"))
+    load(wire, "*filter\n-A DOCKER-USER -s 10.244.0.0/16 -j DROP\nCOMMIT\n")
+    assert not reaches(wire)
+    assert blockers(wire) == (
+        "a foreign rule stands before ours in table filter chain DOCKER-USER: -s 10.244.0.0/16 -j DROP",
+    )
+
+
+def test_drop_behind_our_hook_stops_nothing(wire: Wire):
+    """As firewalld and ufw have it: their own chains, then a REJECT of the rest."""
+    load(wire, "*filter\n-A FORWARD -j REJECT --reject-with icmp-host-prohibited\nCOMMIT\n")
+    wire.reach(BASE)
+    assert reaches(wire)
+    assert blockers(wire) == ()
