@@ -266,7 +266,7 @@ def _listen(value: Any) -> tuple[str, int]:
         address, port = ip_address(parts.hostname or ""), parts.port
     except ValueError:
         port = None
-    if not port or parts.netloc != text:
+    if not port or parts.netloc != text or "@" in text:
         raise ValueError("wants an address and a port such as 127.0.0.1:9473 or [::1]:9473")
     return str(address), port
 

@@ -246,3 +246,19 @@ def test_misspelt_variable_is_refused_by_name():
 
 def test_variables_of_others_are_left_alone():
     load(None, {"OVERLAYNET_LAB": "mine", "OVERLAYNET_": "x", "ETCD_ENDPOINTS": "y"})
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("127.0.0.1:9473", ("127.0.0.1", 9473)), ("[::1]:80", ("::1", 80))],
+)
+def test_health_listens_where_it_is_told(text, found):
+    assert parse({"health": {"listen": text}}, "t").health.listen == found
+
+
+@pytest.mark.parametrize(
+    "text", ["9473", ":9473", "localhost:9473", "127.0.0.1", "127.0.0.1:0", "1.2.3.4:x", "a@1.2.3.4:5"]
+)
+def test_health_address_that_cannot_be_meant_is_refused(text):
+    with pytest.raises(ConfigError, match=r"health\.listen"):
+        parse({"health": {"listen": text}}, "t")

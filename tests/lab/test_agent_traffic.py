@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from helpers.eventually import eventually
-from helpers.lab import lab_name, requires_lab
+from helpers.lab import lab_name, ping, requires_lab
 from helpers.pinging import Pinging, pinging
 
 from overlaynet.core.keys import Keys
@@ -40,7 +40,7 @@ NEW_PEER = {
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab.running(Topology.simple(lab_name("traffic"), hosts=2, containers=1)) as running:
+    with Lab.running(Topology.simple(lab_name("traffic"), hosts=2, containers=2)) as running:
         yield running
 
 
@@ -146,3 +146,18 @@ def test_host_that_starts_without_etcd_keeps_its_traffic_and_writes_nothing(lab:
         lab = start_again(lab)
         eventually(lambda: is_well(lab), deadline_s=20)
     assert pings.lost <= CUT_OFF, pings.said
+
+
+@pytest.mark.parametrize("bridged", ["0", "1"], ids=["bridge-past-iptables", "bridge-through-iptables"])
+def test_host_that_drops_what_it_forwards_carries_the_overlay(lab: Lab, bridged: str) -> None:
+    """As Docker leaves a host: policy DROP, and with br_netfilter the bridge's frames meet it as well."""
+    lab = Lab.open(lab.name)
+    iptables = f"iptables-{status(lab)['firewall']['flavour']}"
+    setting = "/proc/sys/net/bridge/bridge-nf-call-iptables"
+    lab.driver.run("node-1", ["sh", "-c", f"test ! -e {setting} || echo {bridged} > {setting}"])
+    lab.driver.run("node-1", [iptables, "-P", "FORWARD", "DROP"])
+    try:
+        for address in ("10.244.1.3", "10.244.2.2"):
+            assert ping(namespace(lab.name, "web-1"), address)
+    finally:
+        lab.driver.run("node-1", [iptables, "-P", "FORWARD", "ACCEPT"])
