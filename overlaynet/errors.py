@@ -30,6 +30,7 @@
     │   ├── ForeignObject               OVL-407  something that is not ours stands where ours should
     │   ├── Unconfirmed                 OVL-408  etcd does not vouch for this host's subnet now (transient)
     │   ├── StalePeers                  OVL-409  many peers vanished at once and stay in use (transient)
+    │   ├── Contested                   OVL-410  another program keeps undoing what is ours
     │   └── MtuProblem                  OVL-412  packets of some containers are larger than the path carries
     ├── KernelError               3     OVL-5xx  the kernel refused a request; carries errno
     ├── FirewallError             3     OVL-6xx  iptables refused a ruleset; carries the line
@@ -203,6 +204,10 @@ class StalePeers(NetworkError):
 
     code = "OVL-409"
     transient = True
+
+
+class Contested(NetworkError):
+    code = "OVL-410"
 
 
 class MtuProblem(NetworkError):

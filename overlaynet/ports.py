@@ -7,12 +7,12 @@ The reconciler and the agent know only these protocols. Each has a real adapter 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeAlias
 
 from overlaynet.addr import IPAddress, IPInterface, Mac
 from overlaynet.errors import OverlayError
-from overlaynet.state import Change, KernelState, Policy, RuleChange, RuleSet
+from overlaynet.state import Change, KernelState, Key, Object, Policy, RuleChange, RuleSet
 
 # --- store ----------------------------------------------------------------------------------------
 
@@ -164,6 +164,12 @@ class Kernel(Protocol):
     def observe(self, sysctls: Sequence[str] = ()) -> KernelState:
         """All of it, ours and foreign; and the named sysctls (None where one does not exist)."""
 
+    def glance(self) -> KernelState:
+        """Links and addresses alone: cheap, however long the tables are."""
+
+    def read_sysctls(self, names: Sequence[str]) -> Mapping[str, str | None]:
+        """The named settings; None for one that does not exist."""
+
     def apply(self, changes: Sequence[Change]) -> list[Failure]:
         """Carry out changes in the order given, all of them; one that fails does not stop the rest.
 
@@ -177,6 +183,34 @@ class Kernel(Protocol):
         """Delete a veth pair by its host end. One that is gone already is no error."""
 
     def close(self) -> None: ...
+
+
+class Sighting(NamedTuple):
+    """One entry as the kernel has just announced it: `obj` is what is there now, None if it is gone.
+
+    `ifindex` tells its device from a later one of the same name (0: no device); `by` is who did it, as far
+    as that can be told."""
+
+    obj: Object | None
+    ifindex: int = 0
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Noticed:
+    """What the kernel announced in one moment, but for our own writes: entries as they are now, and devices
+    to look at again. `overrun`: announcements were lost, so everything has to be looked at."""
+
+    entries: Mapping[Key, Sighting] = field(default_factory=dict)
+    devices: frozenset[str] = frozenset()
+    overrun: bool = False
+
+
+class Watched(NamedTuple):
+    """Names of devices whose announcements matter: `tunnels` are those whose neighbours are ours."""
+
+    tunnels: frozenset[str] = frozenset()
+    devices: frozenset[str] = frozenset()
 
 
 # --- firewall -------------------------------------------------------------------------------------
@@ -199,8 +233,14 @@ class Firewall(Protocol):
         """Foreign rules in front of our hooks that may end a packet's walk before it: to be told, never
         fought. Pure."""
 
-    def apply(self, changes: Sequence[RuleChange], have: RuleSet) -> None:
-        """Make it so, each table in one atomic commit; chains that do not differ are not named."""
+    def apply(self, changes: Sequence[RuleChange], have: RuleSet) -> RuleSet:
+        """Make it so, each table in one atomic commit; chains that do not differ are not named. Answers the
+        rules as they are read back."""
+
+    def generation(self) -> object:
+        """Something that differs once anybody has changed rules, and costs next to nothing to ask for; a
+        RuleSet carries the one from just before it was read. None where it cannot be told. The legacy
+        filter's does not differ after an edit that keeps the number and size of the rules."""
 
 
 class Clock(Protocol):

@@ -8,16 +8,35 @@ succeeds or fails alone, and what failed is in the Outcome with its reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from overlaynet.addr import IPNetwork
-from overlaynet.core.diff import additions, changes, touched_changes
-from overlaynet.core.ownership import have, shadowed, stands_for
+from overlaynet.core.diff import additions, changes, links_of, satisfied, touched_changes
+from overlaynet.core.ownership import have, owned, shadowed, stands_for
 from overlaynet.core.settled import Settled
+from overlaynet.errors import KernelError
 from overlaynet.ports import Failure, Firewall, Kernel
-from overlaynet.state import Change, KernelState, Key, Kind, Object, Op, Policy, RuleChange, Sysctl, kind_of
+from overlaynet.state import (
+    ChainKey,
+    Change,
+    KernelState,
+    Key,
+    Kind,
+    Link,
+    Object,
+    Op,
+    Policy,
+    RuleChange,
+    RuleSet,
+    Sysctl,
+    kind_of,
+)
+
+STRUCTURE = frozenset({Kind.LINK, Kind.PORT, Kind.ADDRESS})
+"""What `Reconciler.seen` must keep up with, so that news of our own writes is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +56,9 @@ class Outcome:
 
 @dataclass(slots=True)
 class Reconciler:
-    """One host's writer. `seen` is the kernel at the last look; not for use across threads. While
-    `additions_only`, nothing is taken away: what is wanted is then known from a time before this start."""
+    """One host's writer. `seen` is the kernel at the last look, with links and addresses as of the last
+    write of any; `leave` are keys that nothing is to be written for. While `additions_only`, nothing is taken
+    away: what is wanted is then known from a time before this start. Not for use across threads."""
 
     kernel: Kernel
     additions_only: bool = False
@@ -47,11 +67,13 @@ class Reconciler:
     refused: dict[Key, str] = field(default_factory=dict)
     settled: Settled = field(default_factory=Settled)
     shadowed: dict[Key, str] = field(default_factory=dict)
+    leave: Collection[Key] = ()
+    _networks: tuple[IPNetwork, ...] = ()
 
     def observe(self, want: Mapping[Key, Object], networks: tuple[IPNetwork, ...]) -> tuple[Change, ...]:
         """Read the kernel; answer what would have to change. Writes nothing."""
         names = [obj.name for obj in want.values() if isinstance(obj, Sysctl)]
-        self.seen = self.kernel.observe(names)
+        self.seen, self._networks = self.kernel.observe(names), networks
         rest, rest_seen = self.settled.rest(want, self.seen)
         found = have(rest, rest_seen, networks)
         pending = changes(rest, found.objects, found.refused)
@@ -66,15 +88,15 @@ class Reconciler:
 
     def write(self, pending: Sequence[Change]) -> Outcome:
         """Write what `observe` found to differ."""
-        return replace(self._apply(pending), whole=True)
+        return replace(self._apply(self._not_left(pending)), whole=True)
 
     def follow(
         self, touched: Iterable[Key], want: Mapping[Key, Object], networks: tuple[IPNetwork, ...]
     ) -> Outcome:
         """Write what differs among some keys, going by the cache. A change of a link means a look, since
         the kernel drops what hangs on a link on its own. Raises KernelError if that look fails."""
-        keys = list(touched)
-        pending = self._allowed(touched_changes(keys, want, self.cache, self.refused))
+        keys = [*touched, *(key for key in self.leave if kind_of(key) is Kind.LINK)]
+        pending = self._not_left(self._allowed(touched_changes(keys, want, self.cache, self.refused)))
         if any(kind_of(change.obj.key) is Kind.LINK for change in pending):
             return self.look(want, networks)
         return self._apply(pending)
@@ -82,13 +104,42 @@ class Reconciler:
     def _allowed(self, pending: tuple[Change, ...]) -> tuple[Change, ...]:
         return additions(pending) if self.additions_only else pending
 
+    def _not_left(self, pending: Sequence[Change]) -> Sequence[Change]:
+        """Without what is to be left alone, and what hangs on a link that is wrong and left alone."""
+        if not self.leave:
+            return pending
+        wrong = {c.obj.name for c in pending if isinstance(c.obj, Link) and c.obj.key in self.leave}
+        return [c for c in pending if c.obj.key not in self.leave and not links_of(c.obj) & wrong]
+
+    def adopt(self, now: KernelState, names: Collection[str]) -> None:
+        """From now on take these devices, and the addresses on them, as seen like this. Only those: what
+        happened to another is still to be noticed."""
+        links = {name: link for name, link in self.seen.links.items() if name not in names}
+        links |= {name: now.links[name] for name in names if name in now.links}
+        kept = [address for address in self.seen.addresses if address.dev not in names]
+        read = [address for address in now.addresses if address.dev in names]
+        self.seen = replace(self.seen, links=links, addresses=(*kept, *read))
+
     def _apply(self, pending: Sequence[Change]) -> Outcome:
         failures = tuple(self.kernel.apply(pending)) if pending else ()
         failed = {failure.change for failure in failures}
         for change in pending:
             if not failed or change not in failed:
                 self._remember(change)
+        if written := [c for c in pending if kind_of(c.obj.key) in STRUCTURE and c not in failed]:
+            with suppress(KernelError):  # then `seen` is stale, and the next notice of a device means a look
+                self._adopt_written(written)
         return Outcome(tuple(pending), failures, dict(self.refused))
+
+    def _adopt_written(self, written: Sequence[Change]) -> None:
+        """Take note of devices as we left them, so that the kernel's announcing it is no news. One that
+        reads differently was changed by somebody in the meantime: that is news. Raises KernelError."""
+        now = self.kernel.glance()
+        names = {str(change.obj.key[1]) for change in written}
+        links = {name: link for name, link in now.links.items() if name in names}
+        ours = KernelState(links=links, addresses=tuple(a for a in now.addresses if a.dev in names))
+        there = {obj.key: obj for obj in owned(ours, self._networks)}
+        self.adopt(now, names - {str(change.obj.key[1]) for change in written if not _came_true(change, there)})
 
     def _remember(self, change: Change) -> None:
         if change.op is Op.PUT:
@@ -100,6 +151,14 @@ class Reconciler:
                 del self.cache[stood_for]
 
 
+def _came_true(change: Change, there: Mapping[Key, Object]) -> bool:
+    """Whether the kernel reads as this change left it."""
+    present = there.get(change.obj.key)
+    if change.op is Op.DROP or present is None:
+        return (change.op is Op.DROP) == (present is None)
+    return satisfied(change.obj, present)
+
+
 def _all_but(objects: Mapping[Key, Object], some: Iterable[Key]) -> dict[Key, Object]:
     """Copying and deleting spares hashing every key, which is what a comprehension would cost."""
     found = dict(objects)
@@ -109,21 +168,47 @@ def _all_but(objects: Mapping[Key, Object], some: Iterable[Key]) -> dict[Key, Ob
 
 
 class FirewallOutcome(NamedTuple):
-    """What differed and was written; and foreign rules in front of ours that may stop a packet first."""
+    """What differed and was written; and foreign rules in front of ours that may stop a packet first.
+    `generation` is that of the last reading; `settled` says that this reading found nothing left to do."""
 
     changes: tuple[RuleChange, ...] = ()
     blockers: tuple[str, ...] = ()
+    generation: object = None
+    settled: bool = True
 
 
 def sync_firewall(
-    firewall: Firewall, want: Mapping[str, Policy], *, additions_only: bool = False
+    firewall: Firewall,
+    want: Mapping[str, Policy],
+    *,
+    additions_only: bool = False,
+    leave: Collection[ChainKey] = (),
 ) -> FirewallOutcome:
-    """Read the rules, write what differs; with `additions_only` only what is missing. Raises FirewallError
-    or ToolMissing."""
-    present = firewall.observe()
-    pending = firewall.pending(want, present)
-    if additions_only:
-        pending = tuple(change for change in pending if change.op == "missing")
+    """Read the rules, write what differs, but for the chains in `leave`; with `additions_only` only what is
+    missing. Raises FirewallError or ToolMissing."""
+
+    def allowed(rules: RuleSet) -> tuple[RuleChange, ...]:
+        pending = _not_left(firewall.pending(want, rules), rules, leave)
+        return tuple(c for c in pending if c.op == "missing") if additions_only else pending
+
+    rules = firewall.observe()
+    blockers, pending = firewall.blockers(want, rules), allowed(rules)
     if pending:
-        firewall.apply(pending, present)
-    return FirewallOutcome(pending, firewall.blockers(want, present))
+        rules = firewall.apply(pending, rules)
+    return FirewallOutcome(pending, blockers, rules.generation, not pending or not allowed(rules))
+
+
+def _not_left(
+    pending: Sequence[RuleChange], present: RuleSet, leave: Collection[ChainKey]
+) -> tuple[RuleChange, ...]:
+    """Without chains that are to be left alone, and without jumps to one of them that is not there."""
+    absent = {(table, chain) for table, chain in leave if (table, chain) not in present.chains}
+    return tuple(
+        change
+        for change in pending
+        if (change.table, change.chain) not in leave
+        and not any(
+            table == change.table and any(chain in rule.split() for rule in change.want or ())
+            for table, chain in absent
+        )
+    )

@@ -351,11 +351,13 @@ ChainKey: TypeAlias = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class RuleSet:
-    """Every chain of every table: name, default policy ("-" for a user chain) and rules in order."""
+    """Every chain of every table: name, default policy ("-" for a user chain) and rules in order.
+    `generation` is that of `ports.Firewall`, from just before the rules were read."""
 
     flavour: str
     chains: Mapping[ChainKey, tuple[RuleLine, ...]] = field(default_factory=dict)
     policies: Mapping[ChainKey, str] = field(default_factory=dict)
+    generation: object = field(default=None, compare=False)
 
 
 class RuleChange(NamedTuple):

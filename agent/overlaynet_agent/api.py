@@ -44,6 +44,7 @@ from overlaynet.model import Port
 from overlaynet.ports import Firewall
 from overlaynet.state import Source
 from overlaynet_agent import documents
+from overlaynet_agent.holds import parse_hold, parse_name
 from overlaynet_agent.host import AttachRequest
 from overlaynet_agent.loop import Loop
 
@@ -170,6 +171,8 @@ class Handler(BaseHTTPRequestHandler):
             "/v1/repair": self._repair,
             "/v1/network/apply": lambda: self._apply_network(content),
             "/v1/reload": self._reload,
+            "/v1/hold": lambda: self._hold(content),
+            "/v1/release": lambda: self._release(content),
         }
         self._answer(self._privileged(changes.get(self.path, self._no_such_path)))
 
@@ -249,6 +252,14 @@ class Handler(BaseHTTPRequestHandler):
         if not isinstance(force, bool):
             raise UsageError("force must be true or false", evidence=repr(force)[:80])
         return HTTPStatus.OK, self.server.loop.call(lambda loop: _apply_network_on(loop, force=force))
+
+    def _hold(self, content: bytes) -> Answer:
+        body = _document(content)
+        return HTTPStatus.OK, self.server.loop.call(lambda loop: _hold_on(loop, body))
+
+    def _release(self, content: bytes) -> Answer:
+        kind, text = parse_name(_document(content))
+        return HTTPStatus.OK, self.server.loop.call(lambda loop: _release_on(loop, kind, text))
 
     def _receive(self) -> bytes:
         """The request's body, read whatever the answer will be: a client that is still writing when its
@@ -349,6 +360,7 @@ def _reload_on(loop: Loop) -> dict[str, Any]:
 def _repair_on(loop: Loop) -> dict[str, Any]:
     if not loop.host.active:
         return {"changes": 0, "failures": []}
+    loop.ask_firewall_again("repair")
     outcome = loop.full_look("repair")
     if loop.host.blind is not None:
         raise loop.host.blind
@@ -356,6 +368,29 @@ def _repair_on(loop: Loop) -> dict[str, Any]:
         "changes": outcome.written,
         "failures": [{"change": str(f.change), "error": f.error.as_json()} for f in outcome.failures],
     }
+
+
+def _hold_on(loop: Loop, body: Mapping[str, Any]) -> dict[str, Any]:
+    now = loop.clock()
+    hold = parse_hold(body, now)
+    key = hold.key
+    if key is not None and key not in loop.engine.desired.objects and key not in loop.host.reconciler.cache:
+        raise NotFound(
+            f"there is no {hold.kind} {hold.text} of ours to hold",
+            evidence="the agent neither wants nor has it",
+            next=["overlaynet get routes", "see docs/agent-api.md"],
+        )
+    loop.host.drift.hold(hold)
+    if hold.chain:
+        loop.ask_firewall_again("event")
+    return documents.hold(hold, now)
+
+
+def _release_on(loop: Loop, kind: str, text: str) -> dict[str, Any]:
+    hold = loop.host.drift.release(kind, text)
+    if hold.chain:
+        loop.ask_firewall_again("release")
+    return {"kind": kind, "key": text}
 
 
 def _document(content: bytes) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def run(config: AgentConfig, reread: Callable[[], AgentConfig]) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: loop.inbox.put(Stop()))
         signal.signal(signal.SIGHUP, lambda *_: loop.inbox.put(Request(Loop.reload, Future())))
-        threads: list[Worker] = [*loop.threads, server, *asked]
+        threads: list[Worker] = [wire.notices(kernel, loop), *loop.threads, server, *asked]
         for thread in threads:
             thread.start()
         try:

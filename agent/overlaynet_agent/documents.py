@@ -14,6 +14,7 @@ from overlaynet.core.plan import peers_of
 from overlaynet.errors import OverlayError
 from overlaynet.model import VXLAN, Lease, Stored, Workload
 from overlaynet.state import describe, kind_of
+from overlaynet_agent.holds import Hold
 from overlaynet_agent.loop import Loop
 
 Document = dict[str, Any]
@@ -59,9 +60,12 @@ def status(loop: Loop) -> Document:
             for failure in host.failures.values()
         ],
         "problems": [problem.as_json() for problem in loop.problems()],
+        "holds": [hold(item, loop.clock()) for item in host.drift.holds.by_name.values()],
         "firewall": {"flavour": loop.firewall.flavour, "foreign_rules_in_front": list(loop.rules.blockers)},
         "writes": {"kernel": sum(host.writes.values()), "firewall": loop.rules.restores},
         "looks": host.looks,
+        "firewall_reads": loop.rules.reads,
+        "drift_repaired": dict(host.repaired),
     }
 
 
@@ -123,6 +127,12 @@ def container(workload: Workload) -> Document:
         "ports": [{"port": p.port, "protocol": p.protocol, "name": p.name} for p in workload.ports],
         "ready": workload.ready,
     }
+
+
+def hold(item: Hold, now: float) -> Document:
+    """`expires_in_s` null: for as long as this agent runs."""
+    left = None if item.until is None else round(max(0.0, item.until - now), 3)
+    return {"kind": item.kind, "key": item.text, "reason": item.reason, "expires_in_s": left}
 
 
 def state(loop: Loop) -> Document:

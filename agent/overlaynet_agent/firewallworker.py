@@ -2,30 +2,51 @@
 
 There is one writer. While it is busy only the latest wanted policies are remembered, so a hundred changes
 in a row cost two restores, not a hundred.
+
+In between it asks each second whether anybody has changed rules (`Firewall.generation`), and reads them back
+if so. Where others change rules all the time, most readings find nothing of ours to mend; so after each one
+it rests for some time, the longer the reading took.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 
 from overlaynet.errors import OverlayError
 from overlaynet.ports import Firewall
 from overlaynet.reconcile import FirewallOutcome, sync_firewall
-from overlaynet.state import Policy
+from overlaynet.state import ChainKey, Policy
 from overlaynet_agent.durations import Durations
 
 log = logging.getLogger("overlaynet.firewall")
 
+POLL_S = 1.0
+REST = 10
+"""A reading that a poll asked for is not repeated before so many times as long as it took."""
+
 
 @dataclass(frozen=True, slots=True)
 class FirewallDone:
-    """One round is over: what differed and was written, or why it could not be."""
+    """One round is over: what differed and was written, or why it could not be. `why` there was a round."""
 
     outcome: FirewallOutcome
     error: OverlayError | None = None
+    why: str = "event"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Make the rules like this; with `additions_only` take nothing away; leave those chains alone. `why` this
+    is to be done."""
+
+    policies: Mapping[str, Policy]
+    additions_only: bool = False
+    leave: Collection[ChainKey] = ()
+    why: str = "event"
 
 
 class FirewallWorker:
@@ -34,7 +55,9 @@ class FirewallWorker:
     def __init__(self, firewall: Firewall, post: Callable[[FirewallDone], None]) -> None:
         self._firewall = firewall
         self._post = post
-        self._wanted: tuple[Mapping[str, Policy], bool] | None = None
+        self._wanted: Task | None = None
+        self._settled: tuple[Task, FirewallOutcome] | None = None
+        self._rested = 0.0
         self.durations = Durations()
         self._stopped = False
         self._wake = threading.Condition()
@@ -47,10 +70,10 @@ class FirewallWorker:
     def start(self) -> None:
         self._thread.start()
 
-    def want(self, policies: Mapping[str, Policy], additions_only: bool) -> None:
-        """Make the rules like this, soon; with `additions_only` take nothing away."""
+    def want(self, task: Task) -> None:
+        """Do this, soon."""
         with self._wake:
-            self._wanted = (dict(policies), additions_only)
+            self._wanted = task
             self._wake.notify()
 
     def stop(self) -> None:
@@ -63,17 +86,43 @@ class FirewallWorker:
     def _run(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._stopped or self._wanted is not None)
+                self._wake.wait_for(lambda: self._stopped or self._wanted is not None, POLL_S)
                 if self._stopped:
                     return
-                (wanted, additions_only), self._wanted = self._wanted or ({}, True), None
+                task, self._wanted = self._wanted, None
             try:
-                with self.durations.timed():
-                    outcome = sync_firewall(self._firewall, wanted, additions_only=additions_only)
-                self._post(FirewallDone(outcome))
-            except OverlayError as error:
-                self._post(FirewallDone(FirewallOutcome(), error))
+                if task := task or self._poll():
+                    self._carry_out(task)
             except Exception as error:
                 log.exception("firewall round failed: this is a bug")
                 bug = OverlayError("the agent failed at the firewall; its log says where", evidence=repr(error))
-                self._post(FirewallDone(FirewallOutcome(), bug))
+                self._fail(bug, task)
+
+    def _poll(self) -> Task | None:
+        """What to do, if anybody has changed rules since the last reading."""
+        if self._settled is None or time.monotonic() < self._rested:
+            return None
+        task, outcome = self._settled
+        if outcome.settled and self._firewall.generation() == outcome.generation:
+            return None
+        return replace(task, why="poll")
+
+    def _carry_out(self, task: Task) -> None:
+        began = time.monotonic()
+        try:
+            with self.durations.timed():
+                outcome = sync_firewall(
+                    self._firewall, task.policies, additions_only=task.additions_only, leave=task.leave
+                )
+        except OverlayError as error:
+            self._fail(error, task)
+        else:
+            self._settled = task, outcome
+            self._post(FirewallDone(outcome, why=task.why))
+        ended = time.monotonic()
+        self._rested = ended + REST * (ended - began)
+
+    def _fail(self, error: OverlayError, task: Task | None) -> None:
+        """Whoever asked decides when to try again; until then there is nothing to poll for."""
+        self._settled = None
+        self._post(FirewallDone(FirewallOutcome(), error, task.why if task else "poll"))

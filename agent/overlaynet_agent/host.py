@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from ipaddress import ip_interface
 
 from overlaynet.addr import IPAddress, IPNetwork, container_mac, gateway_address
-from overlaynet.core.diff import word
 from overlaynet.core.engine import Engine
 from overlaynet.core.overlay import USABLE_MTU_BYTES, container_mtu
 from overlaynet.core.plan import workload_slice
@@ -35,9 +34,10 @@ from overlaynet.errors import (
 )
 from overlaynet.events import Attached, Detached, Intent
 from overlaynet.model import Port, Workload, check_name
-from overlaynet.ports import Failure, Kernel, Wiring
+from overlaynet.ports import Failure, Kernel, Noticed, Wiring
 from overlaynet.reconcile import Outcome, Reconciler
 from overlaynet.state import Change, Key, Kind, describe, kind_of
+from overlaynet_agent.drift import STRUCTURE, Drift
 from overlaynet_agent.durations import Durations
 
 log = logging.getLogger("overlaynet.host")
@@ -75,11 +75,17 @@ class Host:
     tried: bool = False
     looks: int = 0
     writes: Counter[tuple[str, str]] = field(default_factory=Counter)
-    repaired: Counter[str] = field(default_factory=Counter)
+    drift: Drift = field(init=False)
     durations: Durations = field(default_factory=Durations)
 
     def __post_init__(self) -> None:
         self.reconciler = Reconciler(self.kernel)
+        self.drift = Drift(self.engine, self.reconciler)
+
+    @property
+    def repaired(self) -> Counter[str]:
+        """Objects that had gone wrong by themselves and were put right, by kind."""
+        return self.drift.repaired
 
     @property
     def networks(self) -> tuple[IPNetwork, ...]:
@@ -90,11 +96,6 @@ class Host:
     def active(self) -> bool:
         """Whether there is anything to want: before the first lease the kernel is left as it is."""
         return self.engine.lease is not None
-
-    @property
-    def healthy(self) -> bool:
-        """Whether the kernel could be read, and took everything."""
-        return self.blind is None and not self.failures
 
     @property
     def refused(self) -> Mapping[Key, str]:
@@ -112,8 +113,12 @@ class Host:
         """Read the whole kernel and mend what differs."""
         if not self.active:
             return Outcome()
-        self.engine.take_touched()
-        return self._carry_out(lambda: self.reconciler.write(self._observe(now)), why, now)
+        why = why if self.tried else "start"
+        touched, self.drift.look = self.engine.take_touched(), None
+        self.drift.suspects.clear()
+        outcome = self._carry_out(lambda: self.reconciler.write(self._observe(now)), why, now)
+        self._count(outcome, {c.obj.key: why for c in outcome.changes if c.obj.key not in touched}, now)
+        return outcome
 
     def _observe(self, now: float) -> tuple[Change, ...]:
         """What differs, once containers that are gone are not wanted any more either."""
@@ -123,16 +128,30 @@ class Host:
         return pending
 
     def follow(self, now: float) -> Outcome:
-        """Write what the last events touched."""
-        touched = self.engine.take_touched()
-        if not self.active or not touched:
+        """Write what the last events touched, and what is suspected to have gone wrong by itself."""
+        if not self.active:
             return Outcome()
+        touched = self.engine.take_touched()
         if not self.tried:
-            return self.look("start", now)
+            return self.look("start", now) if touched else Outcome()
+        self._start_anew(touched)
+        reasons = self.drift.take_suspects(now)
+        keys = touched | reasons.keys()
+        if not keys:
+            return Outcome()
+        desired = self.engine.desired.objects
+        outcome = self._carry_out(lambda: self.reconciler.follow(keys, desired, self.networks), "event", now)
+        self._count(outcome, reasons, now)
+        if any(kind_of(key) in STRUCTURE for key in keys):
+            self.drift.rewatch()
+        return outcome
+
+    def _start_anew(self, touched: set[Key]) -> None:
+        """What is wanted differently has neither failed nor gone wrong yet."""
         for key in touched:
             self.failures.pop(key, None)
-        desired = self.engine.desired.objects
-        return self._carry_out(lambda: self.reconciler.follow(touched, desired, self.networks), "event", now)
+            self.drift.suspects.pop(key, None)
+            self.drift.failing.forget(key)
 
     def _carry_out(self, write: Callable[[], Outcome], why: str, now: float) -> Outcome:
         """Do it and keep the books. A kernel that cannot be read leaves everything as it was."""
@@ -140,22 +159,18 @@ class Host:
             with self.durations.timed():
                 outcome = write()
         except KernelError as error:
-            self.blind = error
-            log.warning("the kernel could not be read error=%s", error)
+            self._cannot_see(error)
             return Outcome()
         if outcome.whole:
-            self._looked(outcome, why)
-        self._take(outcome, why)
-        if outcome.whole:
-            self._drop_vanished(now)
+            self.looks += 1
+            self.tried, self.blind = True, None
+            self.drift.rewatch()
+        self._log(outcome, why)
         return outcome
 
-    def _looked(self, outcome: Outcome, why: str) -> None:
-        self.looks += 1
-        if self.tried and why in ("timer", "repair"):
-            self._count_repairs(outcome)
-        self.tried, self.blind = True, None
-        self.failures.clear()
+    def _cannot_see(self, error: KernelError) -> None:
+        self.blind = error
+        log.warning("the kernel could not be read error=%s", error)
 
     def _drop_vanished(self, now: float) -> bool:
         """Containers whose veth is gone (their namespace was deleted) are gone too. Answers whether any is."""
@@ -166,11 +181,25 @@ class Host:
             self.asked += self.engine.handle(Detached(workload.id), now)
         return bool(gone)
 
-    def _take(self, outcome: Outcome, why: str) -> None:
-        self.failures.update({failure.change.obj.key: failure for failure in outcome.failures})
-        for change in outcome.changes:
-            if change.obj.key not in self.failures:
-                self.writes[str(kind_of(change.obj.key)), str(change.op)] += 1
+    def _count(self, outcome: Outcome, reasons: Mapping[Key, str], now: float) -> None:
+        """Writes, failures and repairs. What failed before and now succeeds was no drift."""
+        failed = {failure.change.obj.key: failure for failure in outcome.failures}
+        before = self.failures.keys() | failed.keys()
+        done = [change for change in outcome.changes if change.obj.key not in failed]
+        for change in done:
+            self.writes[str(kind_of(change.obj.key)), str(change.op)] += 1
+        self.drift.count([change for change in done if change.obj.key not in before], reasons, now)
+        over = list(self.failures) if outcome.whole else [*reasons, *(c.obj.key for c in done)]
+        for key in over:
+            self.failures.pop(key, None)
+            if key not in failed:
+                self.drift.failing.forget(key)
+        for key in failed:
+            self.drift.failing.strike(key, now)
+            self.drift.failing.must_wait(key, now)
+        self.failures.update(failed)
+
+    def _log(self, outcome: Outcome, why: str) -> None:
         if outcome.changes:
             log.info(
                 "kernel written why=%s changes=%d failed=%d first=%s",
@@ -179,14 +208,22 @@ class Host:
         for failure in outcome.failures[:MAX_LINES]:
             log.warning("refused change=%s error=%s", failure.change, failure.error)
 
-    def _count_repairs(self, outcome: Outcome) -> None:
-        """What had been right and was not any more; a write that failed before and now succeeded is none."""
-        due = self.failures.keys() | {failure.change.obj.key for failure in outcome.failures}
-        repaired = [change for change in outcome.changes if change.obj.key not in due]
-        for change in repaired:
-            self.repaired[str(kind_of(change.obj.key))] += 1
-        for change in repaired[:MAX_LINES]:
-            log.warning("drift repaired %s %s", word(change), describe(change.obj))
+    # --- drift ------------------------------------------------------------------------------------
+
+    def hear(self, noticed: Noticed, now: float) -> None:
+        """Take in what the kernel announced; what follows from it is done by the next round."""
+        if not self.tried:
+            return  # the first look is still to come, and sees it
+        try:
+            if self.drift.hear(noticed):
+                self._drop_vanished(now)
+        except KernelError as error:
+            self._cannot_see(error)
+
+    def poll(self, now: float) -> None:
+        """Look after what the kernel announces no change of."""
+        if self.tried:
+            self.drift.poll(now)
 
     def problems(self) -> list[OverlayError]:
         """What keeps this host's kernel from being as it should."""
@@ -194,7 +231,7 @@ class Host:
         refused = [self._refusal(key) for key in self.refused]
         failed = (failure.error for failure in self.failures.values())
         shadowed = [self._shadow(key) for key in self.reconciler.shadowed]
-        return [*blind, *refused, *shadowed, *failed, *self._mtu_problems()]
+        return [*blind, *refused, *shadowed, *failed, *self.drift.problems(), *self._mtu_problems()]
 
     def _mtu_problems(self) -> Iterator[MtuProblem]:
         """A path too small for IPv4's sake, and containers from the days of a larger one. Their pairs are left

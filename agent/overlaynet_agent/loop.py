@@ -12,6 +12,7 @@ writes once.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import time
 from collections.abc import Callable, Mapping
@@ -27,14 +28,17 @@ from overlaynet.core.underlay import local_host
 from overlaynet.errors import EnvironmentProblem, NotReady, OverlayError, UnderlayProblem
 from overlaynet.events import Event, HostChanged, Intent, Recalled, StoreLost
 from overlaynet.model import Lease, NetworkConfig
+from overlaynet.ports import Noticed
 from overlaynet.reconcile import Outcome
 from overlaynet.state import Policy
 from overlaynet.store import disk
 from overlaynet_agent import files, logs, settings
-from overlaynet_agent.firewallworker import FirewallDone, FirewallWorker
+from overlaynet_agent.drift import FOUGHT_CAP_S, QUIET_S
+from overlaynet_agent.firewallworker import FirewallDone, FirewallWorker, Task
 from overlaynet_agent.host import Host
 from overlaynet_agent.memory import Memory
 from overlaynet_agent.notify import Manager, Notifier
+from overlaynet_agent.pace import Pace
 from overlaynet_agent.storeworker import KeepAlive, StoreWorker
 from overlaynet_agent.timedstore import TimedStore
 
@@ -42,6 +46,9 @@ log = logging.getLogger("overlaynet.loop")
 
 IDLE_S = 1.0
 """The loop ticks at least this often, so that the keep-alive knows it is alive."""
+
+LOOK_REST = 2
+"""After a look that a notice asked for, at least so many times as long as it took without another such."""
 
 SAVE_AGAIN_S = 5.0
 """Between attempts to write to a disk that refused."""
@@ -60,15 +67,19 @@ class Stop:
     """End the loop, leaving the dataplane as it is."""
 
 
-Item: TypeAlias = Event | FirewallDone | Request | Stop
+Item: TypeAlias = Event | Noticed | FirewallDone | Request | Stop
 
 
 @dataclass(slots=True)
 class FirewallState:
     """What the firewall thread last said. `asked` are the policies it was last given, and whether it was
-    told to take nothing away."""
+    told to take nothing away; at `due` it is asked to read the rules in full, for the reason `why`; `reads`
+    counts its rounds."""
 
     asked: tuple[Mapping[str, Policy], bool] | None = None
+    due: float = math.inf
+    why: str = "timer"
+    reads: int = 0
     tried: bool = False
     error: OverlayError | None = None
     attempt: int = 0
@@ -97,6 +108,8 @@ class Loop:
     rules: FirewallState = field(default_factory=FirewallState)
     underlay_error: OverlayError | None = None
     _next_look: float = 0.0
+    _noticed_look: float = 0.0
+    _looks: Pace = field(default_factory=lambda: Pace(FOUGHT_CAP_S, QUIET_S))
     _failed_looks: int = 0
     _saved: object = None
     _save_error: OverlayError | None = None
@@ -160,6 +173,8 @@ class Loop:
         """All that is waiting; or nothing, once it is time to do something anyway."""
         now = self.last_tick = self.clock()
         deadlines = [now + IDLE_S, self._next_look, self.engine.deadline() or now + IDLE_S]
+        deadlines += [self.host.drift.deadline(), self.rules.due]
+        deadlines += [self._noticed_look] if self.host.drift.look else []
         items: list[Item] = []
         try:
             items.append(self.inbox.get(timeout=max(0.0, min(deadlines) - now)))
@@ -179,6 +194,8 @@ class Loop:
                     reply.set_exception(error)
             case FirewallDone():
                 self._firewall_done(item)
+            case Noticed():
+                self.host.hear(item, self.clock())
             case Stop():
                 pass
             case _:
@@ -190,10 +207,16 @@ class Loop:
         now = self.clock()
         self.submit(self.engine.tick(now))
         self._trust_the_store()
+        self.expire_holds(now)
+        self.host.poll(now)
         if now >= self._next_look:
             self.full_look("timer")
-        elif self.host.follow(now).failures or self.host.blind:
-            self._look_again()
+        elif self.host.drift.look and now >= self._noticed_look:
+            self._look_at_notice(self.host.drift.look)
+        else:
+            self.host.follow(now)
+            if self.host.blind:
+                self._look_again()
         self.submit(self.host.take_asked())
         self._ask_firewall()
         self.keepalive.keep(self.engine.node_lease, self._subnet_lease())
@@ -238,17 +261,16 @@ class Loop:
     # --- looking and writing ----------------------------------------------------------------------
 
     def full_look(self, why: str) -> Outcome:
-        """Look at everything: kernel now, firewall on its thread, our files with the next save."""
+        """Look at everything in the kernel, and mend what differs; and at our files with the next save."""
         self._saved = None
         self._next_look = self.clock() + self.config.firewall.resync_s
         outcome = self.host.look(why, self.clock())
         self._follow_underlay()
-        if self.host.healthy:
+        if self.host.blind is None:
             self._failed_looks = 0
         else:
             self._look_again()
             self._failed_looks += 1
-        self.rules.asked = None
         return outcome
 
     def _follow_underlay(self) -> None:
@@ -270,28 +292,56 @@ class Loop:
             self.submit(self.engine.handle(HostChanged(there), self.clock()))
 
     def _look_again(self) -> None:
-        """What failed is looked at again soon, and less soon after each look that did not help."""
+        """What could not be read is looked at again soon, and less soon after each look that did not help."""
         soon = self.clock() + delay(self._failed_looks + 1, 0.0)
         self._next_look = min(self._next_look, soon)
 
+    def _look_at_notice(self, why: str) -> None:
+        """A full look that somebody's doing asked for: the more of them in a row, the later the next one, and
+        never so that they take all the time there is."""
+        began = self.clock()
+        self.full_look(why)
+        ended = self.clock()
+        self._looks.prune(ended)
+        self._noticed_look = max(self._looks.strike((why,), ended).due, ended + LOOK_REST * (ended - began))
+
+    def expire_holds(self, now: float) -> None:
+        """End the holds whose time is up."""
+        if any(hold.chain for hold in self.host.drift.expire(now)):
+            self.ask_firewall_again("release")
+
+    # --- the firewall -----------------------------------------------------------------------------
+
+    def ask_firewall_again(self, why: str) -> None:
+        """Have the rules read in full by the next round, and mended."""
+        self.rules.due, self.rules.why = 0.0, why
+
     def _ask_firewall(self) -> None:
-        wanted = (self.engine.desired.policies, self.host.reconciler.additions_only)
-        if self.host.active and self.rules.asked != wanted:
-            self.rules.asked = (dict(wanted[0]), wanted[1])
-            self.firewall.want(*wanted)
+        """When something else is wanted, and now and then all the same."""
+        policies, additions_only = self.engine.desired.policies, self.host.reconciler.additions_only
+        rules, holds = self.rules, self.host.drift.holds
+        changed = rules.asked != (policies, additions_only)
+        if self.host.active and (changed or self.clock() >= rules.due):
+            why = "event" if changed else rules.why
+            self.firewall.want(Task(dict(policies), additions_only, holds.chains, why))
+            rules.asked, rules.due = (dict(policies), additions_only), math.inf
 
     def _firewall_done(self, done: FirewallDone) -> None:
-        rules = self.rules
+        rules, changes = self.rules, done.outcome.changes
+        if rules.tried and rules.error is None and done.why != "event":
+            self.host.drift.count_rules(changes, done.why, self.clock())
         rules.error, rules.tried = done.error, True
-        if changes := done.outcome.changes:
+        rules.reads += 1
+        if changes:
             rules.restores += 1
             log.info("firewall written chains=%s", ",".join(sorted({c.chain for c in changes})))
         if done.error is None:
             rules.attempt, rules.blockers = 0, done.outcome.blockers
+            rules.due, rules.why = self.clock() + self.config.firewall.resync_s, "timer"
             return
         rules.attempt += 1
         log.warning("firewall refused attempt=%d error=%s", rules.attempt, done.error)
-        self._next_look = min(self._next_look, self.clock() + delay(rules.attempt, 0.0))
+        rules.due, rules.why = self.clock() + delay(rules.attempt, 0.0), "retry"
 
     # --- what is kept on disk ---------------------------------------------------------------------
 

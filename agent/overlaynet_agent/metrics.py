@@ -53,6 +53,7 @@ def _families(loop: Loop) -> list[Any]:
             {(kind,): count for kind, count in host.repaired.items()},
         ),
         _counter("overlaynet_full_looks", "Readings of the whole kernel.", (), {(): host.looks}),
+        _gauge("overlaynet_holds", "Objects left alone on request.", (), {(): len(host.drift.holds.by_name)}),
         _gauge("overlaynet_ready", "1 once the first full apply was tried.", (), {(): loop.ready}),
         _gauge(
             "overlaynet_state",

@@ -19,6 +19,7 @@ from overlaynet.errors import ConfigError, NameInvalid
 from overlaynet.firewall.iptables import Iptables
 from overlaynet.kernel import capability
 from overlaynet.kernel.apply import KernelAdapter
+from overlaynet.kernel.notices import Notices
 from overlaynet.model import Identity, LocalHost, check_name
 from overlaynet.store import disk
 from overlaynet.store.etcd import EtcdStore
@@ -134,4 +135,11 @@ def loop(
         manager=Manager.from_environ(os.environ),
         reread=reread,
     )
+    return made
+
+
+def notices(kernel: KernelAdapter, loop: Loop) -> Notices:
+    """The listener that tells the loop what others change in the kernel, not started."""
+    made = Notices(kernel.port_id, loop.inbox.put)
+    loop.host.drift.watch = made.watch
     return made

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from overlaynet.addr import Mac
 from overlaynet.core.diff import word
-from overlaynet.errors import ValueInvalid
+from overlaynet.errors import UsageError, ValueInvalid
 from overlaynet.state import (
     Address,
     BridgePort,
@@ -30,6 +30,7 @@ from overlaynet.state import (
     IpRule,
     KernelState,
     Key,
+    Kind,
     Link,
     LinkInfo,
     Masquerade,
@@ -267,6 +268,36 @@ def rule_change_to_json(change: RuleChange) -> Json:
 def key_text(key: Key) -> str:
     """A key without its kind: ``254 10.244.2.0/24 11`` for a route."""
     return " ".join(str(part) for part in key[1:] if part is not None)
+
+
+def key_from_text(kind: str, text: str) -> Key:
+    """The opposite of `key_text`, for any kind of kernel object. Raises UsageError."""
+    parts = text.split(" ")
+    try:
+        readers = _KEYS[Kind(kind)]
+        if not len(readers) >= len(parts) >= len(readers) - (kind == Kind.FDB):
+            raise ValueError(f"{len(parts)} words, not {len(readers)}")
+        words = [read(part) for read, part in zip(readers, parts, strict=False)]
+        return (Kind(kind), *words, *[None] * (len(readers) - len(parts)))
+    except (ValueError, ValueInvalid) as error:
+        known = ", ".join(_KEYS)
+        raise UsageError(
+            f"{kind!r} {text!r} is no kernel object's kind and key",
+            evidence=f"{error}; kinds are {known}",
+            next=["overlaynet get routes -o json"],
+        ) from None
+
+
+_KEYS: Mapping[Kind, tuple[Callable[[str], object], ...]] = {
+    Kind.LINK: (str,),
+    Kind.SYSCTL: (str,),
+    Kind.ADDRESS: (str, ip_interface),
+    Kind.PORT: (str,),
+    Kind.NEIGH: (str, ip_address),
+    Kind.FDB: (str, Mac.parse, str),
+    Kind.ROUTE: (int, ip_network, int),
+}
+"""What follows the kind in a key; the bridge at the end of an FDB entry's may be missing."""
 
 
 def source_to_json(source: Source) -> Json:

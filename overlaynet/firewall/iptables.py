@@ -27,12 +27,14 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from overlaynet.errors import FirewallBusy, FirewallError, NotPermitted, OverlayError, ToolMissing
 from overlaynet.firewall import compare
 from overlaynet.firewall.chains import TABLE_ORDER, Rendered, is_ours
+from overlaynet.firewall.poll import generation
 from overlaynet.firewall.readback import parse
 from overlaynet.firewall.refusal import refusal
 from overlaynet.firewall.render import render
@@ -91,21 +93,29 @@ class Iptables:
 
     def observe(self) -> RuleSet:
         """Every table's rules with counters. Raises FirewallError, NotPermitted, ToolMissing."""
-        return self._saved_somehow(self._chosen())
+        tools = self._chosen()
+        before = generation(tools.flavour, self._family)
+        return replace(self._saved_somehow(tools), generation=before)
+
+    def generation(self) -> object:
+        """Differs once anybody has changed rules (see `poll`). Raises ToolMissing or FirewallError."""
+        return generation(self._chosen().flavour, self._family)
 
     def pending(self, want: Mapping[str, Policy], have: RuleSet) -> tuple[RuleChange, ...]:
         """What differs, of what is ours."""
         return compare.pending(self.rendered(want), have, self._remembered)
 
-    def apply(self, changes: Sequence[RuleChange], have: RuleSet) -> None:
+    def apply(self, changes: Sequence[RuleChange], have: RuleSet) -> RuleSet:
         """Commit the changes, each table at once. Raises FirewallError naming the refused line.
 
         `have` is what the changes were computed from; the programs need no more than the changes."""
+        after = have
         if changes:
             self._restore(self._chosen(), changes)
-            self._learn(changes)
+            after = self._learn(changes)
         if not self._other_is_clean:
             self._clean_other()
+        return after
 
     def clean(self) -> None:
         """Remove every chain and hook of ours, in both variants, and nothing else."""
@@ -184,13 +194,14 @@ class Iptables:
         self.restores.update({change.table for change in changes})
         self.bytes_written += len(text.encode())
 
-    def _learn(self, changes: Sequence[RuleChange]) -> None:
+    def _learn(self, changes: Sequence[RuleChange]) -> RuleSet:
         """Read back what was just written and remember where it is printed in other words."""
         now = self.observe()
         for change in changes:
             rules = now.chains.get((change.table, change.chain), ())
             ours = tuple(r.text for r in rules) if is_ours(change.chain) else compare.hooks_in(rules)
             self._remembered.update(compare.learn(change.want or (), ours))
+        return now
 
     def _run(self, command: Sequence[str], text: str) -> str:
         program = Path(command[0]).name

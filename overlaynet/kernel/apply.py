@@ -22,8 +22,8 @@ from typing import TypeAlias
 from overlaynet.errors import KernelError, OverlayError
 from overlaynet.kernel import attach, links, parse, sysctl, wire
 from overlaynet.kernel.handle import Refusal, Rtnl
+from overlaynet.kernel.observe import glance, observe
 from overlaynet.kernel.observe import links as observe_links
-from overlaynet.kernel.observe import observe
 from overlaynet.ports import Failure, Wiring
 from overlaynet.state import (
     Address,
@@ -75,6 +75,17 @@ class KernelAdapter:
 
     def observe(self, sysctls: Sequence[str] = ()) -> KernelState:
         return observe(self._rtnl, sysctls, self._known)
+
+    def glance(self) -> KernelState:
+        return glance(self._rtnl)
+
+    def read_sysctls(self, names: Sequence[str]) -> Mapping[str, str | None]:
+        return {name: sysctl.read(name) for name in names}
+
+    @property
+    def port_id(self) -> int:
+        """The sender that the kernel's announcements of our own writes name."""
+        return self._rtnl.port_id
 
     def apply(self, changes: Sequence[Change]) -> list[Failure]:
         self._indices.clear()

@@ -92,6 +92,13 @@ class Rtnl:
         sock = netns.socket_in(target, socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         return cls(sock, timeout_s=timeout_s)
 
+    @property
+    def port_id(self) -> int:
+        """This socket's address; the kernel names it as the sender in what it announces to others."""
+        if not self._socket.getsockname()[0]:
+            self._socket.bind((0, 0))
+        return int(self._socket.getsockname()[0])
+
     def close(self) -> None:
         self._socket.close()
 

@@ -20,6 +20,13 @@ def links(rtnl: Rtnl) -> dict[str, LinkInfo]:
     return parse.links(rtnl.dump(wire.dump_links()))
 
 
+def glance(rtnl: Rtnl) -> KernelState:
+    """Links and addresses alone. Raises KernelError."""
+    found = links(rtnl)
+    names = {link.ifindex: link.name for link in found.values()}
+    return KernelState(links=found, addresses=tuple(parse.addresses(rtnl.dump(wire.dump_addresses()), names)))
+
+
 def observe(rtnl: Rtnl, sysctls: Sequence[str] = (), known: parse.Known | None = None) -> KernelState:
     """All of it. `sysctls` are read in the calling thread's namespace; `known` is what earlier looks at this
     namespace read. Raises KernelError."""

@@ -56,19 +56,24 @@ class FakeFirewall:
         }
         self._remembered: dict[str, str] = {}
         self._failures: deque[OverlayError] = deque()
+        self._generation = 0
         self.restores: Counter[str] = Counter()
         self.bytes_written = 0
 
     def observe(self) -> RuleSet:
         policies = {key: "ACCEPT" if key[1] in BUILTIN[key[0]] else "-" for key in self._chains}
-        return RuleSet(self.flavour, {key: tuple(rules) for key, rules in self._chains.items()}, policies)
+        chains = {key: tuple(rules) for key, rules in self._chains.items()}
+        return RuleSet(self.flavour, chains, policies, self._generation)
+
+    def generation(self) -> object:
+        return self._generation
 
     def pending(self, want: Mapping[str, Policy], have: RuleSet) -> tuple[RuleChange, ...]:
         return compare.pending(self.rendered(want), have, self._remembered)
 
-    def apply(self, changes: Sequence[RuleChange], have: RuleSet) -> None:
+    def apply(self, changes: Sequence[RuleChange], have: RuleSet) -> RuleSet:
         if not changes:
-            return
+            return have
         if self._failures:
             raise self._failures.popleft()
         text = restore_text(changes)
@@ -76,6 +81,7 @@ class FakeFirewall:
         self.restores.update({change.table for change in changes})
         self.bytes_written += len(text.encode())
         self._learn(changes)
+        return self.observe()
 
     def clean(self) -> None:
         have = self.observe()
@@ -99,6 +105,7 @@ class FakeFirewall:
 
     def restore(self, text: str) -> None:
         """What ``iptables-restore --noflush`` does with this input. Raises FirewallError."""
+        self._generation += 1
         lines = text.splitlines()
         for _, group in groupby(enumerate(lines), key=_table_counter()):
             self._commit([line for _, line in group])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import ip_interface, ip_network
 from typing import TypeVar
 
@@ -112,6 +112,13 @@ class FakeKernel:
             rules=tuple(self.rules),
             sysctls={name: self._sysctl(name) for name in sysctls},
         )
+
+    def glance(self) -> KernelState:
+        self._fail_if_told(OBSERVE, "a look at the kernel")
+        return KernelState(links=dict(self.links), addresses=tuple(self.addresses.values()))
+
+    def read_sysctls(self, names: Sequence[str]) -> Mapping[str, str | None]:
+        return {name: self._sysctl(name) for name in names}
 
     def apply(self, changes: Sequence[Change]) -> list[Failure]:
         failures = []
