@@ -154,7 +154,7 @@ def test_unreachable_etcd_is_unavailable_with_evidence_and_advice() -> None:
         store.read(["/a/"])
     store.close()
     assert NOBODY in caught.value.evidence
-    assert "refused" in caught.value.evidence
+    assert "refused" in caught.value.message
     assert caught.value.next == (f"etcdctl --endpoints {NOBODY} endpoint health",)
 
 
