@@ -21,7 +21,7 @@ class EtcdServer:
 
     def __init__(self, directory: Path, *, scheme: str = "http", extra: Sequence[str] = ()) -> None:
         self.directory = directory
-        self.url = f"{scheme}://127.0.0.1:{_free_port()}"
+        self.url = f"{scheme}://127.0.0.1:{free_port()}"
         self.socket = directory / "etcd.sock:0"  # etcd insists on a port, even in a socket's name
         self._extra = list(extra)
         self._process: subprocess.Popen[bytes] | None = None
@@ -87,7 +87,7 @@ class EtcdServer:
         self._process.send_signal(number)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
