@@ -149,6 +149,9 @@ class Leases(RuleBasedStateMachine):
         self.store = MemoryStore()
         put_network(self.store, network(count=SUBNETS))
         self.hosts = {number: Host(number, self.store) for number in HOSTS}
+        for host in list(self.hosts.values())[: SUBNETS - 1]:
+            host.start(self.now)
+        self._calm(RENEW_EVERY_S)
 
     @property
     def living(self) -> list[Host]:
@@ -189,6 +192,16 @@ class Leases(RuleBasedStateMachine):
     def pass_time(self, seconds: int) -> None:
         for _ in range(0, seconds, RENEW_EVERY_S):
             self._advance(min(seconds, RENEW_EVERY_S))
+
+    @rule(number=st.sampled_from(HOSTS), other=st.sampled_from(HOSTS))
+    def a_day_cut_off_while_another_starts(self, number: int, other: int) -> None:
+        """The one that is cut off must not believe in its subnet when the other takes it."""
+        if number == other:
+            return
+        self.hosts[number].link.cut = True
+        self.pass_a_day()
+        self.start(other)
+        self.take_steps_alone(other, 60)
 
     @rule()
     def pass_a_day(self) -> None:
