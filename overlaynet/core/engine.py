@@ -157,6 +157,7 @@ class Engine:
             case Claimed(item, ttl_s):
                 self._hold(item)
                 self._remember_ttl(item.lease_id, ttl_s)
+                self._expect_renewal(item.lease_id, ttl_s)
             case Renewed(lease_id, ttl_s, ends):
                 self._ttls.setdefault(lease_id, ttl_s)
                 self._ends[lease_id] = ends
@@ -428,6 +429,7 @@ class Engine:
             found = leasing.own_lease(self.view, self.local)
             if found and self._reads_right(found):
                 self._hold(found)
+                self._expect_renewal(found.lease_id, self.view.settings.node_ttl_s)
 
     def _hold(self, item: Stored[Lease]) -> None:
         changed = self.lease is None or self.lease.value != item.value
@@ -459,6 +461,12 @@ class Engine:
     def _remember_ttl(self, lease_id: int, ttl_s: int) -> None:
         if lease_id and ttl_s:
             self._ttls[lease_id] = ttl_s
+
+    def _expect_renewal(self, lease_id: int, within_s: int) -> None:
+        """Without a first renewal nobody knows when a lease ends: believe in it so long and no longer. The time
+        that one taken up from before has left is not known, so that one is believed in for a short time."""
+        if lease_id and within_s:
+            self._ends.setdefault(lease_id, self._now + within_s)
 
     def _lives_long_enough(self, lease_id: int, ttl_s: int) -> bool:
         """Whether an etcd lease of ours has the time to live that the settings want. A reservation has none."""

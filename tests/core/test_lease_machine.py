@@ -21,8 +21,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from overlaynet.errors import LeaseNotFound, StoreUnavailable
 from overlaynet.events import LeaseExpired, Relist, Renewed
-from overlaynet.model import Identity
-from overlaynet.ports import Commit, Compare, Delete, Grant, KeyValue, Listing, Notice, Put, Watch
+from overlaynet.model import Identity, Lease
+from overlaynet.ports import Commit, Compare, Delete, Grant, Listing, Notice, Put, Watch
+from overlaynet.store import codec
 from overlaynet.store.memory import MemoryStore
 
 pytestmark = pytest.mark.fake
@@ -267,9 +268,10 @@ class Leases(RuleBasedStateMachine):
         for host in self.hosts.values():
             host.link.mend()
         before = {host.number: host.identity.subnets for host in self.living if host.identity}
+        owners = self._owners()
         for seconds in [RENEW_EVERY_S] * 100 + [LEASE_TTL_S / 3] * 4 + [RENEW_EVERY_S] * 20:
             self._calm(seconds)
-        owners = {item.key: item for item in self.store.read([KEYS.subnets]).items}
+            owners |= self._owners()
         minds = [host.agent.engine for host in self.living if host.agent]
         whole = [mind for mind in minds if mind.confirmed]
         troubles = [problem.message for mind in minds for problem in mind.problems()]
@@ -280,14 +282,17 @@ class Leases(RuleBasedStateMachine):
             if mind not in whole:
                 continue
             assert mind.lease
-            assert mind.lease.key in owners
+            mine = (mind.lease.key, mind.local.identity.node_id)
+            assert mine in self._owners()
             if host.number in before and mind.lease.value.subnets != before[host.number]:
-                self._was_taken(KEYS.lease(before[host.number]), owners)
+                key = KEYS.lease(before[host.number])
+                assert any(key == k and owner != mine[1] for k, owner in owners), f"{key} given up for nothing"
         self.nobody_shares_a_subnet()
 
-    def _was_taken(self, key: str, owners: dict[str, KeyValue]) -> None:
-        """A host moves only if somebody else has its subnet now."""
-        assert key in owners, f"{key} was given up for nothing"
+    def _owners(self) -> set[tuple[str, str | None]]:
+        """Keys of leases in the store, each with its owner's node id."""
+        items = [codec.decode(item, KEYS) for item in self.store.read([KEYS.subnets]).items]
+        return {(item.key, item.value.node_id) for item in items if isinstance(item.value, Lease)}
 
     def _calm(self, seconds: float) -> None:
         for _ in range(500):
