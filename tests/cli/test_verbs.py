@@ -16,6 +16,7 @@ from overlaynet.cli import main as program
 from overlaynet.cli.app import App
 from overlaynet.cli.cluster import readable
 from overlaynet.errors import LabFailed, NotPermitted, StoreUnavailable
+from overlaynet.ports import Put
 from overlaynet.state import ROUTE_PROTOCOL, Change, Fdb, Op, Route
 
 pytestmark = pytest.mark.fake
@@ -462,6 +463,39 @@ def test_network_that_cannot_work_is_refused_before_it_is_written(run, cluster, 
     code, _, err = run("network", "set", str(given))
     stored = cluster.memory.read([cluster.keys().network_config]).items[0].value
     assert (code, f"OVL-100: {given}" in err, "try" in err, stored) == (2, True, True, NETWORK)
+
+
+def test_network_is_applied_host_by_host_and_stops_at_the_first_that_cannot(run, cluster):
+    for host in ("node-1", "node-2"):
+        cluster.agents[host] = applying(host)
+    shown = document(run("network", "apply", "-o", "json")[1])
+    assert [(h["host"], h["applied"], h["subnets"]) for h in shown["hosts"]] == [
+        ("node-1", True, ["10.244.1.0/24"]),
+        ("node-2", True, ["10.244.2.0/24"]),
+    ]
+    del cluster.agents["node-1"]
+    code, out, _ = run("network", "apply", "-o", "json")
+    shown = document(out)
+    assert (code, shown["hosts"][0]["error"]["code"], shown["left"]) == (3, "OVL-204", ["node-2"])
+
+
+def applying(host: str) -> dict[str, Any]:
+    answers = ready_agent(host)
+    answers["/v1/status"]["lease"]["confirmed"] = True
+    return {**answers, "/v1/network/apply": {"applied": True, "network": {}}}
+
+
+def test_network_show_tells_what_is_in_force_on_each_host(run, cluster):
+    cluster.agents["node-1"] = applying("node-1")
+    hosts = document(run("network", "show", "-o", "json")[1])["hosts"]
+    assert [(h["host"], h["networks"]) for h in hosts] == [("node-1", ["10.244.0.0/16"]), ("node-2", None)]
+    assert "in force:" in run("network", "show")[1]
+
+
+def test_key_that_is_no_lease_can_be_deleted(run, cluster):
+    cluster.memory.commit([], [Put(cluster.keys().subnets + "rubbish", b"x")])
+    assert run("lease", "delete", "rubbish")[0] == 0
+    assert "rubbish" not in str(cluster.memory.read([cluster.keys().subnets]).items)
 
 
 def test_reserved_subnet_never_expires_and_can_be_given_back(run, cluster):

@@ -305,4 +305,4 @@ class Leases(RuleBasedStateMachine):
 
 
 TestLeases = pytest.mark.fake(Leases.TestCase)
-TestLeases.settings = settings(max_examples=40, stateful_step_count=40)
+TestLeases.settings = settings(max_examples=30, stateful_step_count=40)
