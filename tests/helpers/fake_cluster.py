@@ -87,7 +87,7 @@ class FakeCluster:
         return [h.name for h in self.hosts()] + [c.name for c in self.containers()]
 
     def config(self, host: str) -> AgentConfig:
-        return build({("node", "name"): host, ("node", "interface"): "eth0"})
+        return build({("node", "name"): host, ("node", "interface"): ("eth0",)})
 
     def identity(self, host: str) -> Identity | None:
         return _identity(host)
