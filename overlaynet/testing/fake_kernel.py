@@ -13,10 +13,11 @@ link-local address and no learning, for nothing is ever sent.
 from __future__ import annotations
 
 import errno
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import ip_interface, ip_network
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from overlaynet.addr import IPAddress, IPInterface, Mac, random_mac, vxlan_mtu
 from overlaynet.errors import KernelError, OverlayError, WorkloadExists
@@ -41,6 +42,8 @@ from overlaynet.state import (
 )
 
 _T = TypeVar("_T")
+Namespace: TypeAlias = tuple[int, ...]
+"""What a descriptor refers to; the descriptor's number is used again as soon as it is closed."""
 LOCAL_TABLE = 255
 RTPROT_KERNEL = 2
 ATTACH, DETACH, OBSERVE = "attach", "detach", "observe"
@@ -63,13 +66,13 @@ class FakeKernel:
             "net/ipv6/conf/all/forwarding": "0",
             "net/bridge/bridge-nf-call-iptables": "1",
         }
-        self.containers: dict[int, FakeKernel] = {}
+        self.containers: dict[Namespace, FakeKernel] = {}
         self.writes: Counter[tuple[str, str]] = Counter()
         self.looks = 0
         self.closed = False
         self._next_index = 1
         self._failures: list[tuple[str, int]] = []
-        self._ends: dict[str, tuple[int, str]] = {}
+        self._ends: dict[str, tuple[Namespace, str]] = {}
         self.add_device("lo", type="loopback", mtu=65_536, addresses=(ip_interface("127.0.0.1/8"),))
 
     # --- what a test arranges -----------------------------------------------------------------
@@ -97,6 +100,10 @@ class FakeKernel:
         """Change something behind the agent's back: not counted, and not made to fail. Raises KernelError."""
         for change in changes:
             self._carry_out(change)
+
+    def container(self, netns_fd: int) -> FakeKernel:
+        """The kernel inside a namespace that something was attached to."""
+        return self.containers[_namespace(netns_fd)]
 
     # --- the port -----------------------------------------------------------------------------
 
@@ -131,7 +138,7 @@ class FakeKernel:
 
     def attach(self, wiring: Wiring) -> None:
         self.writes[ATTACH, Op.PUT] += 1
-        inside = self.containers.setdefault(wiring.netns_fd, FakeKernel())
+        inside = self.containers.setdefault(_namespace(wiring.netns_fd), FakeKernel())
         if wiring.container_device in inside.links:
             raise WorkloadExists(f"the container has a device {wiring.container_device} already")
         self._fail_if_told(ATTACH, f"veth pair {wiring.host_device}")
@@ -278,8 +285,8 @@ class FakeKernel:
             if other.vxlan and other.vxlan.underlay == name:
                 self._delete(other.name)
         if name in self._ends:
-            fd, device = self._ends.pop(name)
-            self.containers[fd]._delete(device)
+            namespace, device = self._ends.pop(name)
+            self.containers[namespace]._delete(device)
 
     @staticmethod
     def _forget(table: dict[Key, _T], gone: Callable[[_T], bool]) -> None:
@@ -386,7 +393,7 @@ class FakeKernel:
     def _wire(self, inside: FakeKernel, wiring: Wiring) -> None:
         self._add(LinkInfo(0, wiring.host_device, "veth", None, wiring.mtu, up=False, altnames=(wiring.tag,)))
         inside._add(LinkInfo(0, wiring.container_device, "veth", wiring.mac, wiring.mtu, up=False))
-        self._ends[wiring.host_device] = (wiring.netns_fd, wiring.container_device)
+        self._ends[wiring.host_device] = (_namespace(wiring.netns_fd), wiring.container_device)
         try:
             inside._set_up(wiring.container_device, up=True)
             for address in wiring.addresses:
@@ -435,3 +442,12 @@ def _implied_routes(address: Address) -> list[Route]:
         scope="link" if v4 else "global", prefsrc=interface.ip if v4 else None,
     )  # fmt: skip
     return [whole, connected]
+
+
+def _namespace(netns_fd: int) -> Namespace:
+    """A number that is no open descriptor stands for itself."""
+    try:
+        there = os.fstat(netns_fd)
+    except OSError:
+        return (netns_fd,)
+    return (there.st_dev, there.st_ino)

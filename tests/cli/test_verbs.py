@@ -192,7 +192,7 @@ def test_missing_and_changed_entries_are_listed_as_such(run, cluster):
 
 
 def test_foreign_route_is_nobodys_and_no_fault(run, cluster):
-    foreign = drop_route(cluster)._replace(protocol=4, metric=7)
+    foreign = drop_route(cluster)._replace(protocol=4, metric=7, dev="eth0")
     cluster.kernels["node-1"].tamper(Change(Op.PUT, foreign))
     _, out, _ = run("get", "routes", "node-1", "-o", "json")
     judged = {

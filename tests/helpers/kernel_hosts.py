@@ -66,7 +66,7 @@ class FakeHost:
         return wiring(netns_fd=100 + self.made, netlink_fd=200 + self.made)
 
     def inside(self, wiring: Wiring) -> KernelState:
-        return self.kernel.containers[wiring.netns_fd].observe()
+        return self.kernel.container(wiring.netns_fd).observe()
 
 
 @dataclass
