@@ -1,4 +1,4 @@
-"""A real etcd of the test's own: one member, on loopback and on a unix socket, in a directory of its own."""
+"""A real etcd of the test's own, one member or three: on loopback and on a unix socket, in its own directory."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 from helpers.eventually import eventually
+
+from overlaynet.store.etcd import EtcdStore
+from overlaynet.store.etcd.rpc import etcdrpc
 
 requires_etcd = pytest.mark.skipif(shutil.which("etcd") is None, reason="the etcd program is not installed")
 
@@ -102,3 +105,30 @@ def running_etcd(directory: Path, *, scheme: str = "http", extra: Sequence[str] 
         yield server
     finally:
         server.kill()
+
+
+def three_members(where: Path) -> list[EtcdServer]:
+    """One cluster, not started."""
+    peers = {f"m{number}": f"http://127.0.0.1:{free_port()}" for number in (1, 2, 3)}
+    together = ",".join(f"{name}={url}" for name, url in peers.items())
+    made = []
+    for name, url in peers.items():
+        (where / name).mkdir()
+        extra = ["--name", name, "--listen-peer-urls", url, "--initial-advertise-peer-urls", url]
+        made.append(EtcdServer(where / name, extra=[*extra, "--initial-cluster", together]))
+    return made
+
+
+def leader_of(members: list[EtcdServer]) -> EtcdServer:
+    """The member that leads now."""
+    for member in members:
+        store = EtcdStore([member.url])
+        try:
+            status = etcdrpc.MaintenanceStub(store._connection.member.channel).Status(
+                etcdrpc.StatusRequest(), timeout=5
+            )
+        finally:
+            store.close()
+        if status.leader == status.header.member_id:
+            return member
+    raise AssertionError("no member leads")

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from helpers.etcd import EtcdServer, free_port, requires_etcd, running_etcd
+from helpers.etcd import EtcdServer, leader_of, requires_etcd, running_etcd, three_members
 from helpers.eventually import eventually
 from helpers.light_agent import LightAgent
 from helpers.model import KEYS, flannel_lease, key_of, network
@@ -217,28 +217,3 @@ def test_lost_leader_of_three_members_costs_no_news(tmp_path: Path) -> None:
     finally:
         for member in members:
             member.kill()
-
-
-def three_members(where: Path) -> list[EtcdServer]:
-    peers = {f"m{number}": f"http://127.0.0.1:{free_port()}" for number in (1, 2, 3)}
-    together = ",".join(f"{name}={url}" for name, url in peers.items())
-    made = []
-    for name, url in peers.items():
-        (where / name).mkdir()
-        extra = ["--name", name, "--listen-peer-urls", url, "--initial-advertise-peer-urls", url]
-        made.append(EtcdServer(where / name, extra=[*extra, "--initial-cluster", together]))
-    return made
-
-
-def leader_of(members: list[EtcdServer]) -> EtcdServer:
-    for member in members:
-        store = EtcdStore([member.url])
-        try:
-            status = etcdrpc.MaintenanceStub(store._connection.member.channel).Status(
-                etcdrpc.StatusRequest(), timeout=5
-            )
-        finally:
-            store.close()
-        if status.leader == status.header.member_id:
-            return member
-    raise AssertionError("no member leads")
