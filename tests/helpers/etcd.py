@@ -1,4 +1,4 @@
-"""A real etcd of the test's own, one member or three: on loopback and on a unix socket, in its own directory."""
+"""A real etcd of the tests, one member or three: on loopback and a unix socket, in its own directory."""
 
 from __future__ import annotations
 
