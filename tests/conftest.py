@@ -5,6 +5,7 @@
     fake     nothing                        a reconciler on fakes
     kernel   capabilities, iproute2         a route written in a namespace of the test's own
     lab      these, iptables and etcd       agents on three hosts
+    interop  these and flanneld             a host handed from flannel to us
 
 `--tier unit,fake` selects; tiers run in the order above, so that the cheapest tells first. The summary
 counts each tier and says how long it took. A tier asked for of which no test ran is a failure: a suite
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 import hypothesis
 import pytest
 
-TIERS = ("unit", "fake", "kernel", "lab")
+TIERS = ("unit", "fake", "kernel", "lab", "interop")
 
 # A deadline is a wall-clock assertion, and shared machines break those. In CI the examples are the same
 # each time, so that a failure belongs to the change under test.

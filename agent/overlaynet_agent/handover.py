@@ -2,8 +2,8 @@
 
 It is made to be run twice. The first time, with our agent stopped and flanneld not yet started: it rewrites
 our routes as flannel's, takes our marks off the devices, and leaves our lease as flannel would have written
-it, so that flanneld finds its own work and goes on. Our iptables chains stay, since flanneld's are not there
-yet and no moment may be without either. The second time, with flanneld running and its chains in place, ours
+it, so that flanneld finds its own work and goes on. Our iptables chains stay, unless an earlier flanneld left
+its own: no moment may be without either. The second time, with flanneld running and its chains in place, ours
 go. Each step looks at what is there, so any number of runs, at any time, does what is still to be done.
 """
 
@@ -21,20 +21,18 @@ from overlaynet.errors import Conflict, NotReady
 from overlaynet.model import Lease, NodeRecord, Stored, Workload
 from overlaynet.ports import Compare, Delete, Firewall, Put
 from overlaynet.reconcile import Outcome, sync_firewall
-from overlaynet.state import RuleChange
 from overlaynet.store import codec, disk
 from overlaynet.store.etcd import EtcdStore
 from overlaynet_agent import files, flanneld, wire
 from overlaynet_agent.commands import Survey, document_of, failures_of, opened, survey_host
 from overlaynet_agent.storeworker import MAX_WRITES
 
-FLANNEL_FORWARD = ("filter", "FLANNEL-FWD")
-"""The chain of flanneld's that lets container traffic through, as OVL-FORWARD does."""
+FORWARD = ("filter", "FORWARD")
+FLANNEL_FORWARD = "-j FLANNEL-FWD"
+"""flanneld's jump to the chain that lets container traffic through, as OVL-FORWARD does."""
 
-BEFORE = (
-    "systemctl start flanneld",
-    "overlaynet-agent hand-over, once more: our iptables chains go when flanneld's are there",
-)
+START = "systemctl start flanneld"
+AGAIN = "overlaynet-agent hand-over, once flanneld runs: our iptables chains go when its own are there"
 
 
 def hand_over(config: AgentConfig) -> dict[str, Any]:
@@ -49,13 +47,14 @@ def hand_over(config: AgentConfig) -> dict[str, Any]:
         outcome = Outcome(pending, tuple(kernel.apply(pending)))
         if not outcome.failures:
             _leave_store(survey, lease, etcd, wire.keys(config))
-        chains = _leave_rules(rules)
+        served = _flannel_serves(rules)
+        chains = sync_firewall(rules, {}).changes if served else ()
     _leave_files(config, survey, lease.value)
     return {
         **document_of("HandOver", outcome.changes, chains, None),
         "failures": failures_of(outcome),
-        "flanneld": flanneld.running(),
-        "next": [] if FLANNEL_FORWARD in rules.observe().chains else list(BEFORE),
+        "flanneld": (pids := flanneld.running()),
+        "next": [*([] if pids else [START]), *([] if served else [AGAIN])],
     }
 
 
@@ -109,11 +108,9 @@ def _is_on(item: Stored[Workload], node: str) -> bool:
     return item.value.node == node
 
 
-def _leave_rules(rules: Firewall) -> tuple[RuleChange, ...]:
-    """Our chains go once flanneld's do their work."""
-    if FLANNEL_FORWARD not in rules.observe().chains:
-        return ()
-    return sync_firewall(rules, {}).changes
+def _flannel_serves(rules: Firewall) -> bool:
+    """Whether flanneld's rules do the work of ours, which may go then."""
+    return any(rule.text.endswith(FLANNEL_FORWARD) for rule in rules.observe().chains.get(FORWARD, ()))
 
 
 def _leave_files(config: AgentConfig, survey: Survey, lease: Lease) -> None:

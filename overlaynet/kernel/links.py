@@ -70,7 +70,7 @@ def add_altname(name: str, altname: str) -> bytes:
 
 def drop_altname(name: str, altname: str) -> bytes:
     """One further name less."""
-    return _message(wire.RTM_DELLINKPROP, _altname(name, altname), flags=wire.NLM_F_EXCL)
+    return _message(wire.RTM_DELLINKPROP, _altname(name, altname))
 
 
 def _altname(name: str, altname: str) -> Attrs:

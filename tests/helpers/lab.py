@@ -17,7 +17,8 @@ from overlaynet.lab.paths import Paths
 from overlaynet.lab.topology import Topology
 
 
-def _obstacle() -> str | None:
+def obstacle() -> str | None:
+    """What keeps a lab from running here."""
     missing = sorted(set(lifecycle.CAPABILITIES) - capability.effective())
     if missing:
         return "no privilege: " + ", ".join(missing)
@@ -25,7 +26,7 @@ def _obstacle() -> str | None:
     return "not installed: " + ", ".join(tools) if tools else None
 
 
-requires_lab = pytest.mark.skipif(_obstacle() is not None, reason=str(_obstacle()))
+requires_lab = pytest.mark.skipif(obstacle() is not None, reason=str(obstacle()))
 
 
 def lab_name(word: str) -> str:

@@ -29,7 +29,7 @@ class Pinging:
 
 @contextmanager
 def pinging(namespace: str, address: str) -> Iterator[Pinging]:
-    """A hundred echo requests a second from a namespace, for the length of the block.
+    """A hundred echo requests a second from a namespace, by name or path, for the length of the block.
 
     ping(8) ends its work on SIGINT, with a summary; the answer to its last request may then still be under
     way, so it is told to wait for that (-W)."""
