@@ -26,6 +26,7 @@ from overlaynet.events import Changed, Claimed, ClaimSubnet, Event, Raced
 from overlaynet.firewall.iptables import Iptables
 from overlaynet.kernel.apply import KernelAdapter
 from overlaynet.model import Lease, LocalHost, Workload
+from overlaynet.ports import Compare, Put
 from overlaynet.reconcile import Outcome, Reconciler, sync_firewall
 from overlaynet.state import Change, Link, RuleChange, Source, Sysctl
 from overlaynet.store import codec, disk
@@ -179,13 +180,29 @@ def once(config: AgentConfig) -> dict[str, Any]:
     flanneld.refuse_beside("making this host right")
     with files.only_one(config.paths.pid_file), opened(config) as (kernel, etcd, rules):
         survey = survey_host(config, kernel, etcd, create=True)
-        if survey.own is None:
-            survey = _claim(config, survey, etcd)
+        survey = _claim(config, survey, etcd) if survey.own is None else _sign(config, survey, etcd)
         desired = survey.desired
         assert survey.view.network is not None
         outcome = Reconciler(kernel).look(desired.objects, survey.view.network.networks)
         chains = sync_firewall(rules, desired.policies).changes
     return {**document_of("Once", outcome.changes, chains, desired), "failures": failures_of(outcome)}
+
+
+def _sign(config: AgentConfig, survey: Survey, etcd: EtcdStore) -> Survey:
+    """Put our node id into a lease that flannel wrote, and remember its MAC. Raises StoreError or Conflict."""
+    found, network = leasing.own_lease(survey.view, survey.local), survey.view.network
+    assert found is not None
+    assert network is not None
+    if found.value.node_id is not None:
+        return survey
+    disk.write_identity(config.paths.identity, survey.local.identity)
+    lease = leasing.lease_value(found.value.subnets, network, survey.local)
+    put = Put(found.key, codec.encode_lease(lease), found.lease_id)
+    if not etcd.commit([Compare(found.key, found.mod_revision)], [put]).ok:
+        raise Conflict(
+            "the lease changed while it was taken over", evidence=found.key, next=["overlaynet-agent once"]
+        )
+    return replace(survey, own=lease)
 
 
 def _claim(config: AgentConfig, survey: Survey, etcd: EtcdStore) -> Survey:

@@ -43,6 +43,7 @@ from overlaynet.state import (
     BridgePort,
     KernelState,
     Key,
+    Kind,
     Link,
     LinkInfo,
     Object,
@@ -121,7 +122,9 @@ def _take_routes(result: Have, want: Mapping[Key, Object], kernel: KernelState) 
     for route in _preferred(kernel):
         key = stands_for(route)
         wanted = want.get(key)
-        if wanted is not None and key not in result.objects and satisfied(wanted, route):
+        if wanted is None or key in result.objects or (Kind.LINK, route.dev) in result.refused:
+            continue
+        if satisfied(wanted, route):
             result.objects.pop(route.key, None)
             result.objects[key] = route
 

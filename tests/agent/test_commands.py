@@ -6,21 +6,45 @@ import errno
 import json
 import logging
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from helpers.agent import configured
 from helpers.cluster import put_network
-from helpers.model import KEYS, add_veth, kernel, lease, network, workload
+from helpers.model import (
+    KEYS,
+    add_veth,
+    flannel_lease,
+    kernel,
+    lease,
+    local,
+    network,
+    stored,
+    subnet,
+    vtep_mac,
+    workload,
+)
 
 from overlaynet.config import AgentConfig
-from overlaynet.errors import EnvironmentProblem, NetworkNotConfigured, PoolExhausted, StoreUnavailable
+from overlaynet.core import plan
+from overlaynet.core.handing import as_flannels
+from overlaynet.core.view import View
+from overlaynet.errors import (
+    EnvironmentProblem,
+    FlannelRunning,
+    NetworkNotConfigured,
+    NotReady,
+    PoolExhausted,
+    StoreUnavailable,
+)
+from overlaynet.model import Claim, NodeRecord
 from overlaynet.ports import Delete, Put
-from overlaynet.state import Kind
+from overlaynet.state import Change, Kind, Link, Op, Route, Sysctl
 from overlaynet.store import codec, disk
 from overlaynet.store.memory import MemoryStore
 from overlaynet.testing.fake_firewall import FakeFirewall
 from overlaynet.testing.fake_kernel import FakeKernel
-from overlaynet_agent import __main__, commands, files, wire
+from overlaynet_agent import __main__, commands, files, flanneld, handover, wire
 
 pytestmark = pytest.mark.fake
 
@@ -184,6 +208,116 @@ def test_clean_removes_ours_and_nothing_else(box):
     assert disk.read_identity(box.config.paths.identity)
     assert box.store.read([KEYS.subnets]).items
     assert commands.clean(box.config)["count"] == 0
+
+
+# --- flannel --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def flannels(box) -> Box:
+    """A host that flannel made: its device, its lease, entries for one peer, its subnet.env."""
+    theirs = flannel_lease(1, subnets=(subnet(7),))
+    box.store.commit([], [Put(KEYS.lease(theirs.subnets), codec.encode_lease(theirs))])
+    put_peer(box, 250)
+    view = View.of([stored(network(count=199)), stored(theirs), stored(lease(250))], KEYS)
+    want = plan.desired(view, local(1), theirs, ()).objects.values()
+    for obj in want:
+        if not isinstance(obj, Sysctl):
+            plain = obj._replace(tag="") if isinstance(obj, Link) else obj
+            box.kernel.apply([Change(Op.PUT, as_flannels(plain) if isinstance(plain, Route) else plain)])
+    box.kernel.writes.clear()
+    return box
+
+
+FLANNEL_RULES = """*filter
+:FLANNEL-FWD - [0:0]
+-A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD
+COMMIT
+"""
+
+
+def held(box: Box) -> dict[str, Any]:
+    """Our host's lease, as it is in etcd."""
+    items = {item.key: json.loads(item.value) for item in box.store.read([KEYS.subnets]).items}
+    value: dict[str, Any] = items[KEYS.lease((subnet(7),))]
+    return value
+
+
+def test_plan_beside_flannel_changes_nothing_and_says_what_taking_over_adds(flannels):
+    revision = flannels.store.read([]).revision
+    document = commands.show_plan(flannels.config)
+    assert (document["count"], document["changes"], document["lease"]) == (0, [], ["10.244.7.0/24"])
+    added = {change["object"] for change in document["taking_over_adds"]}
+    assert {"link", "sysctl"} < added, "and chains"
+    assert (flannels.writes, flannels.store.read([]).revision) == (0, revision)
+
+
+def test_nothing_is_done_beside_a_running_flanneld(flannels, monkeypatch):
+    monkeypatch.setattr(flanneld, "running", lambda: [4711])
+    for command in (commands.once, lambda config: commands.run(config, lambda: config)):
+        with pytest.raises(FlannelRunning, match="flanneld is running") as caught:
+            command(flannels.config)
+        assert "4711" in caught.value.evidence
+    assert commands.show_plan(flannels.config)["flanneld"] == [4711]
+    assert flannels.writes == 0
+
+
+def test_once_takes_over_what_flannel_made_with_its_mac_and_its_routes(flannels):
+    routes = dict(flannels.kernel.routes)
+    document = commands.once(flannels.config)
+    assert document["failures"] == []
+    assert flannels.kernel.routes == routes
+    assert flannels.kernel.links["flannel.1"].tag == "overlaynet-vxlan-1"
+    identity = disk.read_identity(flannels.config.paths.identity)
+    assert identity
+    assert (identity.vtep_mac, identity.subnets) == (vtep_mac(1), (subnet(7),))
+    assert held(flannels)["NodeID"] == identity.node_id
+
+
+def test_host_handed_over_is_as_flannel_had_it(flannels):
+    before = flannels.kernel.observe()
+    commands.once(flannels.config)
+    document = handover.hand_over(flannels.config)
+    after = flannels.kernel.observe()
+    assert (document["failures"], after.routes, after.links) == ([], before.routes, before.links)
+    assert "NodeID" not in held(flannels)
+    assert document["next"] == [handover.START, handover.AGAIN]
+    assert ("filter", "OVL-FORWARD") in flannels.rules.observe().chains
+    assert commands.show_plan(flannels.config)["count"] == 0
+
+
+def test_our_chains_go_once_flannels_are_there(flannels):
+    commands.once(flannels.config)
+    flannels.rules.restore(FLANNEL_RULES)
+    document = handover.hand_over(flannels.config)
+    assert document["next"] == [handover.START]
+    assert not any(chain.startswith("OVL-") for _, chain in flannels.rules.observe().chains)
+    again = handover.hand_over(flannels.config)
+    assert (again["count"], again["failures"]) == (0, [])
+
+
+def test_handing_over_withdraws_what_the_node_said_of_itself(flannels):
+    commands.once(flannels.config)
+    identity = disk.read_identity(flannels.config.paths.identity)
+    assert identity
+    ours = NodeRecord("node-1", identity.node_id, (), "eth0")
+    other = NodeRecord("node-2", "id-2", (), "eth0")
+    claim = Claim("address", "192.168.50.1", identity.node_id, "node-1")
+    flannels.store.commit([], [
+        Put(KEYS.node("node-1"), codec.encode_node(ours)), Put(KEYS.node("node-2"), codec.encode_node(other)),
+        Put(KEYS.address("192.168.50.1"), codec.encode_claim(claim)),
+        Put(KEYS.workload("node-1", "default/web-2"), codec.encode_workload(workload(1))),
+        Put(KEYS.workload("node-2", "default/web-2"), codec.encode_workload(workload(2))),
+    ])  # fmt: skip
+    handover.hand_over(flannels.config)
+    left = [item.key for item in flannels.store.read(["/overlaynet/"]).items]
+    assert left == [KEYS.node("node-2"), KEYS.workload("node-2", "default/web-2")]
+
+
+def test_host_without_a_lease_has_nothing_to_hand_over(box):
+    with pytest.raises(NotReady, match="no lease"):
+        handover.hand_over(box.config)
+    assert box.writes == 0
 
 
 # --- the command line -----------------------------------------------------------------------------

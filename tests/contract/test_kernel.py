@@ -166,6 +166,15 @@ def test_putting_it_again_changes_nothing(host: Host, obj: Object) -> None:
     assert configured(again) == configured(once)
 
 
+@pytest.mark.parametrize("link", [VXLAN, BRIDGE], ids=["vxlan", "bridge"])
+def test_mark_of_a_link_can_be_taken_off_and_put_back(host: Host, link: Link) -> None:
+    before = ok(host, put(link))
+    without = ok(host, put(link._replace(tag="")))
+    assert held(without, link) == link._replace(tag="")
+    assert without.links[link.name]._replace(altnames=()) == before.links[link.name]._replace(altnames=())
+    assert held(ok(host, put(link)), link) == link
+
+
 @pytest.mark.parametrize("obj", [p for p in OBJECTS if p.id != "sysctl"])
 def test_what_is_dropped_is_gone_and_dropping_it_again_is_no_error(host: Host, obj: Object) -> None:
     ok(host, put(obj))

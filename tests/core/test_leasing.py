@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from overlaynet.addr import Mac
 from overlaynet.core import leasing
 from overlaynet.core.view import View
-from overlaynet.errors import PoolExhausted
-from overlaynet.model import Identity, Lease, Unreadable, Vtep
+from overlaynet.errors import Conflict, PoolExhausted
+from overlaynet.model import Identity, Lease, Traces, Unreadable, Vtep
 
 pytestmark = pytest.mark.unit
 
@@ -167,3 +167,44 @@ def test_oldest_of_two_own_leases_counts():
 def test_lease_value_is_flannels_with_our_two_members(backend, vteps):
     value = leasing.lease_value((subnet(1),), network(backend=backend), local(1))
     assert value == lease(1, backend=backend, vteps=vteps)
+
+
+# --- hosts that flannel made ----------------------------------------------------------------------
+
+THEIRS = flannel_lease(1, subnets=(subnet(7),), vteps=OTHER_MAC)
+"""Of a flannel that ran at our address; its MAC is not that of our identity."""
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        pytest.param({"traces": Traces(frozenset({OTHER_MAC[0].mac}))}, id="its-device"),
+        pytest.param({"traces": Traces(subnets=(subnet(7),))}, id="its-subnet-env"),
+        pytest.param({"adopt_lease": True}, id="the-operators-word"),
+    ],
+)
+def test_lease_that_flannel_left_on_this_host_is_gone_on_with(evidence):
+    adopted = leasing.adopt(view_of(THEIRS, flannel_lease(2)), local(1, **evidence))
+    assert adopted.identity == Identity("id-1", OTHER_MAC[0].mac, (subnet(7),))
+    assert leasing.own_lease(view_of(THEIRS), adopted)
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        pytest.param([], id="nothing"),
+        pytest.param([flannel_lease(2)], id="another-hosts"),
+        pytest.param([lease(8, node_id="id-1"), THEIRS], id="ours-by-node-id"),
+        pytest.param([replace(THEIRS, node_id="id-9")], id="another-nodes-at-our-address"),
+    ],
+)
+def test_host_without_a_lease_of_flannels_stays_what_it_is(there):
+    host = local(1, traces=Traces(frozenset({OTHER_MAC[0].mac}), (subnet(7),)))
+    assert leasing.adopt(view_of(*there), host) is host
+
+
+def test_while_a_lease_may_be_ours_no_other_is_claimed():
+    with pytest.raises(Conflict, match=r"192\.168\.50\.1, and nothing here proves") as caught:
+        choose(view_of(THEIRS))
+    assert "10.244.7.0-24" in caught.value.evidence
+    assert "--adopt-lease" in caught.value.next[1]
