@@ -34,7 +34,7 @@ def flannels(*peers: int) -> FakeKernel:
     """Host 1 as flannel leaves it: its device without our mark, its routes with metric 0."""
     fake = kernel(1)
     made = [as_flannel_has_it(obj) for obj in wanted(*peers).values()]
-    assert not fake.apply([Change(Op.PUT, obj) for obj in made])
+    assert not fake.apply(changes({obj.key: obj for obj in made}, {}))
     fake.writes.clear()
     return fake
 
