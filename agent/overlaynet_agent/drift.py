@@ -51,9 +51,9 @@ from overlaynet_agent.pace import Pace
 
 log = logging.getLogger("overlaynet.drift")
 
-POLL_S = 1.0
+POLL_S = 0.5
 """Between readings of the sysctls, whose changes the kernel does not announce."""
-FOUGHT_CAP_S = 1.0
+FOUGHT_CAP_S = 0.5
 """An object that is undone again and again is still repaired this often."""
 QUIET_S = 10.0
 """Undone once more after this time, it counts as the first time."""
@@ -61,6 +61,8 @@ FIGHT = 8
 """Repairs in a row that make a problem to report."""
 MAX_LINES = 3
 """Log lines about one round's repairs, and objects named in a problem: a lost device alone is thousands."""
+MAX_PACED = 256
+"""Objects of one round that are paced one by one; what breaks in greater numbers is paced by the full looks."""
 STRUCTURE = frozenset({Kind.LINK, Kind.PORT, Kind.SYSCTL})
 """What decides which devices and settings are watched."""
 UNCOUNTED = frozenset({"retry", "start", "event"})
@@ -216,7 +218,8 @@ class Drift:
     def deadline(self) -> float:
         """When there is something to do."""
         paces = (self.failing.deadline(), self.fought.deadline(), self.holds.deadline())
-        return min((at for at in paces if at is not None), default=math.inf)
+        poll = [self._next_poll] if self._sysctls else []
+        return min([at for at in paces if at is not None] + poll, default=math.inf)
 
     # --- what is to be compared now ---------------------------------------------------------------
 
@@ -239,6 +242,7 @@ class Drift:
         mended = [change for change in changes if reasons.get(change.obj.key, "event") not in UNCOUNTED]
         for change in mended:
             self.repaired[str(kind_of(change.obj.key))] += 1
+        for change in mended[:MAX_PACED]:
             self.fought.strike(change.obj.key, now)
         for change in mended[:MAX_LINES]:
             key = change.obj.key

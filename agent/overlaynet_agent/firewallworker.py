@@ -3,8 +3,8 @@
 There is one writer. While it is busy only the latest wanted policies are remembered, so a hundred changes
 in a row cost two restores, not a hundred.
 
-In between it asks each second whether anybody has changed rules (`Firewall.generation`), and reads them back
-if so. Where others change rules all the time, most readings find nothing of ours to mend; so after each one
+In between it asks twice a second whether anybody has changed rules (`Firewall.generation`), and reads them back
+if so. Where others change rules all the time, most readings find nothing of ours to mend; so after such a one
 it rests for some time, the longer the reading took.
 """
 
@@ -24,9 +24,9 @@ from overlaynet_agent.durations import Durations
 
 log = logging.getLogger("overlaynet.firewall")
 
-POLL_S = 1.0
+POLL_S = 0.5
 REST = 10
-"""A reading that a poll asked for is not repeated before so many times as long as it took."""
+"""After a reading that found nothing to mend, polling pauses so many times as long as that took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +119,8 @@ class FirewallWorker:
         else:
             self._settled = task, outcome
             self._post(FirewallDone(outcome, why=task.why))
-        ended = time.monotonic()
-        self._rested = ended + REST * (ended - began)
+            ended = time.monotonic()
+            self._rested = ended if outcome.changes else ended + REST * (ended - began)
 
     def _fail(self, error: OverlayError, task: Task | None) -> None:
         """Whoever asked decides when to try again; until then there is nothing to poll for."""

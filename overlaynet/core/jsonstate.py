@@ -288,13 +288,19 @@ def key_from_text(kind: str, text: str) -> Key:
         ) from None
 
 
+def _word(text: str) -> str:
+    if not text:
+        raise ValueError("a name is missing")
+    return text
+
+
 _KEYS: Mapping[Kind, tuple[Callable[[str], object], ...]] = {
-    Kind.LINK: (str,),
-    Kind.SYSCTL: (str,),
-    Kind.ADDRESS: (str, ip_interface),
-    Kind.PORT: (str,),
-    Kind.NEIGH: (str, ip_address),
-    Kind.FDB: (str, Mac.parse, str),
+    Kind.LINK: (_word,),
+    Kind.SYSCTL: (_word,),
+    Kind.ADDRESS: (_word, ip_interface),
+    Kind.PORT: (_word,),
+    Kind.NEIGH: (_word, ip_address),
+    Kind.FDB: (_word, Mac.parse, _word),
     Kind.ROUTE: (int, ip_network, int),
 }
 """What follows the kind in a key; the bridge at the end of an FDB entry's may be missing."""

@@ -51,6 +51,9 @@ BUFFER_BYTES = 16 << 20
 """Room for some 40 000 announcements: the FDB entries of the largest overlay we plan for, written at once."""
 GATHER_S = 0.05
 """How long announcements are gathered before they are passed on: a removed device alone causes thousands."""
+MANY, FLOOD_S = 256, 0.5
+"""So many entries at once mean that a device is about to go, which is announced last: wait until nothing has
+come for a moment, but no longer than this, and spare everybody the repair of what hangs on it."""
 MESSAGE_BYTES = 32_768
 SO_ATTACH_FILTER = 26
 PORT_OFFSET = 12
@@ -118,7 +121,7 @@ class Notices:
 
     def _gather(self) -> _Batch | None:
         """Wait for something that matters, then take in what follows within a moment. None: stop."""
-        batch, end = _Batch(), 0.0
+        batch, began, end = _Batch(), 0.0, 0.0
         poller = select.poll()
         for descriptor in (self._socket.fileno(), self._wake):
             poller.register(descriptor, select.POLLIN)
@@ -128,9 +131,10 @@ class Notices:
             if any(descriptor == self._wake for descriptor, _ in ready):
                 return None
             if ready:
-                before = bool(batch)
+                began = began if batch else time.monotonic()
                 self._take_waiting(batch)
-                end = end if before else time.monotonic() + GATHER_S
+                flood = len(batch.entries) >= MANY
+                end = min(began + FLOOD_S, time.monotonic() + GATHER_S) if flood else began + GATHER_S
         return batch
 
     def _take_waiting(self, batch: _Batch) -> None:

@@ -6,12 +6,12 @@ import json
 from ipaddress import IPv4Address, IPv4Network, ip_address, ip_interface, ip_network
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from overlaynet.addr import Mac
 from overlaynet.core import jsonstate as js
-from overlaynet.errors import ValueInvalid
+from overlaynet.errors import UsageError, ValueInvalid
 from overlaynet.state import (
     Address,
     BridgePort,
@@ -33,6 +33,7 @@ from overlaynet.state import (
     Sysctl,
     Vxlan,
     VxlanGuard,
+    kind_of,
 )
 
 pytestmark = pytest.mark.unit
@@ -196,3 +197,27 @@ def test_rule_change_has_the_same_form_as_an_object_change():
         "-j RETURN\n-j MASQUERADE",
         None,
     )
+
+
+@given(objects)
+def test_key_survives_its_text(obj):
+    """The kernel's names are neither empty nor hold blanks (net/core/dev.c, dev_valid_name)."""
+    words = [part for part in obj.key[1:] if isinstance(part, str)]
+    assume(all(word and " " not in word for word in words))
+    assert js.key_from_text(str(kind_of(obj.key)), js.key_text(obj.key)) == obj.key
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("ghost", "a"),
+        ("route", "10.0.0.0/8"),
+        ("route", "x 10.0.0.0/8 1"),
+        ("fdb", "dev"),
+        ("link", "a b"),
+        ("link", ""),
+    ],
+)
+def test_text_that_is_no_key_is_refused(kind, text):
+    with pytest.raises(UsageError):
+        js.key_from_text(kind, text)

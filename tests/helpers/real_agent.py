@@ -127,7 +127,20 @@ class RealAgent:
     def add_peers(self, first: int, count: int) -> None:
         for number in range(first, first + count):
             one = lease(number)
-            self.store.commit([], [Put(KEYS.lease(one.subnets), codec.encode_lease(one))])
+            self.put_lease(KEYS.lease(one.subnets), codec.encode_lease(one))
+
+    def calm_down(self) -> None:
+        """Forget that things were broken before: what comes is the first time."""
+
+        def forget(loop: Loop) -> None:
+            loop.host.drift.fought.streaks.clear()
+            loop._looks.streaks.clear()
+            loop._noticed_look = 0.0
+
+        self.loop.call(forget)
+
+    def put_lease(self, key: str, value: bytes) -> None:
+        self.store.commit([], [Put(key, value)])
 
     def quiet(self) -> bool:
         """Whether there is nothing to do: nothing failed, nothing suspected. That it was all broken often is
