@@ -50,13 +50,14 @@ class Desired:
         if old == part:
             return set()
         self._set(source, part)
-        touched = set(old.objects) | set(part.objects)
+        # In order, not as a set: what is wanted then reads, and is written, the same in every process.
+        touched = dict.fromkeys([*old.objects, *part.objects])
         for key in touched:
             self._settle(key, source, part.objects.get(key))
         for name in old.policies.keys() - part.policies.keys():
             self.policies.pop(name, None)
         self.policies.update(part.policies)
-        return touched
+        return set(touched)
 
     def remove(self, source: Source) -> set[Key]:
         return self.replace(source, NOTHING)
