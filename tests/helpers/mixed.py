@@ -55,11 +55,21 @@ class Daemon:
         return self.process is not None and self.process.poll() is None
 
     def end(self, number: signal.Signals) -> None:
-        """Harmless if it is not running."""
-        if self.process is not None:
+        """Harmless if it is not running.
+
+        flanneld that is told to stop while it still starts may wait for ever; it has given up its handler by
+        then, so that a second signal ends it."""
+        if self.process is None:
+            return
+        for patience_s in (5, 20):
             self.process.send_signal(number)
-            self.process.wait(20)
+            try:
+                self.process.wait(patience_s)
+            except subprocess.TimeoutExpired:
+                continue
             self.process = None
+            return
+        raise AssertionError(f"process {self.process.pid} does not end: {self.said()[-500:]}")
 
     def said(self) -> str:
         return self.log.read_text("utf-8", "replace") if self.log.exists() else ""
