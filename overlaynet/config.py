@@ -30,9 +30,11 @@ DEFAULT_CONFIG_PATH = Path("/etc/overlaynet/agent.toml")
 class NodeConfig:
     """`[node]`. Empty name: the host name. `interface`: names or addresses, of which the first that is there
     counts; then patterns; then an address to be reached. With none of these the default route decides.
-    `adopt_lease`: take flannel's lease with our public address without further proof."""
+    `adopt_lease`: take flannel's lease with our public address without further proof. `instance`: which of
+    several networks on one host this agent is for; it goes into the names of all that they must not share."""
 
     name: str = ""
+    instance: str = ""
     interface: tuple[str, ...] = ()
     interface_regex: tuple[str, ...] = ()
     interface_can_reach: IPAddress | None = None
@@ -199,6 +201,14 @@ def _device(value: Any) -> str:
     return name
 
 
+def _instance(value: Any) -> str:
+    """Short, since it becomes part of a chain's name (28 characters) and of a bridge's (15)."""
+    text = _text(value)
+    if not re.fullmatch("[a-z][a-z0-9]{0,7}", text):
+        raise ValueError("must be a lower-case letter and at most 7 more letters or digits")
+    return text
+
+
 def _several(value: Any) -> list[str]:
     items = [item for item in value.split(",") if item] if isinstance(value, str) else value
     if not isinstance(items, list | tuple) or not items:
@@ -281,6 +291,7 @@ def _labels(value: Any) -> Mapping[str, str]:
 
 FIELDS: Mapping[tuple[str, str], _Reader] = {
     ("node", "name"): _node_name,
+    ("node", "instance"): _instance,
     ("node", "interface"): _interfaces,
     ("node", "interface_regex"): _patterns,
     ("node", "interface_can_reach"): _underlay_address,
@@ -339,6 +350,7 @@ def parse(document: Mapping[str, Any], where: str) -> AgentConfig:
 
 def build(values: Mapping[tuple[str, str], Any]) -> AgentConfig:
     """Assemble checked values; check what only the whole can tell."""
+    values = _of_instance(values)
     sections = {
         name: type(make())(**{k: v for (s, k), v in values.items() if s == name})
         for name, make in SECTIONS.items()
@@ -350,6 +362,26 @@ def build(values: Mapping[tuple[str, str], Any]) -> AgentConfig:
     if bool(config.etcd.username) != bool(config.etcd.password_file):
         raise ConfigError("etcd.username and etcd.password_file belong together", evidence="one is not set")
     return config
+
+
+def _of_instance(values: Mapping[tuple[str, str], Any]) -> Mapping[tuple[str, str], Any]:
+    """With names of its own for everything that two agents on one host must not share. Raises ConfigError."""
+    name = values.get(("node", "instance"))
+    if not name:
+        return values
+    if ("etcd", "prefix") not in values:
+        raise ConfigError(
+            f"node.instance is {name}, but which network is that?", evidence="etcd.prefix is not set",
+            next=["set etcd.prefix to where that network's config is; another instance has another"],
+        )  # fmt: skip
+    own = {
+        ("etcd", "overlay_prefix"): f"/overlaynet-{name}",
+        ("bridge", "name"): f"cni-{name}",
+        ("paths", "run"): Path(f"/run/overlaynet-{name}"),
+        ("paths", "state"): Path(f"/var/lib/overlaynet-{name}"),
+        ("paths", "subnet_file"): Path(f"/run/flannel/{name}.env"),
+    }
+    return {**own, **values}
 
 
 def _from_file(path: Path | None) -> dict[tuple[str, str], Any]:

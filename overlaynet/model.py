@@ -234,7 +234,8 @@ NO_TRACES = Traces()
 class LocalHost:
     """What the planner must know of this host. `underlay_mtu` is in bytes. `on_link` are the networks that
     the underlay interface reaches without a gateway. `adopt_lease`: the operator says that a lease of
-    flannel's with our public address is ours, though nothing here proves it."""
+    flannel's with our public address is ours, though nothing here proves it. `instance` tells the agents of
+    several networks on one host apart."""
 
     name: str
     identity: Identity
@@ -250,3 +251,4 @@ class LocalHost:
     on_link: tuple[IPNetwork, ...] = ()
     traces: Traces = NO_TRACES
     adopt_lease: bool = False
+    instance: str = ""

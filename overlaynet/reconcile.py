@@ -68,12 +68,12 @@ class Reconciler:
     settled: Settled = field(default_factory=Settled)
     shadowed: dict[Key, str] = field(default_factory=dict)
     leave: Collection[Key] = ()
-    _networks: tuple[IPNetwork, ...] = ()
+    networks: tuple[IPNetwork, ...] = ()
 
     def observe(self, want: Mapping[Key, Object], networks: tuple[IPNetwork, ...]) -> tuple[Change, ...]:
         """Read the kernel; answer what would have to change. Writes nothing."""
         names = [obj.name for obj in want.values() if isinstance(obj, Sysctl)]
-        self.seen, self._networks = self.kernel.observe(names), networks
+        self.seen, self.networks = self.kernel.observe(names), networks
         rest, rest_seen = self.settled.rest(want, self.seen)
         found = have(rest, rest_seen, networks)
         pending = changes(rest, found.objects, found.refused)
@@ -138,7 +138,7 @@ class Reconciler:
         names = {str(change.obj.key[1]) for change in written}
         links = {name: link for name, link in now.links.items() if name in names}
         ours = KernelState(links=links, addresses=tuple(a for a in now.addresses if a.dev in names))
-        there = {obj.key: obj for obj in owned(ours, self._networks)}
+        there = {obj.key: obj for obj in owned(ours, self.networks)}
         self.adopt(now, names - {str(change.obj.key[1]) for change in written if not _came_true(change, there)})
 
     def _remember(self, change: Change) -> None:

@@ -30,8 +30,24 @@ BOOT_PROTOCOL = 3
 """What a route gets whose maker names none, as flannel does (RTPROT_BOOT)."""
 
 MAIN_TABLE = 254
-TAG_PREFIX = "overlaynet-"
-"""Every link we make carries an alt-name with this prefix; the rest says what it is for."""
+TAG_PREFIX = "overlaynet"
+"""Every link we make carries an alt-name with this prefix; the rest says whose it is and what for."""
+
+
+def tag(what: str, instance: str = "") -> str:
+    """The alt-name of a link: ``overlaynet-vxlan-1``, of another instance ``overlaynet.blue-vxlan-2``."""
+    return f"{_tag_prefix(instance)}{what}"
+
+
+def _tag_prefix(instance: str) -> str:
+    return f"{TAG_PREFIX}.{instance}-" if instance else f"{TAG_PREFIX}-"
+
+
+def visible_altnames(altnames: tuple[str, ...], instance: str) -> tuple[str, ...]:
+    """Alt-names without the marks of other instances: to one instance the links of another are foreign."""
+    ours, marks = _tag_prefix(instance), (f"{TAG_PREFIX}.", f"{TAG_PREFIX}-")
+    return tuple(name for name in altnames if name.startswith(ours) or not name.startswith(marks))
+
 
 Key: TypeAlias = tuple[object, ...]
 
@@ -298,7 +314,8 @@ class LinkInfo(NamedTuple):
     @property
     def tag(self) -> str | None:
         """Our alt-name, if it carries one."""
-        return next((a for a in self.altnames if a.startswith(TAG_PREFIX)), None)
+        marks = (f"{TAG_PREFIX}-", f"{TAG_PREFIX}.")
+        return next((name for name in self.altnames if name.startswith(marks)), None)
 
 
 class IpRule(NamedTuple):

@@ -148,7 +148,7 @@ def test_unknown_key_is_refused_with_its_place(write, text, place):
 
 
 def test_unknown_key_is_answered_with_the_known_ones(write):
-    assert "known here: node.adopt_lease, node.interface, node.interface_can_reach" in refusal(
+    assert "known here: node.adopt_lease, node.instance, node.interface, node.interface_can_reach" in refusal(
         write("[node]\nnmae = 'x'\n")
     )
 

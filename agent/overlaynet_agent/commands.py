@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from overlaynet import __version__
+from overlaynet.addr import IPNetwork
 from overlaynet.config import AgentConfig
 from overlaynet.core import leasing, plan
 from overlaynet.core.diff import changes
@@ -53,7 +54,8 @@ def run(config: AgentConfig, reread: Callable[[], AgentConfig]) -> int:
     """Run until SIGTERM or SIGINT; the dataplane stays as it is. SIGHUP has the settings read again."""
     wire.require_capabilities()
     flanneld.refuse_beside("an agent")
-    with files.only_one(config.paths.pid_file), opened(config) as (kernel, etcd, rules):
+    alone = files.only_one_in_netns(config.node.instance)
+    with files.only_one(config.paths.pid_file), alone, opened(config) as (kernel, etcd, rules):
         loop = wire.loop(config, kernel, etcd, rules, reread)
         log.info(
             "start version=%s node=%s node_id=%s public_ip=%s interface=%s mtu=%d endpoints=%s rules=%s",
@@ -94,7 +96,7 @@ def _linger(loop: Loop) -> None:
 
 @contextlib.contextmanager
 def opened(config: AgentConfig) -> Iterator[tuple[KernelAdapter, EtcdStore, Iptables]]:
-    kernel, etcd = KernelAdapter.open(), wire.store(config)
+    kernel, etcd = KernelAdapter.open(config.node.instance), wire.store(config)
     try:
         yield kernel, etcd, wire.firewall(config)
     finally:
@@ -235,10 +237,10 @@ def clean(config: AgentConfig) -> dict[str, Any]:
     """Remove everything of ours from this host's kernel and nothing else; etcd and the identity stay."""
     wire.require_capabilities()
     with files.only_one(config.paths.pid_file):
-        kernel, rules = KernelAdapter.open(), wire.firewall(config)
+        kernel, rules = KernelAdapter.open(config.node.instance), wire.firewall(config)
         try:
             chains = sync_firewall(rules, {}).changes
-            outcome = _clean_kernel(kernel)
+            outcome = _clean_kernel(kernel, files.networks_in(config.paths.subnet_file))
         finally:
             kernel.close()
         for path in (config.paths.subnet_file, config.paths.workloads):
@@ -246,12 +248,12 @@ def clean(config: AgentConfig) -> dict[str, Any]:
     return {**document_of("Clean", outcome.changes, chains, None), "failures": failures_of(outcome)}
 
 
-def _clean_kernel(kernel: KernelAdapter) -> Outcome:
+def _clean_kernel(kernel: KernelAdapter, networks: tuple[IPNetwork, ...]) -> Outcome:
     """Containers' veths first, then routes, then links; what hangs on a link goes with it."""
     for link in kernel.observe().links.values():
         if link.tag and link.type == "veth":
             kernel.detach(link.name)
-    present = {obj.key: obj for obj in owned(kernel.observe(), ())}
+    present = {obj.key: obj for obj in owned(kernel.observe(), networks)}
     pending = changes({}, present)
     return Outcome(pending, tuple(kernel.apply(pending)))
 

@@ -133,7 +133,7 @@ class Drift:
             fdb=tuple(o for o in found[Fdb] if isinstance(o, Fdb)),
             routes=tuple(o for o in found[Route] if isinstance(o, Route)),
         )
-        return {obj.key: obj for obj in owned(state, ())}
+        return {obj.key: obj for obj in owned(state, self.reconciler.networks)}
 
     def _check_pin(self, key: Key, by: str) -> None:
         """A bridge holds a MAC once: seen at one port, it is no longer at the container's own."""

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
@@ -38,13 +39,41 @@ def subnet_env(network: NetworkConfig, subnets: tuple[IPNetwork, ...], mtu: int,
 
 def subnets_in(subnet_file: Path) -> tuple[IPNetwork, ...]:
     """The subnets that a subnet.env names, flannel's or our own; none where there is no such file."""
+    return _in_env(subnet_file, "SUBNET")
+
+
+def networks_in(subnet_file: Path) -> tuple[IPNetwork, ...]:
+    """The networks that a subnet.env names; none where there is no such file."""
+    return _in_env(subnet_file, "NETWORK")
+
+
+def _in_env(subnet_file: Path, what: str) -> tuple[IPNetwork, ...]:
     found = []
     with contextlib.suppress(OSError, ValueError):
         for line in subnet_file.read_text("utf-8").splitlines():
             name, _, value = line.partition("=")
-            if name in ("FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"):
+            if name in (f"FLANNEL_{what}", f"FLANNEL_IPV6_{what}"):
                 found.append(ip_network(value.strip(), strict=False))
     return tuple(found)
+
+
+@contextlib.contextmanager
+def only_one_in_netns(instance: str) -> Iterator[None]:
+    """Hold this instance's name in the network namespace: a second agent with other directories, for another
+    network, would take the first one's devices and chains for its own.
+
+    A socket's abstract name belongs to one namespace and goes with its process (unix(7)). Raises
+    EnvironmentProblem."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as name:
+        try:
+            name.bind(f"\0overlaynet-agent {instance}")
+        except OSError:
+            raise EnvironmentProblem(
+                "another agent of ours runs on this host, with other directories",
+                evidence=f"the name of instance {instance or '(none)'} is taken in this network namespace",
+                next=["set node.instance, for a second network beside the first", "overlaynet status"],
+            ) from None
+        yield
 
 
 @contextlib.contextmanager

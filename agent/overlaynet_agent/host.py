@@ -306,14 +306,15 @@ class Host:
                 evidence="attached: " + (", ".join(sorted(self.engine.workloads)) or "none"),
                 next=["overlaynet get containers"],
             )
-        self.kernel.detach(host_device(workload_id))
+        self.kernel.detach(host_device(workload_id, self.engine.local.instance))
         self.asked += self.engine.handle(Detached(workload_id), now)
         self.follow(now)
         log.info("detached container=%s stray=%s", workload_id, workload is None)
 
     def _is_stray(self, workload_id: str) -> bool:
-        link = self.kernel.observe().links.get(host_device(workload_id))
-        return link is not None and link.tag == veth_tag(workload_id)
+        instance = self.engine.local.instance
+        link = self.kernel.observe().links.get(host_device(workload_id, instance))
+        return link is not None and link.tag == veth_tag(workload_id, instance)
 
     def _plan_workload(self, request: AttachRequest) -> Workload:
         check_name(request.name, "container")
@@ -332,7 +333,7 @@ class Host:
             node=self.engine.local.name,
             ips=ips,
             mac=container_mac(ips[0]),
-            device=host_device(workload_id),
+            device=host_device(workload_id, self.engine.local.instance),
             netns=request.netns,
             labels=request.labels,
             ports=request.ports,
@@ -364,7 +365,7 @@ class Host:
         pairs = list(zip(workload.ips, lease.value.subnets, strict=True))
         return Wiring(
             host_device=workload.device,
-            tag=veth_tag(workload.id),
+            tag=veth_tag(workload.id, self.engine.local.instance),
             container_device=CONTAINER_DEVICE,
             mac=workload.mac,
             addresses=tuple(ip_interface(f"{ip}/{subnet.prefixlen}") for ip, subnet in pairs),

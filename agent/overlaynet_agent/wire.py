@@ -94,7 +94,7 @@ def identity(config: AgentConfig, *, create: bool) -> Identity:
 
 
 def firewall(config: AgentConfig) -> Iptables:
-    return Iptables(config.firewall.backend)
+    return Iptables(config.firewall.backend, instance=config.node.instance)
 
 
 def engine(config: AgentConfig, local: LocalHost) -> Engine:

@@ -30,7 +30,6 @@ from ipaddress import ip_interface
 from overlaynet.addr import MIN_MTU_BYTES, IPNetwork, container_mac, gateway_address, vtep_address, vxlan_mtu
 from overlaynet.model import HOST_GW, VXLAN, Backend, Lease, LocalHost, NetworkConfig
 from overlaynet.state import (
-    TAG_PREFIX,
     Address,
     Fdb,
     Link,
@@ -39,6 +38,7 @@ from overlaynet.state import (
     Route,
     Sysctl,
     Vxlan,
+    tag,
 )
 
 USABLE_MTU_BYTES = 576
@@ -50,12 +50,12 @@ def vxlan_device(vni: int) -> str:
     return f"flannel.{vni}"
 
 
-def vxlan_tag(vni: int) -> str:
-    return f"{TAG_PREFIX}vxlan-{vni}"
+def vxlan_tag(vni: int, instance: str = "") -> str:
+    return tag(f"vxlan-{vni}", instance)
 
 
-def bridge_tag(name: str) -> str:
-    return f"{TAG_PREFIX}bridge-{name}"
+def bridge_tag(name: str, instance: str = "") -> str:
+    return tag(f"bridge-{name}", instance)
 
 
 def metric_of(subnet: IPNetwork) -> int:
@@ -91,7 +91,7 @@ def _vxlan_objects(backend: Backend, lease: Lease, local: LocalHost) -> Iterator
     yield Link(
         name=dev,
         type="vxlan",
-        tag=vxlan_tag(backend.vni),
+        tag=vxlan_tag(backend.vni, local.instance),
         mtu=container_mtu(backend, local),
         mac=local.identity.vtep_mac,
         vxlan=Vxlan(backend.vni, backend.port, local.public_ips[0], local.interface, backend.learning),
@@ -105,7 +105,8 @@ def _vxlan_objects(backend: Backend, lease: Lease, local: LocalHost) -> Iterator
 def _bridge_objects(backend: Backend, lease: Lease, local: LocalHost) -> Iterator[Object]:
     mac = container_mac(gateway_address(lease.subnets[0]))
     mtu = container_mtu(backend, local)
-    yield Link(name=local.bridge, type="bridge", tag=bridge_tag(local.bridge), mtu=mtu, mac=mac)
+    mark = bridge_tag(local.bridge, local.instance)
+    yield Link(name=local.bridge, type="bridge", tag=mark, mtu=mtu, mac=mac)
     for subnet in lease.subnets:
         yield Address(local.bridge, ip_interface(f"{gateway_address(subnet)}/{subnet.prefixlen}"))
     yield Sysctl(f"net/ipv4/conf/{local.bridge}/rp_filter", "2")

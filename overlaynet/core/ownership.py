@@ -4,8 +4,8 @@
 object                ours if
 ====================  ===========================================================================
 link                  it carries one of our alt-names
-route                 it is in the main table with our protocol number; or on a VXLAN device of ours, and
-                      not the kernel's own
+route                 it is in the main table with our protocol number, on a link of ours or to a network of
+                      ours; or on a VXLAN device of ours, and not the kernel's own
 neighbour             it is permanent, on a VXLAN device of ours
 FDB entry             on a VXLAN device of ours: permanent, with a remote; on a container's port: the
                       static pin
@@ -34,11 +34,11 @@ from dataclasses import dataclass, field
 from overlaynet.addr import IPNetwork
 from overlaynet.core.diff import satisfied
 from overlaynet.core.overlay import metric_of
+from overlaynet.core.workload import VETH
 from overlaynet.state import (
     KERNEL_PROTOCOL,
     MAIN_TABLE,
     ROUTE_PROTOCOL,
-    TAG_PREFIX,
     Address,
     BridgePort,
     KernelState,
@@ -52,7 +52,7 @@ from overlaynet.state import (
     describe,
 )
 
-VETH_TAG = f"{TAG_PREFIX}veth-"
+VETH_TAG = f"-{VETH}"
 
 
 @dataclass(slots=True)
@@ -102,8 +102,25 @@ def owned(
         elif entry.state == "static" and entry.master and entry.dev in ours:
             yield entry
     for route in kernel.routes:
-        if route.table == MAIN_TABLE and (route.protocol == ROUTE_PROTOCOL or _on_tunnel(route, tunnels)):
+        if route.table == MAIN_TABLE and (
+            _is_ours(route, kernel, ours, networks) or _on_tunnel(route, tunnels)
+        ):
             yield route
+
+
+def _is_ours(route: Route, kernel: KernelState, ours: Collection[str], networks: tuple[IPNetwork, ...]) -> bool:
+    """All instances on a host share one protocol number: a route is another's if it is on a tunnel that is
+    not ours or, where our networks are known, leads to none of them."""
+    if route.protocol != ROUTE_PROTOCOL or route.dev in ours:
+        return route.protocol == ROUTE_PROTOCOL
+    link = kernel.links.get(route.dev or "")
+    on_anothers = link is not None and link.type == "vxlan"
+    return not on_anothers and (not networks or any(_within(route.dst, network) for network in networks))
+
+
+def _within(inner: IPNetwork, outer: IPNetwork) -> bool:
+    same = inner.version == outer.version and inner.prefixlen >= outer.prefixlen
+    return same and inner.network_address in outer
 
 
 def _on_tunnel(route: Route, tunnels: Collection[str]) -> bool:
@@ -151,11 +168,11 @@ def stray_veths(want: Mapping[Key, Object], kernel: KernelState) -> list[str]:
     """Containers' veths of ours that nothing wants: the ids in their alt-names."""
     wanted = {obj.dev for obj in want.values() if isinstance(obj, BridgePort)}
     strays = [link for link in kernel.links.values() if _is_veth(link) and link.name not in wanted]
-    return sorted((link.tag or "").removeprefix(VETH_TAG) for link in strays)
+    return sorted((link.tag or "").partition(VETH_TAG)[2] for link in strays)
 
 
 def _is_veth(link: LinkInfo) -> bool:
-    return bool(link.tag and link.tag.startswith(VETH_TAG))
+    return link.type == "veth" and VETH_TAG in (link.tag or "")
 
 
 def _link_object(link: LinkInfo) -> Object | None:

@@ -41,6 +41,7 @@ def local_host(
         on_link=on_link(kernel, link.name),
         traces=traces,
         adopt_lease=config.node.adopt_lease,
+        instance=config.node.instance,
     )
 
 

@@ -16,19 +16,22 @@ from collections.abc import Collection, Iterable
 from overlaynet.addr import IPAddress, IPNetwork, gateway_address
 from overlaynet.errors import AddressTaken, SubnetFull
 from overlaynet.model import LocalHost, Workload
-from overlaynet.state import TAG_PREFIX, BridgePort, Fdb, Object
+from overlaynet.state import BridgePort, Fdb, Object, tag
 
 CONTAINER_DEVICE = "eth0"
+VETH = "veth-"
+"""What a container's mark begins with, after whose it is."""
 
 
-def host_device(workload_id: str) -> str:
+def host_device(workload_id: str, instance: str = "") -> str:
     """The outer end's name: ``veth`` and eleven hexadecimal digits of the id's hash (15 bytes in all)."""
-    return "veth" + hashlib.sha256(workload_id.encode()).hexdigest()[:11]
+    whole = f"{instance}@{workload_id}" if instance else workload_id
+    return "veth" + hashlib.sha256(whole.encode()).hexdigest()[:11]
 
 
-def veth_tag(workload_id: str) -> str:
+def veth_tag(workload_id: str, instance: str = "") -> str:
     """The alt-name that tells an agent without memory whose veth this is."""
-    return f"{TAG_PREFIX}veth-{workload_id.replace('/', '.')}"
+    return tag(VETH + workload_id.replace("/", "."), instance)
 
 
 def workload_objects(workload: Workload, local: LocalHost) -> list[Object]:

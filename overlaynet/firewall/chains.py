@@ -58,16 +58,31 @@ class Rendered:
     """Everything of ours in one family's packet filter.
 
     `chains` are ours whole; `hooks` are our jumps in built-in chains, in order; `origins` says for every
-    rule of every chain, position by position, which policy asked for it."""
+    rule of every chain, position by position, which policy asked for it. `instance` says who of several
+    networks' agents we are."""
 
     chains: Mapping[ChainKey, Rules] = field(default_factory=dict)
     hooks: Mapping[ChainKey, Rules] = field(default_factory=dict)
     origins: Mapping[ChainKey, tuple[Source, ...]] = field(default_factory=dict)
+    instance: str = ""
 
 
-def is_ours(chain: str) -> bool:
-    """Whether a chain of this name belongs to us."""
+def is_ours(chain: str, instance: str = "") -> bool:
+    """Whether a chain of this name belongs to this instance: ``OVL-INPUT``, or ``OVL-blue-INPUT``. Instances
+    have names in lower case, and our chains' own part is in upper case."""
+    if instance:
+        return chain.startswith(f"{CHAIN_PREFIX}{instance}-")
+    return is_any_instances(chain) and not chain[len(CHAIN_PREFIX) :][:1].islower()
+
+
+def is_any_instances(chain: str) -> bool:
+    """Whether a chain of this name belongs to an agent of ours, of whichever network."""
     return chain.startswith(CHAIN_PREFIX)
+
+
+def comment_prefix(instance: str) -> str:
+    """What the comment of each of our rules begins with."""
+    return f"overlaynet {instance}: " if instance else COMMENT_PREFIX
 
 
 def chain_key(table: str, chain: str) -> ChainKey:

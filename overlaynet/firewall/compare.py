@@ -16,7 +16,15 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from overlaynet.firewall.chains import CHAIN_PREFIX, COMMENT_PREFIX, TABLE_ORDER, Rendered, Rules, is_ours
+from overlaynet.firewall.chains import (
+    CHAIN_PREFIX,
+    TABLE_ORDER,
+    Rendered,
+    Rules,
+    comment_prefix,
+    is_any_instances,
+    is_ours,
+)
 from overlaynet.state import ChainKey, RuleChange, RuleLine, RuleSet, Source
 
 NOBODY = Source("none", "")
@@ -26,7 +34,6 @@ HOOKS = Source("firewall", "hooks")
 
 _TARGET = re.compile(r" ?-[jg] ([A-Za-z0-9_.:-]+)(?: [^\"]*)?$")
 _COMMENT = re.compile(r'--comment ("(?:[^"\\]|\\.)*"|\S+)')
-_OUR_COMMENT = f'--comment "{COMMENT_PREFIX}'
 _FINAL = frozenset({"ACCEPT", "DROP", "REJECT", "QUEUE", "NFQUEUE", "MASQUERADE", "SNAT", "DNAT", "REDIRECT"})
 _STOPS = frozenset({"DROP", "REJECT"})
 _INTO = re.compile(r"(?:^| )-i (\S+)")
@@ -58,9 +65,9 @@ def learn(wrote: Rules, printed: Rules) -> dict[str, str]:
     return {w: p for w, p in zip(wrote, printed, strict=True) if w != p}
 
 
-def hooks_in(rules: Sequence[RuleLine]) -> Rules:
+def hooks_in(rules: Sequence[RuleLine], instance: str = "") -> Rules:
     """Those rules of a chain that is not ours which are."""
-    return tuple(line.text for line in rules if _is_hook(line.text))
+    return tuple(line.text for line in rules if _is_hook(line.text, instance))
 
 
 def blockers(want: Rendered, have: RuleSet) -> tuple[str, ...]:
@@ -72,7 +79,7 @@ def blockers(want: Rendered, have: RuleSet) -> tuple[str, ...]:
     devices = {name for rules in want.chains.values() for text in rules for name in _INTO.findall(text)}
     found = []
     for table, chain in want.hooks:
-        rules = _before_our_hook(have.chains.get((table, chain), ()))
+        rules = _before_our_hook(have.chains.get((table, chain), ()), want.instance)
         found += [(table, chain, text) for text in _foreign_finals(rules)]
         for line in rules:
             stops = _stops_behind(line.text, have, table, devices, frozenset({chain}))
@@ -90,12 +97,13 @@ def _chains(want: Rendered, have: RuleSet, remembered: Mapping[str, str]) -> Ite
             op = "missing" if present is None else "changed"
             yield RuleChange(op, *key, rules, present, _source(want, key, present or ()))
     for key in have.chains:
-        if is_ours(key[1]) and key not in want.chains:
+        if is_ours(key[1], want.instance) and key not in want.chains:
             yield RuleChange("extra", *key, None, _texts(have, key), NOBODY)
 
 
 def _hooks(want: Rendered, have: RuleSet, remembered: Mapping[str, str]) -> Iterator[RuleChange]:
-    present = {key: hooks_in(rules) for key, rules in have.chains.items() if not is_ours(key[1])}
+    foreign = {key: rules for key, rules in have.chains.items() if not is_ours(key[1], want.instance)}
+    present = {key: hooks_in(rules, want.instance) for key, rules in foreign.items()}
     for key in present.keys() | want.hooks.keys():
         ours, wanted = present.get(key, ()), want.hooks.get(key, ())
         if not _same(wanted, ours, remembered):
@@ -125,10 +133,11 @@ def _source(want: Rendered, key: ChainKey, have: Rules) -> Source:
     return origins[-1] if origins else NOBODY
 
 
-def _is_hook(text: str) -> bool:
-    if CHAIN_PREFIX not in text and COMMENT_PREFIX not in text:
+def _is_hook(text: str, instance: str) -> bool:
+    prefix = comment_prefix(instance)
+    if CHAIN_PREFIX not in text and prefix not in text:
         return False
-    return _OUR_COMMENT in text or is_ours(_target(text))
+    return f'--comment "{prefix}' in text or is_ours(_target(text), instance)
 
 
 def _target(text: str) -> str:
@@ -141,9 +150,11 @@ def _purpose(text: str) -> tuple[str, str]:
     return (found[1] if found else "", _target(text))
 
 
-def _before_our_hook(rules: Sequence[RuleLine]) -> Sequence[RuleLine]:
-    hook = next((position for position, line in enumerate(rules) if _is_hook(line.text)), len(rules))
-    return rules[:hook]
+def _before_our_hook(rules: Sequence[RuleLine], instance: str) -> Sequence[RuleLine]:
+    """Another instance's hooks are none: they concern its own network, and leave ours to ours."""
+    ours = (position for position, line in enumerate(rules) if _is_hook(line.text, instance))
+    before = rules[: next(ours, len(rules))]
+    return [line for line in before if not is_any_instances(_target(line.text))]
 
 
 def _stops_behind(

@@ -33,7 +33,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from overlaynet.errors import FirewallBusy, FirewallError, NotPermitted, OverlayError, ToolMissing
 from overlaynet.firewall import compare
-from overlaynet.firewall.chains import TABLE_ORDER, Rendered, is_ours
+from overlaynet.firewall.chains import TABLE_ORDER, Rendered, is_any_instances, is_ours
 from overlaynet.firewall.poll import generation
 from overlaynet.firewall.readback import parse
 from overlaynet.firewall.refusal import refusal
@@ -75,8 +75,10 @@ class Iptables:
         family: int = 4,
         random_fully: bool = True,
         deadline_s: float = DEADLINE_S,
+        instance: str = "",
     ) -> None:
         self._wish = flavour
+        self._instance = instance
         self._family = family
         self._random_fully = random_fully
         self._deadline_s = deadline_s
@@ -123,7 +125,7 @@ class Iptables:
 
     def rendered(self, want: Mapping[str, Policy]) -> Rendered:
         """The chains these policies become."""
-        return render(want, random_fully=self._random_fully, family=self._family)
+        return render(want, random_fully=self._random_fully, family=self._family, instance=self._instance)
 
     def blockers(self, want: Mapping[str, Policy], have: RuleSet) -> tuple[str, ...]:
         """Foreign rules that decide before ours are asked, for the status."""
@@ -161,7 +163,7 @@ class Iptables:
 
     def _clean(self, found: Found) -> None:
         for tools, rules in found:
-            leftovers = compare.pending(Rendered(), rules, {})
+            leftovers = compare.pending(Rendered(instance=self._instance), rules, {})
             if leftovers:
                 self._restore(tools, leftovers)
 
@@ -199,7 +201,8 @@ class Iptables:
         now = self.observe()
         for change in changes:
             rules = now.chains.get((change.table, change.chain), ())
-            ours = tuple(r.text for r in rules) if is_ours(change.chain) else compare.hooks_in(rules)
+            whole = is_any_instances(change.chain)
+            ours = tuple(r.text for r in rules) if whole else compare.hooks_in(rules, self._instance)
             self._remembered.update(compare.learn(change.want or (), ours))
         return now
 

@@ -38,6 +38,8 @@ from typing import NamedTuple, TypeAlias, assert_never
 
 from overlaynet.addr import IPAddress, IPNetwork
 from overlaynet.firewall.chains import (
+    CHAIN_PREFIX,
+    COMMENT_PREFIX,
     MASQUERADE_MARK,
     Dispatch,
     Part,
@@ -45,6 +47,7 @@ from overlaynet.firewall.chains import (
     Rules,
     chain_key,
     comment,
+    comment_prefix,
     rule,
 )
 from overlaynet.state import ChainKey, ForwardAccept, Masquerade, Policy, Source, VxlanGuard
@@ -83,12 +86,35 @@ HOOKS = (
 Drafts: TypeAlias = dict[ChainKey, list[tuple[str, Source]]]
 
 
-def render(policies: Mapping[str, Policy], *, random_fully: bool, family: int = 4) -> Rendered:
+def render(
+    policies: Mapping[str, Policy], *, random_fully: bool, family: int = 4, instance: str = ""
+) -> Rendered:
     """Everything the policies want of one address family (4 or 6).
 
     `random_fully` makes MASQUERADE choose source ports at random, which avoids lost packets when two
     connections race for one port."""
-    return assemble({name: part(p, random_fully=random_fully, family=family) for name, p in policies.items()})
+    parts = {name: part(p, random_fully=random_fully, family=family) for name, p in policies.items()}
+    return renamed(assemble(parts), instance)
+
+
+def renamed(rendered: Rendered, instance: str) -> Rendered:
+    """The same rules under the names of an instance, so that several agents keep theirs apart."""
+    if not instance:
+        return rendered
+
+    def name(key: ChainKey) -> ChainKey:
+        return (key[0], key[1].replace(CHAIN_PREFIX, f"{CHAIN_PREFIX}{instance}-", 1))
+
+    def texts(rules: Rules) -> Rules:
+        jumps = (text.replace(f" -j {CHAIN_PREFIX}", f" -j {CHAIN_PREFIX}{instance}-") for text in rules)
+        return tuple(text.replace(f'"{COMMENT_PREFIX}', f'"{comment_prefix(instance)}', 1) for text in jumps)
+
+    return Rendered(
+        chains={name(key): texts(rules) for key, rules in rendered.chains.items()},
+        hooks={key: texts(rules) for key, rules in rendered.hooks.items()},
+        origins={name(key): sources for key, sources in rendered.origins.items()},
+        instance=instance,
+    )
 
 
 def part(policy: Policy, *, random_fully: bool, family: int) -> Part:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from overlaynet.firewall.chains import is_ours
+from overlaynet.firewall.chains import is_any_instances
 from overlaynet.firewall.compare import table_rank
 from overlaynet.state import RuleChange
 
@@ -29,8 +29,8 @@ def restore_text(changes: Sequence[RuleChange]) -> str:
 
 
 def _table(changes: Sequence[RuleChange]) -> Iterator[str]:
-    chains = [change for change in changes if is_ours(change.chain)]
-    hooks = [change for change in changes if not is_ours(change.chain)]
+    chains = [change for change in changes if is_any_instances(change.chain)]
+    hooks = [change for change in changes if not is_any_instances(change.chain)]
     yield from (f":{change.chain} - [0:0]" for change in chains)
     for change in hooks:
         yield from (f"-D {change.chain} {text}" for text in change.have or ())

@@ -62,22 +62,23 @@ NO_DEVICE = Refusal(errno.ENODEV, "")
 class KernelAdapter:
     """`ports.Kernel` on rtnetlink. Needs CAP_NET_ADMIN over the socket's namespace, and nothing else."""
 
-    def __init__(self, rtnl: Rtnl) -> None:
-        """Takes over `rtnl`."""
+    def __init__(self, rtnl: Rtnl, instance: str = "") -> None:
+        """Takes over `rtnl`. Of the links' marks it shows those of `instance`."""
         self._rtnl = rtnl
+        self._instance = instance
         self._known = parse.Known()
         self._indices: dict[str, int] = {}
 
     @classmethod
-    def open(cls) -> KernelAdapter:
+    def open(cls, instance: str = "") -> KernelAdapter:
         """On the calling thread's network namespace."""
-        return cls(Rtnl.open())
+        return cls(Rtnl.open(), instance)
 
     def observe(self, sysctls: Sequence[str] = ()) -> KernelState:
-        return observe(self._rtnl, sysctls, self._known)
+        return observe(self._rtnl, sysctls, self._known, self._instance)
 
     def glance(self) -> KernelState:
-        return glance(self._rtnl)
+        return glance(self._rtnl, self._instance)
 
     def read_sysctls(self, names: Sequence[str]) -> Mapping[str, str | None]:
         return {name: sysctl.read(name) for name in names}
@@ -192,7 +193,7 @@ class KernelAdapter:
         )
 
     def _put_link(self, change: Change, link: Link) -> None:
-        there = observe_links(self._rtnl)
+        there = observe_links(self._rtnl, self._instance)
         present = there.get(link.name)
         if present and not _same_device(link, present):
             self._make_room(change, link, present)

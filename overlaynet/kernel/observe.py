@@ -12,25 +12,31 @@ from collections.abc import Sequence
 
 from overlaynet.kernel import parse, sysctl, wire
 from overlaynet.kernel.handle import Rtnl
-from overlaynet.state import KernelState, LinkInfo
+from overlaynet.state import KernelState, LinkInfo, visible_altnames
 
 
-def links(rtnl: Rtnl) -> dict[str, LinkInfo]:
-    """Every link by name. Raises KernelError."""
-    return parse.links(rtnl.dump(wire.dump_links()))
+def links(rtnl: Rtnl, instance: str = "") -> dict[str, LinkInfo]:
+    """Every link by name, as the agent of that instance sees it. Raises KernelError."""
+    found = parse.links(rtnl.dump(wire.dump_links()))
+    for name, link in found.items():
+        if link.altnames:
+            found[name] = link._replace(altnames=visible_altnames(link.altnames, instance))
+    return found
 
 
-def glance(rtnl: Rtnl) -> KernelState:
+def glance(rtnl: Rtnl, instance: str = "") -> KernelState:
     """Links and addresses alone. Raises KernelError."""
-    found = links(rtnl)
+    found = links(rtnl, instance)
     names = {link.ifindex: link.name for link in found.values()}
     return KernelState(links=found, addresses=tuple(parse.addresses(rtnl.dump(wire.dump_addresses()), names)))
 
 
-def observe(rtnl: Rtnl, sysctls: Sequence[str] = (), known: parse.Known | None = None) -> KernelState:
+def observe(
+    rtnl: Rtnl, sysctls: Sequence[str] = (), known: parse.Known | None = None, instance: str = ""
+) -> KernelState:
     """All of it. `sysctls` are read in the calling thread's namespace; `known` is what earlier looks at this
     namespace read. Raises KernelError."""
-    found = links(rtnl)
+    found = links(rtnl, instance)
     names = {link.ifindex: link.name for link in found.values()}
     known = known or parse.Known()
     known.use(names)

@@ -62,7 +62,7 @@ class Box:
         patch.setattr(wire, "firewall", lambda config: self.rules)
         patch.setattr(commands, "KernelAdapter", self)
 
-    def open(self) -> FakeKernel:
+    def open(self, instance: str) -> FakeKernel:
         return self.kernel
 
     @property

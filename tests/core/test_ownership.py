@@ -13,7 +13,7 @@ from overlaynet.core.ownership import have, shadowed
 from overlaynet.core.view import View
 from overlaynet.model import LocalHost, NetworkConfig
 from overlaynet.reconcile import Reconciler
-from overlaynet.state import BOOT_PROTOCOL, Change, Key, Link, Object, Op, Route, describe
+from overlaynet.state import BOOT_PROTOCOL, Change, Key, Kind, Link, Object, Op, Route, describe
 from overlaynet.testing.fake_kernel import FakeKernel
 
 pytestmark = pytest.mark.unit
@@ -102,7 +102,7 @@ def test_device_with_another_mac_is_not_taken_over():
     fake = flannels(2)
     fake.links["flannel.1"] = fake.links["flannel.1"]._replace(mac=vtep_mac(99))
     found = have(wanted(2), fake.observe(), NETWORKS)
-    assert "is not ours" in found.refused[next(k for k in wanted() if k[1] == "flannel.1")]
+    assert "is not ours" in found.refused[Kind.LINK, "flannel.1"]
     assert not any(isinstance(obj, Route) for obj in found.objects.values())
 
 
