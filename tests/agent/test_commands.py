@@ -27,6 +27,7 @@ from helpers.model import (
 
 from overlaynet.config import AgentConfig
 from overlaynet.core import plan
+from overlaynet.core.diff import changes
 from overlaynet.core.handing import as_flannels
 from overlaynet.core.view import View
 from overlaynet.errors import (
@@ -39,7 +40,7 @@ from overlaynet.errors import (
 )
 from overlaynet.model import Claim, NodeRecord
 from overlaynet.ports import Delete, Put
-from overlaynet.state import Change, Kind, Link, Op, Route, Sysctl
+from overlaynet.state import Kind, Link, Object, Route, Sysctl
 from overlaynet.store import codec, disk
 from overlaynet.store.memory import MemoryStore
 from overlaynet.testing.fake_firewall import FakeFirewall
@@ -221,12 +222,19 @@ def flannels(box) -> Box:
     put_peer(box, 250)
     view = View.of([stored(network(count=199)), stored(theirs), stored(lease(250))], KEYS)
     want = plan.desired(view, local(1), theirs, ()).objects.values()
-    for obj in want:
-        if not isinstance(obj, Sysctl):
-            plain = obj._replace(tag="") if isinstance(obj, Link) else obj
-            box.kernel.apply([Change(Op.PUT, as_flannels(plain) if isinstance(plain, Route) else plain)])
+    made = [as_flannel_has_it(obj) for obj in want if not isinstance(obj, Sysctl)]
+    assert not box.kernel.apply(changes({obj.key: obj for obj in made}, {}))
     box.kernel.writes.clear()
     return box
+
+
+def as_flannel_has_it(obj: Object) -> Object:
+    match obj:
+        case Link():
+            return obj._replace(tag="")
+        case Route():
+            return as_flannels(obj)
+    return obj
 
 
 FLANNEL_RULES = """*filter
