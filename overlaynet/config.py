@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -77,6 +77,22 @@ class FirewallConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceConfig:
+    """`[service]`. `mode` "off" leaves services to another program. `node_port_addresses`: "primary", "all", or
+    networks; nodePorts are open on this host's addresses in them. `local_detect`: how a packet of a container
+    of this cluster is told. Rules of services are written at most every `min_sync_s` seconds, and read back
+    at least every `max_sync_s`."""
+
+    mode: Literal["off", "iptables"] = "iptables"
+    node_port_addresses: tuple[str, ...] = ("primary",)
+    localhost_node_ports: bool = False
+    masquerade_all: bool = False
+    local_detect: Literal["cluster-cidr", "node-cidr", "bridge", "none"] = "cluster-cidr"
+    min_sync_s: float = 0.2
+    max_sync_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
 class PathConfig:
     """`[paths]`. Where the agent keeps its socket, its run-time files and what must survive a reboot."""
 
@@ -128,6 +144,7 @@ class AgentConfig:
     etcd: EtcdConfig = field(default_factory=EtcdConfig)
     bridge: BridgeConfig = field(default_factory=BridgeConfig)
     firewall: FirewallConfig = field(default_factory=FirewallConfig)
+    service: ServiceConfig = field(default_factory=ServiceConfig)
     paths: PathConfig = field(default_factory=PathConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -289,6 +306,13 @@ def _labels(value: Any) -> Mapping[str, str]:
     return MappingProxyType(dict(value))
 
 
+def _node_port_addresses(value: Any) -> tuple[str, ...]:
+    items = _several(value)
+    if items in (["primary"], ["all"]):
+        return tuple(items)
+    return tuple(str(ip_network(item)) for item in items)
+
+
 FIELDS: Mapping[tuple[str, str], _Reader] = {
     ("node", "name"): _node_name,
     ("node", "instance"): _instance,
@@ -313,6 +337,13 @@ FIELDS: Mapping[tuple[str, str], _Reader] = {
     ("firewall", "resync_s"): _seconds,
     ("firewall", "masquerade"): _boolean,
     ("firewall", "vxlan_peers_only"): _boolean,
+    ("service", "mode"): _one_of("iptables", "off"),
+    ("service", "node_port_addresses"): _node_port_addresses,
+    ("service", "localhost_node_ports"): _boolean,
+    ("service", "masquerade_all"): _boolean,
+    ("service", "local_detect"): _one_of("cluster-cidr", "node-cidr", "bridge", "none"),
+    ("service", "min_sync_s"): _seconds,
+    ("service", "max_sync_s"): _seconds,
     ("paths", "run"): _path,
     ("paths", "state"): _path,
     ("paths", "subnet_file"): _path,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network
 from types import MappingProxyType
 from typing import Generic, TypeAlias, TypeVar
 
@@ -29,6 +30,12 @@ DEFAULT_VXLAN_PORT = 8472
 """Linux's own default (drivers/net/vxlan/vxlan_core.c), which flannel uses; IANA's is 4789."""
 
 NO_LABELS: Mapping[str, str] = MappingProxyType({})
+
+DEFAULT_SERVICE_NETWORK = IPv4Network("10.112.0.0/16")
+"""Where services get their virtual IPs; outside kubeadm's 10.96.0.0/12, so that both fit on one host."""
+CLUSTER = "Cluster"
+LOCAL = "Local"
+"""The two traffic policies: any endpoint, or those on the host that a packet came to."""
 
 
 def check_name(name: str, what: str, *, reserved: bool = True) -> str:
@@ -91,7 +98,7 @@ class Settings:
     lease_ttl_s: int = 86_400
     node_ttl_s: int = 15
     stop_grace_s: int = 300
-    service_network: IPNetwork | None = None
+    service_network: IPNetwork = DEFAULT_SERVICE_NETWORK
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +185,94 @@ class Workload:
     labels: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
     ports: tuple[Port, ...] = ()
     ready: bool = True
+    serving: bool = True
+    terminating: bool = False
 
     @property
     def id(self) -> str:
         return f"{self.namespace}/{self.name}"
+
+
+# --- services -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePort:
+    """One port of a service. `target` is the port of the endpoints that come from workloads: a number, or the
+    name of a port of theirs; endpoints of slices bring their own. `node_port` 0: none."""
+
+    port: int
+    protocol: str = "TCP"
+    name: str = ""
+    target: int | str = 0
+    node_port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A Kubernetes Service (`<overlay_prefix>/services/<namespace>/<name>`), as far as it matters here.
+
+    `cluster_ips` is empty for a headless one and for type ExternalName. `ingress_ips` are those of the load
+    balancer that are served here (ipMode VIP). `affinity_s`: seconds of session affinity by client address;
+    0: none. `distribution`: trafficDistribution. Source: Kubernetes API v1, ServiceSpec."""
+
+    name: str
+    namespace: str
+    type: str = "ClusterIP"
+    cluster_ips: tuple[IPAddress, ...] = ()
+    ports: tuple[ServicePort, ...] = ()
+    selector: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
+    labels: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
+    external_ips: tuple[IPAddress, ...] = ()
+    ingress_ips: tuple[IPAddress, ...] = ()
+    source_ranges: tuple[IPNetwork, ...] = ()
+    internal_policy: str = CLUSTER
+    external_policy: str = CLUSTER
+    affinity_s: int = 0
+    health_check_node_port: int = 0
+    publish_not_ready: bool = False
+    distribution: str = ""
+
+    @property
+    def id(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class SliceEndpoint:
+    """One endpoint of a slice; `for_zones` and `for_nodes` are its hints."""
+
+    ip: IPAddress
+    node: str | None = None
+    ready: bool = True
+    serving: bool = True
+    terminating: bool = False
+    for_zones: tuple[str, ...] = ()
+    for_nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSlice:
+    """A Kubernetes EndpointSlice (`<overlay_prefix>/endpointslices/<namespace>/<name>`). `service` is the name
+    in its label kubernetes.io/service-name. Source: discovery.k8s.io/v1."""
+
+    name: str
+    namespace: str
+    service: str
+    ports: tuple[Port, ...] = ()
+    endpoints: tuple[SliceEndpoint, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """Who has a virtual IP (`<overlay_prefix>/vips/<ip>`) or a nodePort (`<overlay_prefix>/nodeports/
+    <proto>-<port>`): the service's ``namespace/name``."""
+
+    service: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +282,18 @@ class Unreadable:
     reason: str
 
 
-Record: TypeAlias = NetworkConfig | Settings | Lease | NodeRecord | Claim | Workload | Unreadable
+Record: TypeAlias = (
+    NetworkConfig
+    | Settings
+    | Lease
+    | NodeRecord
+    | Claim
+    | Workload
+    | Service
+    | EndpointSlice
+    | Allocation
+    | Unreadable
+)
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -231,11 +333,25 @@ NO_TRACES = Traces()
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceOptions:
+    """How this host serves services. `node_ips`: its addresses that nodePorts are open on; None: every local
+    one. `local_sources` and `local_device`: where packets of this cluster's containers come from, by source
+    or by device; with neither, nothing is known to be a container's. `localhost_node_ports`: also by
+    127.0.0.0/8, which needs the kernel to route such packets."""
+
+    node_ips: tuple[IPAddress, ...] | None = ()
+    local_sources: tuple[IPNetwork, ...] = ()
+    local_device: str = ""
+    masquerade_all: bool = False
+    localhost_node_ports: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class LocalHost:
     """What the planner must know of this host. `underlay_mtu` is in bytes. `on_link` are the networks that
     the underlay interface reaches without a gateway. `adopt_lease`: the operator says that a lease of
     flannel's with our public address is ours, though nothing here proves it. `instance` tells the agents of
-    several networks on one host apart."""
+    several networks on one host apart. `services` None: this host serves none."""
 
     name: str
     identity: Identity
@@ -252,3 +368,4 @@ class LocalHost:
     traces: Traces = NO_TRACES
     adopt_lease: bool = False
     instance: str = ""
+    services: ServiceOptions | None = None

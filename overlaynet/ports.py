@@ -6,7 +6,7 @@ The reconciler and the agent know only these protocols. Each has a real adapter 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -237,10 +237,59 @@ class Firewall(Protocol):
         """Make it so, each table in one atomic commit; chains that do not differ are not named. Answers the
         rules as they are read back."""
 
+    def affinity_sets(self, want: Mapping[str, Policy]) -> Mapping[str, int]:
+        """The sets of client addresses that the rules for these policies use, with the seconds that an address
+        stays in each. They must be there before the rules, and can only go after them. Pure."""
+
     def generation(self) -> object:
         """Something that differs once anybody has changed rules, and costs next to nothing to ask for; a
         RuleSet carries the one from just before it was read. None where it cannot be told. The legacy
         filter's does not differ after an edit that keeps the number and size of the rules."""
+
+
+# --- services -------------------------------------------------------------------------------------
+
+
+class AffinitySets(Protocol):
+    """Timed sets of client addresses in one network namespace (ipset, hash:ip)."""
+
+    def observe(self) -> Mapping[str, int]:
+        """Ours, with the seconds an address stays in each. Raises FirewallError where the kernel has none."""
+
+    def create(self, name: str, timeout_s: int) -> None:
+        """An empty set. One that is there already is no error."""
+
+    def destroy(self, name: str) -> None:
+        """Remove a set that no rule uses. One that is gone already is no error."""
+
+
+class Flow(NamedTuple):
+    """One connection that conntrack follows: the first packet's addresses and, since NAT may have changed
+    them, those of the replies. `protocol` in lower case; `state` is TCP's ("SYN_SENT"), else empty;
+    `replied`: packets were seen in both directions."""
+
+    protocol: str
+    src: IPAddress
+    sport: int
+    dst: IPAddress
+    dport: int
+    reply_src: IPAddress
+    reply_sport: int
+    reply_dst: IPAddress
+    reply_dport: int
+    state: str = ""
+    replied: bool = True
+
+
+class Conntrack(Protocol):
+    """One network namespace's table of connections."""
+
+    def flows(self, protocols: Collection[str]) -> Iterable[Flow]:
+        """Those of these protocols. Raises KernelError."""
+
+    def delete(self, flow: Flow) -> None:
+        """Forget a flow; its next packet begins a new one. One that is gone already is no error. Raises
+        KernelError."""
 
 
 class Clock(Protocol):

@@ -215,7 +215,70 @@ class VxlanGuard:
     devices: tuple[str, ...] = ()
 
 
-Policy: TypeAlias = Masquerade | ForwardAccept | VxlanGuard
+class Endpoint(NamedTuple):
+    """Where DNAT leads: one endpoint of a service port."""
+
+    ip: IPAddress
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.ip}]" if self.ip.version == 6 else str(self.ip)
+        return f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePortPolicy:
+    """One port of one service, as this host serves it: the addresses that lead to it, and the endpoints that
+    may answer. `protocol` in lower case, `service` is ``namespace/name``, `port_name` may be empty.
+
+    `cluster` are the endpoints for the traffic policy Cluster, `local` those for Local; each is already
+    chosen by readiness, topology and the fallback to terminating ones, and in a fixed order. `usable`: some
+    endpoint anywhere may be used, if not by this host. `serving` are all that still answer, for judging
+    flows that exist. `affinity_s` 0: no session affinity. `local_ready`: how many different addresses of
+    ready endpoints are on this host, for `health_check_node_port`."""
+
+    service: str
+    port_name: str
+    protocol: str
+    port: int
+    cluster_ips: tuple[IPAddress, ...] = ()
+    external_ips: tuple[IPAddress, ...] = ()
+    ingress_ips: tuple[IPAddress, ...] = ()
+    source_ranges: tuple[IPNetwork, ...] = ()
+    node_port: int = 0
+    internal_local: bool = False
+    external_local: bool = False
+    affinity_s: int = 0
+    cluster: tuple[Endpoint, ...] = ()
+    local: tuple[Endpoint, ...] = ()
+    usable: bool = False
+    serving: frozenset[Endpoint] = frozenset()
+    health_check_node_port: int = 0
+    local_ready: int = 0
+
+    @property
+    def name(self) -> str:
+        """``namespace/name:port``, as kube-proxy calls it, or ``namespace/name`` for a port without name."""
+        return f"{self.service}:{self.port_name}" if self.port_name else self.service
+
+
+@dataclass(frozen=True, slots=True)
+class ServicesPolicy:
+    """What all services on this host share. `networks`: where virtual IPs come from; what is addressed there
+    and is no port of a service is rejected, as it is at `strays`, virtual IPs outside of them. The rest as
+    in `model.ServiceOptions`."""
+
+    networks: tuple[IPNetwork, ...]
+    strays: tuple[IPAddress, ...] = ()
+    node_ips: tuple[IPAddress, ...] | None = ()
+    local_sources: tuple[IPNetwork, ...] = ()
+    local_device: str = ""
+    masquerade_all: bool = False
+    localhost_node_ports: bool = False
+    drop_invalid: bool = True
+
+
+Policy: TypeAlias = Masquerade | ForwardAccept | VxlanGuard | ServicePortPolicy | ServicesPolicy
 
 
 # --- want -----------------------------------------------------------------------------------------

@@ -69,6 +69,37 @@ class Keys:
         return f"{self.workloads}{node}/{workload_id}"
 
     @property
+    def services(self) -> str:
+        return f"{self.overlay}/services/"
+
+    def service(self, service_id: str) -> str:
+        """`service_id` is ``namespace/name``."""
+        return self.services + service_id
+
+    @property
+    def slices(self) -> str:
+        return f"{self.overlay}/endpointslices/"
+
+    def slice(self, slice_id: str) -> str:
+        """`slice_id` is ``namespace/name``."""
+        return self.slices + slice_id
+
+    @property
+    def vips(self) -> str:
+        return f"{self.overlay}/vips/"
+
+    def vip(self, ip: IPAddress) -> str:
+        return f"{self.vips}{ip}"
+
+    @property
+    def node_ports(self) -> str:
+        return f"{self.overlay}/nodeports/"
+
+    def node_port(self, protocol: str, port: int) -> str:
+        """``…/nodeports/tcp-30080``."""
+        return f"{self.node_ports}{protocol.lower()}-{port}"
+
+    @property
     def watched(self) -> tuple[str, ...]:
         """Every prefix (or, for the two configs, key) that an agent lists and watches."""
         return (

@@ -47,10 +47,11 @@ class Dispatch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one policy renders to: chains of its own, and rules in shared chains."""
+    """What one policy renders to: chains of its own, rules in shared chains, and the ipsets these refer to."""
 
     chains: Mapping[ChainKey, Rules] = field(default_factory=dict)
     dispatch: tuple[Dispatch, ...] = ()
+    sets: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +60,13 @@ class Rendered:
 
     `chains` are ours whole; `hooks` are our jumps in built-in chains, in order; `origins` says for every
     rule of every chain, position by position, which policy asked for it. `instance` says who of several
-    networks' agents we are."""
+    networks' agents we are. `sets` are the ipsets that rules refer to, with their timeout in seconds."""
 
     chains: Mapping[ChainKey, Rules] = field(default_factory=dict)
     hooks: Mapping[ChainKey, Rules] = field(default_factory=dict)
     origins: Mapping[ChainKey, tuple[Source, ...]] = field(default_factory=dict)
     instance: str = ""
+    sets: Mapping[str, int] = field(default_factory=dict)
 
 
 def is_ours(chain: str, instance: str = "") -> bool:

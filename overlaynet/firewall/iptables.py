@@ -127,6 +127,10 @@ class Iptables:
         """The chains these policies become."""
         return render(want, random_fully=self._random_fully, family=self._family, instance=self._instance)
 
+    def affinity_sets(self, want: Mapping[str, Policy]) -> Mapping[str, int]:
+        """The timed sets that these policies' rules refer to."""
+        return self.rendered(want).sets
+
     def blockers(self, want: Mapping[str, Policy], have: RuleSet) -> tuple[str, ...]:
         """Foreign rules that decide before ours are asked, for the status."""
         return compare.blockers(self.rendered(want), have)

@@ -50,7 +50,16 @@ from overlaynet.firewall.chains import (
     comment_prefix,
     rule,
 )
-from overlaynet.state import ChainKey, ForwardAccept, Masquerade, Policy, Source, VxlanGuard
+from overlaynet.state import (
+    ChainKey,
+    ForwardAccept,
+    Masquerade,
+    Policy,
+    ServicePortPolicy,
+    ServicesPolicy,
+    Source,
+    VxlanGuard,
+)
 
 POSTROUTING = chain_key("nat", "OVL-POSTROUTING")
 FORWARD = chain_key("filter", "OVL-FORWARD")
@@ -126,6 +135,8 @@ def part(policy: Policy, *, random_fully: bool, family: int) -> Part:
             return _forward_accept(policy, family)
         case VxlanGuard():
             return _vxlan_guard(policy, family)
+        case ServicePortPolicy() | ServicesPolicy():
+            return Part()
         case _:
             assert_never(policy)
 

@@ -90,6 +90,9 @@ class FakeFirewall:
     def rendered(self, want: Mapping[str, Policy]) -> Rendered:
         return render(want, random_fully=self._random_fully)
 
+    def affinity_sets(self, want: Mapping[str, Policy]) -> Mapping[str, int]:
+        return self.rendered(want).sets
+
     def blockers(self, want: Mapping[str, Policy], have: RuleSet) -> tuple[str, ...]:
         return compare.blockers(self.rendered(want), have)
 

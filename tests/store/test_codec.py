@@ -329,7 +329,7 @@ settings = st.builds(
     st.integers(2, 10**9),
     st.integers(2, 10**6),
     st.integers(0, 10**6),
-    st.none() | subnets(4),
+    subnets(4),
 )
 records = st.builds(NodeRecord, names, texts, ips, texts, optional, labels, texts, names, names)
 workload_ports = st.lists(
