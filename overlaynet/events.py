@@ -81,10 +81,12 @@ class Registered:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """Our subnet is ours. `ttl_s` is the time its etcd lease was asked to live, 0 if that is not known."""
+    """Our subnet is ours. `ttl_s` is the time its etcd lease was asked to live, 0 if that is not known;
+    `ends` as in `Renewed`, None for a lease that never ends."""
 
     item: Stored[Lease]
     ttl_s: int = 0
+    ends: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,12 +202,14 @@ class Register:
 
 @dataclass(frozen=True, slots=True)
 class ClaimSubnet:
-    """Put our lease if its key still has mod revision `expect` (0: absent). `resume`: its etcd lease."""
+    """Put our lease if its key still has mod revision `expect` (0: absent). `resume`: its etcd lease.
+    `unchanged`: it is there already, so nothing needs to be written if that etcd lease lives."""
 
     lease: Lease
     expect: int
     resume: int
     ttl_s: int
+    unchanged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

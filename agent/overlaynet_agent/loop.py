@@ -188,6 +188,7 @@ class Loop:
             case Request(run, reply):
                 if not reply.set_running_or_notify_cancel():
                     return
+                self.submit(self.engine.tick(self.clock()))  # who was stopped for long must not act on old time
                 try:
                     reply.set_result(run(self))
                 except Exception as error:

@@ -63,12 +63,21 @@ MAX_WRITES = 100
 
 
 class StoreWorker:
-    """Carries out intents, one after another, in a thread of its own; answers through `post`."""
+    """Carries out intents, one after another, in a thread of its own; answers through `post`.
 
-    def __init__(self, store: Store, keys: Keys, post: Callable[[Event], None]) -> None:
+    `clock` is the one by which the engine handles events."""
+
+    def __init__(
+        self,
+        store: Store,
+        keys: Keys,
+        post: Callable[[Event], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = store
         self._keys = keys
         self._post = post
+        self._clock = clock
         self._todo: queue.SimpleQueue[Intent | None] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._watch: Watch | None = None
@@ -195,20 +204,25 @@ class StoreWorker:
         return Conflict("our node record changed while it was being written", evidence=str(commit.revision))
 
     def _claim(self, intent: ClaimSubnet) -> None:
+        """What is right already is not written again, but asked for all the same: a listing does not say how
+        long a lease has left to live."""
         key = self._keys.lease(intent.lease.subnets)
         lease_id, fresh = 0, False
+        asked = self._clock()  # etcd counts from later on, and the answer may wait long before it is heard
         if intent.resume or not intent.expect:
             lease_id, fresh = self._resume(intent.resume, intent.ttl_s)
-        write = Put(key, codec.encode_lease(intent.lease), lease_id)
+        unchanged = intent.unchanged and lease_id == intent.resume
+        writes = [] if unchanged else [Put(key, codec.encode_lease(intent.lease), lease_id)]
         compares = [Compare(key, intent.expect)]
-        commit = self._store.commit(compares, [write])
+        commit = self._store.commit(compares, writes)
         if not commit.ok:
             self._forget(lease_id, fresh)
             self._learn_why(commit, compares)
             self._post(Raced(key))
             return
-        item = Stored(key, intent.lease, commit.revision, commit.revision, lease_id)
-        self._post(Claimed(item, intent.ttl_s))
+        revision = intent.expect if unchanged else commit.revision
+        item = Stored(key, intent.lease, revision, revision, lease_id)
+        self._post(Claimed(item, intent.ttl_s, asked + intent.ttl_s if lease_id else None))
 
     def _publish(self, intent: Publish) -> None:
         workload = intent.workload

@@ -154,15 +154,17 @@ class Engine:
                 self.node_lease = lease_id
                 self._remember_ttl(lease_id, ttl_s)
                 self._done("register")
-            case Claimed(item, ttl_s):
+            case Claimed(item, ttl_s, ends):
                 self._hold(item)
                 self._remember_ttl(item.lease_id, ttl_s)
-                self._expect_renewal(item.lease_id, ttl_s)
+                if ends is not None:
+                    self._ends[item.lease_id] = max(ends, self._ends.get(item.lease_id, ends))
             case Renewed(lease_id, ttl_s, ends):
                 self._ttls.setdefault(lease_id, ttl_s)
                 self._ends[lease_id] = ends
             case Raced(key):
-                self._lost.add(key)
+                if key not in self.view.tombstones:  # else it was deleted, and is free
+                    self._lost.add(key)
                 self._done("lease")
             case Done(intent):
                 self._done(topic_of(intent))
@@ -187,7 +189,6 @@ class Engine:
         """What may be asked for by now."""
         self._now = now
         self._replan_leases(self.departures.let_go(now))
-        self._resume_lease()
         self._obstacle = None
         wanted = {topic_of(intent): intent for intent in self._wants()}
         self._forget_unwanted(wanted, now)
@@ -235,10 +236,10 @@ class Engine:
         return self.lease is not None and self.lease.key in self.view.leases and not self._has_run_out()
 
     def _has_run_out(self) -> bool:
-        """A lease that was only recalled, without its end, may have; one that never ends has not."""
+        """A lease whose end nobody has told may have; a reservation never does. The end counts from before it
+        was asked for: news may have waited long before this host, asleep or stopped, took it in."""
         lease_id = self.lease.lease_id if self.lease else 0
-        ends = self._ends.get(lease_id)
-        return ends <= self._now if ends is not None else bool(lease_id) and not self.synced
+        return bool(lease_id) and self._ends.get(lease_id, self._now) <= self._now
 
     def problems(self) -> Iterator[OverlayError]:
         """What keeps this host from being whole, as far as the store is concerned."""
@@ -422,16 +423,9 @@ class Engine:
         self.lease, self._usurper = None, there
         return True
 
-    def _resume_lease(self) -> None:
-        """Take up our lease where the store has it just as we would write it."""
-        network = self.view.network
-        if self.lease is None and network is not None and self.node_lease and "lease" not in self._under_way:
-            found = leasing.own_lease(self.view, self.local)
-            if found and self._reads_right(found):
-                self._hold(found)
-                self._expect_renewal(found.lease_id, self.view.settings.node_ttl_s)
-
     def _hold(self, item: Stored[Lease]) -> None:
+        there = self.view.leases.get(item.key)
+        item = replace(item, create_revision=there.create_revision) if there else item
         changed = self.lease is None or self.lease.value != item.value
         self.lease = item
         if not self.strays():
@@ -461,12 +455,6 @@ class Engine:
     def _remember_ttl(self, lease_id: int, ttl_s: int) -> None:
         if lease_id and ttl_s:
             self._ttls[lease_id] = ttl_s
-
-    def _expect_renewal(self, lease_id: int, within_s: int) -> None:
-        """Without a first renewal nobody knows when a lease ends: believe in it so long and no longer. The time
-        that one taken up from before has left is not known, so that one is believed in for a short time."""
-        if lease_id and within_s:
-            self._ends.setdefault(lease_id, self._now + within_s)
 
     def _lives_long_enough(self, lease_id: int, ttl_s: int) -> bool:
         """Whether an etcd lease of ours has the time to live that the settings want. A reservation has none."""
@@ -644,7 +632,8 @@ class Engine:
         found = leasing.own_lease(self.view, self.local)
         if found is not None:
             value = leasing.lease_value(found.value.subnets, network, self.local)
-            return ClaimSubnet(value, self.view.mod_revision(found.key), found.lease_id, ttl_s)
+            expect, unchanged = self.view.mod_revision(found.key), self._reads_right(found)
+            return ClaimSubnet(value, expect, found.lease_id, ttl_s, unchanged)
         try:
             subnets = leasing.choose(self.view, network, self.local, self.pick, self._lost)
         except (PoolExhausted, Conflict) as error:

@@ -135,6 +135,14 @@ def test_listing_of_many_keys_is_complete(world: World) -> None:
     assert len(world.store.read([world.prefix]).items) == MANY
 
 
+def test_transaction_without_writes_compares_and_makes_no_revision(world: World) -> None:
+    revision = world.put("a")
+    assert world.store.commit([Compare(world.key("a"), revision)], []).ok
+    answer = world.store.commit([Compare(world.key("a"), revision - 1)], [])
+    assert (answer.ok, [item.mod_revision for item in answer.current]) == (False, [revision])
+    assert world.store.read([]).revision == revision
+
+
 def test_one_transaction_is_one_revision(world: World) -> None:
     before = world.put("a")
     commit = world.store.commit(

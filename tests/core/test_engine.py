@@ -7,7 +7,7 @@ import sys
 from ipaddress import ip_address, ip_network
 
 import pytest
-from helpers.cluster import Member, put_network, settle
+from helpers.cluster import Member, codes, joined, later, put_network, settle
 from helpers.model import (
     KEYS,
     engine,
@@ -56,28 +56,6 @@ from overlaynet.store.memory import MemoryStore
 pytestmark = pytest.mark.unit
 
 AWAY = StoreUnavailable("away")
-
-
-@pytest.fixture
-def store() -> MemoryStore:
-    made = MemoryStore()
-    put_network(made, network())
-    return made
-
-
-def joined(store: MemoryStore, number: int = 1, **changes) -> Member:
-    """A host that has its subnet: 10.244.`number`.0/24, if that is free."""
-    remembered = Identity(f"id-{number}", vtep_mac(number), (subnet(number),))
-    changes = {"identity": remembered, **changes}
-    member = Member(store, engine(number, **changes))
-    member.settle()
-    assert member.engine.lease
-    return member
-
-
-def codes(member: Member | Engine) -> list[str]:
-    mind = member.engine if isinstance(member, Member) else member
-    return [problem.code for problem in mind.problems()]
 
 
 def kinds(intents: list[Intent]) -> list[str]:
@@ -429,7 +407,9 @@ def test_claim_that_went_through_though_it_seemed_to_fail_is_ours(store):
     member.hear(Failed(claim, AWAY))
     (written,) = store.read([KEYS.subnets]).items
     member.hear(Changed(codec.decode(written, KEYS)))
+    later(member, 1.0)
     assert member.engine.lease.key == written.key
+    assert store.read([KEYS.subnets]).items == (written,)
     assert codes(member) == []
     assert member.engine.deadline() is None
 
@@ -615,7 +595,7 @@ def with_lease(**changes) -> Engine:
     mind = engine(1, **changes)
     mind.handle(Synced(1, (stored(network(), 1), stored(lease(1), 1))), 0.0)
     mind.handle(Registered(9), 0.0)
-    assert mind.lease
+    mind.handle(Claimed(stored(lease(1), 1)), 0.0)
     return mind
 
 

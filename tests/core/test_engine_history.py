@@ -6,47 +6,28 @@ from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
-from helpers.cluster import Member, put_network, settle
-from helpers.model import KEYS, engine, flannel_lease, key_of, lease, local, network, subnet, vtep_mac, workload
+from helpers.cluster import Member, codes, joined, later, put_network, settle
+from helpers.model import KEYS, engine, flannel_lease, key_of, lease, local, network, subnet, workload
 
 from overlaynet.core.departures import HOLD_DOWN_S
-from overlaynet.errors import Conflict, NetworkConfigInvalid, NetworkNotConfigured, StoreUnavailable
+from overlaynet.errors import Conflict, NetworkConfigInvalid, NetworkNotConfigured
 from overlaynet.events import (
     Attached,
     ClaimSubnet,
     Detached,
     HostChanged,
-    LeaseExpired,
     NetworkTaken,
     Register,
     Relist,
     Renewed,
-    StoreLost,
 )
-from overlaynet.model import Identity, Lease, Settings
+from overlaynet.model import Lease, Settings
 from overlaynet.ports import Delete, Put
 from overlaynet.state import Kind, kind_of
 from overlaynet.store import codec
 from overlaynet.store.memory import MemoryStore
 
 pytestmark = pytest.mark.unit
-
-AWAY = StoreUnavailable("away")
-
-
-@pytest.fixture
-def store() -> MemoryStore:
-    made = MemoryStore()
-    put_network(made, network())
-    return made
-
-
-def joined(store: MemoryStore, number: int = 1, **changes) -> Member:
-    remembered = Identity(f"id-{number}", vtep_mac(number), (subnet(number),))
-    member = Member(store, engine(number, **{"identity": remembered, **changes}))
-    member.settle()
-    assert member.engine.confirmed
-    return member
 
 
 def put_lease(store: MemoryStore, value: Lease, lease_id: int = 0) -> None:
@@ -64,15 +45,6 @@ def routed(member: Member) -> set[int]:
     """Numbers of the hosts that a route leads to."""
     routes = [obj for key, obj in member.engine.desired.objects.items() if kind_of(key) is Kind.ROUTE]
     return {n for n in range(1, 255) if any(route.dst == subnet(n) for route in routes)}
-
-
-def codes(member: Member) -> list[str]:
-    return [problem.code for problem in member.engine.problems()]
-
-
-def later(member: Member, seconds: float = 60.0) -> None:
-    member.wait(seconds)
-    member.settle()
 
 
 def emptied(member: Member, *, again: bool = True) -> None:
@@ -197,37 +169,6 @@ def test_key_that_is_no_lease_is_reported_and_removes_nobody(store, key):
     store.commit([], [Put(KEYS.subnets + key, b"x")])
     member.settle()
     assert (routed(member), codes(member)) == ({2, 3}, ["OVL-305"])
-
-
-# --- unconfirmed ----------------------------------------------------------------------------------
-
-
-def test_lease_is_confirmed_until_its_time_runs_out_without_a_renewal(store):
-    member = joined(store)
-    before = dict(member.engine.desired.objects)
-    member.hear(Renewed(member.engine.lease.lease_id, 86_400, 100.0))
-    member.hear(StoreLost(AWAY))
-    member.wait(99.0)
-    assert member.engine.confirmed
-    member.wait(1.0)
-    assert not member.engine.confirmed
-    assert codes(member) == ["OVL-301", "OVL-408"]
-    assert member.engine.desired.objects == before
-    member.hear(Renewed(member.engine.lease.lease_id, 86_400, 500.0))
-    assert member.engine.confirmed
-
-
-def test_lease_that_ran_out_is_claimed_again_when_etcd_is_back(store):
-    member = joined(store)
-    lease_id = member.engine.lease.lease_id
-    member.hear(Renewed(lease_id, 86_400, 10.0))
-    store.revoke(lease_id)
-    member.events.clear()
-    member.wait(10.0)
-    member.hear(LeaseExpired(lease_id))
-    member.settle()
-    assert member.engine.confirmed
-    assert member.engine.lease.value.subnets == (subnet(1),)
 
 
 # --- somebody else has it now ---------------------------------------------------------------------

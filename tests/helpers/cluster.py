@@ -10,13 +10,14 @@ import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from helpers.model import KEYS
+from helpers.model import KEYS, engine, subnet, vtep_mac
 
 from overlaynet.core.engine import Engine
 from overlaynet.errors import OverlayError
 from overlaynet.events import Event, Failed, Intent, Relist
-from overlaynet.model import NetworkConfig
+from overlaynet.model import Identity, NetworkConfig
 from overlaynet.ports import Put
 from overlaynet.store import codec
 from overlaynet.store.memory import MemoryStore
@@ -39,7 +40,7 @@ class Member:
     asked: list[Intent] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.worker = StoreWorker(self.store, KEYS, self.events.append)
+        self.worker = StoreWorker(self.store, KEYS, self.events.append, lambda: self.now)
 
     def hear(self, event: Event) -> list[Intent]:
         """Tell the engine one thing; answer what it asks for."""
@@ -77,6 +78,30 @@ class Member:
             self.worker.carry_out(intent)
         except OverlayError as error:
             self.events.append(Failed(intent, error))
+
+
+def joined(store: MemoryStore, number: int = 1, **changes: Any) -> Member:
+    """A host that has its subnet: 10.244.`number`.0/24, if that is free."""
+    member = Member(store, remembering(number, **changes))
+    member.settle()
+    assert member.engine.confirmed
+    return member
+
+
+def remembering(number: int = 1, **changes: Any) -> Engine:
+    """An engine whose identity file names 10.244.`number`.0/24."""
+    identity = Identity(f"id-{number}", vtep_mac(number), (subnet(number),))
+    return engine(number, **{"identity": identity, **changes})
+
+
+def codes(member: Member | Engine) -> list[str]:
+    mind = member.engine if isinstance(member, Member) else member
+    return [problem.code for problem in mind.problems()]
+
+
+def later(member: Member, seconds: float = 60.0) -> None:
+    member.wait(seconds)
+    member.settle()
 
 
 def settle(members: Sequence[Member], chance: random.Random | None = None, limit: int = 100_000) -> None:
