@@ -223,10 +223,14 @@ class Leases(RuleBasedStateMachine):
     @precondition(lambda self: any(host.agent for host in self.hosts.values()))
     @rule(number=st.sampled_from(HOSTS))
     def operator_deletes_a_lease(self, number: int) -> None:
-        """Of a host that hears of it: of one that is cut off, two may believe in a subnet for a while."""
+        """Of a host that hears of it: of one that is cut off, two may believe in a subnet for a while. What a
+        host takes for its lease may be another's by now, who would not hear of it."""
         host = self.hosts[number]
-        if host.agent and host.agent.engine.lease and not host.link.cut:
-            self.store.commit([], [Delete(host.agent.engine.lease.key)])
+        if not host.agent or not host.agent.engine.lease or host.link.cut:
+            return
+        key, node_id = host.agent.engine.lease.key, host.agent.engine.local.identity.node_id
+        if (key, node_id) in self._owners():
+            self.store.commit([], [Delete(key)])
             self._hear_all(host)
 
     def _hear_all(self, host: Host) -> None:
