@@ -17,7 +17,7 @@ from overlaynet.cli import inventory, surveys
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.cluster import pick_hosts, read_view
 from overlaynet.cli.inventory import Items
-from overlaynet.cli.output import Column, member, seconds, table
+from overlaynet.cli.output import Column, members, seconds, table
 from overlaynet.errors import NotFound, StoreError, UsageError
 
 
@@ -29,14 +29,18 @@ class Found(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """A kind of thing: the words for it, its columns, how to find its items, what names one, and which of
-    them the plain table leaves out."""
+    """A kind of thing: the words for it, its columns, how to find its items, what names one (a format of its
+    members), and which of them the plain table leaves out."""
 
     words: tuple[str, ...]
     columns: tuple[Column, ...]
     find: Callable[[App, str | None], Found]
-    name_of: Callable[[Mapping[str, Any]], str]
+    name: str
     leaves_out: Callable[[Mapping[str, Any]], bool] = lambda item: False
+
+    def names(self, items: Items) -> list[str]:
+        """What `-o name` prints."""
+        return [self.name.format_map(item) for item in items]
 
 
 def _hosts(app: App, name: str | None) -> Found:
@@ -70,22 +74,17 @@ def _labs(app: App, name: str | None) -> Found:
     return Found(_named(lab_items(), name, "lab", ("name",)))
 
 
-def _kernel(rows: Callable[[Any], Items]) -> Callable[[App, str | None], Found]:
+def _kernel(rows: str) -> Callable[[App, str | None], Found]:
+    """Finds the rows of a kernel table by the function of `probe/survey.py` that makes them."""
+
     def find(app: App, host: str | None) -> Found:
-        found = surveys.survey_hosts(app, pick_hosts(app.cluster, host), need_plan=False)
-        return Found([row for survey in found.surveys for row in rows(survey)], found.exit_code)
-
-    return find
-
-
-def _rows(name: str) -> Callable[[Any], Items]:
-    def rows(survey: Any) -> Items:
         from overlaynet.probe import survey as module
 
-        found: Items = getattr(module, name)(survey)
-        return found
+        found = surveys.survey_hosts(app, pick_hosts(app.cluster, host), need_plan=False)
+        make = getattr(module, rows)
+        return Found([row for survey in found.surveys for row in make(survey)], found.exit_code)
 
-    return rows
+    return find
 
 
 def _named(items: Items, name: str | None, what: str, members: Sequence[str]) -> Items:
@@ -115,130 +114,88 @@ def _kernels_own(item: Mapping[str, Any]) -> bool:
 
 
 _COMMENT = re.compile(r'-m comment --comment (?:"((?:[^"\\\\]|\\\\.)*)"|\S+) ?')
-_JUDGED = (member("OWNER", "owner", spare=True), member("STATE", "state"), Column("SOURCE", _source))
+_JUDGED = (*members("OWNER", spare=True), *members("STATE"), Column("SOURCE", _source))
 
 KINDS: Mapping[str, Kind] = {
     "host": Kind(
         ("hosts", "ho"),
         (
-            member("NAME", "name"),
-            member("UNDERLAY", "underlay_ip"),
-            member("SUBNET", "subnet"),
-            member("AGENT", "agent.state"),
-            member("PID", "agent.pid"),
-            member("DRIVER", "driver", wide=True),
-            member("NETNS", "netns", wide=True),
-            member("VERSION", "agent.version", wide=True),
+            *members("NAME", "UNDERLAY=underlay_ip", "SUBNET", "AGENT=agent.state", "PID=agent.pid"),
+            *members("DRIVER", "NETNS", "VERSION=agent.version", wide=True),
         ),
         _hosts,
-        lambda item: str(item["name"]),
+        "{name}",
     ),
     "container": Kind(
         ("containers", "co"),
         (
-            member("NAME", "name"),
-            member("HOST", "host"),
-            member("IP", "ips"),
-            member("READY", "ready"),
-            member("LABELS", "labels"),
-            member("NAMESPACE", "namespace", wide=True),
-            member("MAC", "mac", wide=True),
+            *members("NAME", "HOST", "IP=ips", "READY", "LABELS"),
+            *members("NAMESPACE", "MAC", wide=True),
             Column("PORTS", lambda i: [f"{p['port']}/{p['protocol']}" for p in i["ports"]], wide=True),
-            member("NETNS", "netns", wide=True),
+            *members("NETNS", wide=True),
         ),
         _containers,
-        lambda item: str(item["name"]),
+        "{name}",
     ),
     "lease": Kind(
         ("leases", "le"),
         (
-            member("SUBNET", "subnet"),
-            member("NODE", "node"),
-            member("PUBLIC-IP", "public_ip"),
-            member("BACKEND", "backend_type"),
+            *members("SUBNET", "NODE", "PUBLIC-IP", "BACKEND=backend_type"),
             Column("EXPIRES", lambda i: "never" if i["expires_in_s"] is None else seconds(i["expires_in_s"])),
-            member("LIVE", "live"),
-            member("VNI", "vni", wide=True),
-            member("VTEP-MAC", "vtep_mac", wide=True),
-            member("REVISION", "mod_revision", wide=True),
+            *members("LIVE"),
+            *members("VNI", "VTEP-MAC", "REVISION=mod_revision", wide=True),
         ),
         _leases,
-        lambda item: str(item["key"]),
+        "{key}",
     ),
     "route": Kind(
         ("routes", "ro"),
         (
-            member("HOST", "host"),
-            member("DST", "dst"),
-            member("VIA", "via"),
-            member("DEV", "dev"),
-            member("TABLE", "table", wide=True),
-            member("METRIC", "metric", spare=True),
-            member("PROTO", "proto", wide=True),
-            member("ONLINK", "onlink", wide=True),
+            *members("HOST", "DST", "VIA", "DEV"),
+            *members("TABLE", wide=True),
+            *members("METRIC", spare=True),
+            *members("PROTO", "ONLINK", wide=True),
             *_JUDGED,
         ),
-        _kernel(_rows("routes")),
-        lambda item: f"{item['host']}:{item['dst']}",
+        _kernel("routes"),
+        "{host}:{dst}",
     ),
     "neigh": Kind(
         ("neighs", "neighbour", "neighbours", "neighbor", "neighbors", "ne", "arp"),
-        (
-            member("HOST", "host"),
-            member("IP", "ip"),
-            member("DEV", "dev"),
-            member("MAC", "mac"),
-            member("NUD", "nud", spare=True),
-            *_JUDGED,
-        ),
-        _kernel(_rows("neighs")),
-        lambda item: f"{item['host']}:{item['ip']}",
+        (*members("HOST", "IP", "DEV", "MAC"), *members("NUD", spare=True), *_JUDGED),
+        _kernel("neighs"),
+        "{host}:{ip}",
         _noarp,
     ),
     "fdb": Kind(
         ("fdbs", "fd"),
         (
-            member("HOST", "host"),
-            member("MAC", "mac"),
-            member("DEV", "dev"),
-            member("DST", "dst"),
-            member("MASTER", "master", wide=True),
-            member("KIND", "entry_state", wide=True),
+            *members("HOST", "MAC", "DEV", "DST"),
+            *members("MASTER", "KIND=entry_state", wide=True),
             *_JUDGED,
         ),
-        _kernel(_rows("fdb")),
-        lambda item: f"{item['host']}:{item['mac']}",
+        _kernel("fdb"),
+        "{host}:{mac}",
         _kernels_own,
     ),
     "rule": Kind(
         ("rules", "ru"),
         (
-            member("HOST", "host"),
-            member("TABLE", "table"),
-            member("CHAIN", "chain"),
-            member("#", "position"),
-            member("PACKETS", "packets"),
-            member("BYTES", "bytes", wide=True),
-            member("OWNER", "owner", wide=True),
-            member("STATE", "state"),
+            *members("HOST", "TABLE", "CHAIN", "#=position", "PACKETS"),
+            *members("BYTES", "OWNER", wide=True),
+            *members("STATE"),
             Column("SOURCE", _source, spare=True),
             Column("RULE", lambda i: _COMMENT.sub("", i["text"])),
             Column("COMMENT", lambda i: next(iter(_COMMENT.findall(i["text"])), None), wide=True),
         ),
-        _kernel(_rows("rules")),
-        lambda item: f"{item['host']}:{item['table']}:{item['chain']}:{item['position']}",
+        _kernel("rules"),
+        "{host}:{table}:{chain}:{position}",
     ),
     "lab": Kind(
         ("labs", "la"),
-        (
-            member("NAME", "name"),
-            member("STATE", "state"),
-            member("DRIVER", "driver"),
-            member("HOSTS", "hosts"),
-            member("CONTAINERS", "containers"),
-        ),
+        members("NAME", "STATE", "DRIVER", "HOSTS", "CONTAINERS"),
         _labs,
-        lambda item: str(item["name"]),
+        "{name}",
     ),
 }
 _WORDS = {word: kind for kind, row in KINDS.items() for word in (kind, *row.words)}
@@ -266,7 +223,7 @@ def get(app: App, kind: str, name: str | None) -> int:
         "List",
         {"items": found.items},
         lambda: table(chosen.columns, shown, wide=app.wide, width=app.width),
-        [chosen.name_of(item) for item in found.items],
+        chosen.names(found.items),
     )
     return found.exit_code
 

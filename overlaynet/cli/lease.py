@@ -31,8 +31,7 @@ def list_(app: App) -> None:
     """List leases: the same as `get leases`."""
     kind = KINDS["lease"]
     items = kind.find(app, None).items
-    names = [kind.name_of(item) for item in items]
-    app.result("List", {"items": items}, lambda: table(kind.columns, items, wide=app.wide), names)
+    app.result("List", {"items": items}, lambda: table(kind.columns, items, wide=app.wide), kind.names(items))
 
 
 @lease.command()

@@ -18,7 +18,7 @@ import click
 from overlaynet.cli import inventory
 from overlaynet.cli.app import App, confirm, pass_app, shared, yes_option
 from overlaynet.cli.cluster import Cluster, pick_hosts, read_view
-from overlaynet.cli.output import member, table
+from overlaynet.cli.output import members, table
 from overlaynet.errors import (
     Conflict,
     NetworkConfigInvalid,
@@ -35,15 +35,8 @@ APPLY_TIMEOUT_S = 30.0
 
 POLL_S = 0.2
 
-_IN_FORCE = (
-    member("HOST", "host"),
-    member("NETWORK", "networks"),
-    member("LEN", "subnet_len"),
-    member("BACKEND", "backend_type"),
-    member("VNI", "vni"),
-    member("PORT", "port"),
-    member("MTU", "mtu"),
-    member("PENDING", "pending"),
+_IN_FORCE = members(
+    "HOST", "NETWORK=networks", "LEN=subnet_len", "BACKEND=backend_type", "VNI", "PORT", "MTU", "PENDING"
 )
 
 

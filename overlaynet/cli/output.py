@@ -53,6 +53,15 @@ def member(title: str, path: str, *, wide: bool = False, spare: bool = False) ->
     return Column(title, show, wide, spare)
 
 
+def members(*titles: str, wide: bool = False, spare: bool = False) -> tuple[Column, ...]:
+    """A `member` each: ``TITLE=path``, or the title alone where the path is the same in lower case."""
+    pairs = (title.partition("=") for title in titles)
+    return tuple(
+        member(title, path or title.lower().replace("-", "_"), wide=wide, spare=spare)
+        for title, _, path in pairs
+    )
+
+
 def table(
     columns: Sequence[Column],
     items: Iterable[Mapping[str, Any]],

@@ -11,24 +11,16 @@ from overlaynet.cli import inventory
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.cluster import Cluster, Host, read_view
 from overlaynet.cli.contexts import LabCluster
-from overlaynet.cli.output import member, table
+from overlaynet.cli.output import members, table
 from overlaynet.core.view import View
 from overlaynet.errors import NotPermitted, OverlayError
 from overlaynet.lab.state import LOCAL
 from overlaynet.lab.topology import DEFAULT_NAME
 
 _COLUMNS = (
-    member("HOST", "name"),
-    member("UNDERLAY", "underlay_ip"),
-    member("SUBNET", "subnet"),
-    member("AGENT", "agent.state"),
-    member("PID", "agent.pid"),
-    member("PEERS", "peers"),
-    member("CONTAINERS", "containers"),
-    member("PENDING", "pending"),
-    member("DRIVER", "driver", wide=True),
-    member("NETNS", "netns", wide=True),
-    member("VERSION", "agent.version", wide=True),
+    *members("HOST=name", "UNDERLAY=underlay_ip", "SUBNET", "AGENT=agent.state", "PID=agent.pid"),
+    *members("PEERS", "CONTAINERS", "PENDING"),
+    *members("DRIVER", "NETNS", "VERSION=agent.version", wide=True),
 )
 
 
