@@ -153,6 +153,17 @@ class Detached:
 
 
 @dataclass(frozen=True, slots=True)
+class Conditions:
+    """What a container can do by now, as Kubernetes has it (discovery.k8s.io/v1, EndpointConditions):
+    `serving` is what its probe says, `terminating` that it is about to go, `ready` that it serves and stays."""
+
+    id: str
+    ready: bool
+    serving: bool
+    terminating: bool
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkTaken:
     """The operator wants this host to take the network config that etcd offers."""
 
@@ -174,6 +185,7 @@ Event: TypeAlias = (
     | HostChanged
     | Attached
     | Detached
+    | Conditions
     | NetworkTaken
 )
 

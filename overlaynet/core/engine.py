@@ -50,6 +50,7 @@ from overlaynet.events import (
     Changed,
     Claimed,
     ClaimSubnet,
+    Conditions,
     Detached,
     Done,
     Event,
@@ -183,6 +184,8 @@ class Engine:
             case Detached(workload_id):
                 self.workloads.pop(workload_id, None)
                 self._replan_workload(workload_id)
+            case Conditions():
+                self._follow_conditions(event)
         return self.tick(now)
 
     def tick(self, now: float) -> list[Intent]:
@@ -468,6 +471,14 @@ class Engine:
         self._under_way.discard(topic)
         attempt = self.retries[topic].attempt + 1 if topic in self.retries else 1
         self.retries[topic] = Retry(attempt, now + delay(attempt, self.jitter()), error)
+
+    def _follow_conditions(self, now: Conditions) -> None:
+        """Of a container that is still here; the store is told because its record reads differently now."""
+        workload = self.workloads.get(now.id)
+        if workload is not None:
+            self.workloads[now.id] = replace(
+                workload, ready=now.ready, serving=now.serving, terminating=now.terminating
+            )
 
     # --- planning ---------------------------------------------------------------------------------
 

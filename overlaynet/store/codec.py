@@ -311,6 +311,8 @@ def encode_workload(workload: Workload) -> bytes:
             "labels": dict(workload.labels),
             "ports": [{"port": p.port, "protocol": p.protocol, "name": p.name} for p in workload.ports],
             "ready": workload.ready,
+            "serving": workload.serving,
+            "terminating": workload.terminating,
         }
     )
 
@@ -329,6 +331,8 @@ def _workload(tail: str, value: bytes) -> Workload:
         labels=_labels(fields),
         ports=tuple(_port(fields, index, port) for index, port in enumerate(fields.get("ports", list, []))),
         ready=fields.get("ready", bool, True),
+        serving=fields.get("serving", bool, fields.get("ready", bool, True)),
+        terminating=fields.get("terminating", bool, False),
     )
 
 

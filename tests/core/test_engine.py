@@ -32,6 +32,7 @@ from overlaynet.events import (
     Changed,
     Claimed,
     ClaimSubnet,
+    Conditions,
     Detached,
     Done,
     Event,
@@ -395,6 +396,17 @@ def test_failure_of_what_nobody_wants_any_more_is_forgotten(store):
     member.hear(Detached("default/web-2"))
     assert codes(member) == []
     assert member.engine.deadline() is None
+
+
+def test_container_whose_conditions_change_is_published_again(store):
+    member = joined(store)
+    member.hear(Attached(workload(1, 2)))
+    member.settle()
+    member.hear(Conditions("default/web-2", ready=False, serving=True, terminating=True))
+    member.settle()
+    (item,) = store.read([KEYS.workloads]).items
+    assert codec.decode(item, KEYS).value == workload(1, 2, ready=False, terminating=True)
+    assert member.hear(Conditions("default/gone", ready=True, serving=True, terminating=False)) == []
 
 
 def test_claim_that_went_through_though_it_seemed_to_fail_is_ours(store):

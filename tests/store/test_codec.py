@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_network
 from types import MappingProxyType
 
 import pytest
+from helpers.model import workload
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -335,8 +336,21 @@ records = st.builds(NodeRecord, names, texts, ips, texts, optional, labels, text
 workload_ports = st.lists(
     st.builds(Port, st.integers(1, 65535), st.sampled_from(["TCP", "UDP"]), optional), max_size=3
 )
+flags = st.booleans()
 workloads = st.builds(
-    Workload, names, names, names, ips, macs, names, optional, labels, workload_ports.map(tuple), st.booleans()
+    Workload,
+    names,
+    names,
+    names,
+    ips,
+    macs,
+    names,
+    optional,
+    labels,
+    workload_ports.map(tuple),
+    flags,
+    flags,
+    flags,
 )
 
 
@@ -371,6 +385,13 @@ def test_claims_survive_the_round_trip(ip: IPAddress, mac: Mac, node_id: str, no
 @given(workloads)
 def test_workload_survives_the_round_trip(value: Workload) -> None:
     assert decoded(KEYS.workload(value.node, value.id), codec.encode_workload(value)) == value
+
+
+def test_workload_of_an_older_agent_serves_if_it_is_ready() -> None:
+    record = json.loads(codec.encode_workload(workload(ready=False)))
+    del record["serving"], record["terminating"]
+    old = decoded(KEYS.workload("node-1", "default/web-2"), json.dumps(record).encode())
+    assert old == workload(ready=False, serving=False)
 
 
 MEMBERS = st.sampled_from(
