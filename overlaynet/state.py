@@ -53,7 +53,11 @@ Key: TypeAlias = tuple[object, ...]
 
 
 class Kind(StrEnum):
-    """Kinds of kernel object, in the order in which they are added; removal goes the other way."""
+    """Kinds of kernel object, in the order in which they are added; removal goes the other way.
+
+    Each key begins with one, so its hash is str's own: that of Enum is a call into Python."""
+
+    __hash__ = str.__hash__
 
     LINK = "link"
     SYSCTL = "sysctl"

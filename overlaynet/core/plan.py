@@ -50,6 +50,8 @@ class Desired:
         if old == part:
             return set()
         self._set(source, part)
+        if old is NOTHING and self._is_news(part):
+            return self._add(source, part)
         # In order, not as a set: what is wanted then reads, and is written, the same in every process.
         touched = dict.fromkeys([*old.objects, *part.objects])
         for key in touched:
@@ -61,6 +63,17 @@ class Desired:
 
     def remove(self, source: Source) -> set[Key]:
         return self.replace(source, NOTHING)
+
+    def _is_news(self, part: HostState) -> bool:
+        """Whether nobody has wanted any of it so far; nearly always so, and the cost of planning thousands."""
+        return self.objects.keys().isdisjoint(part.objects)
+
+    def _add(self, source: Source, part: HostState) -> set[Key]:
+        """Dictionaries and sets take over the hashes of one another's keys: nothing is hashed anew."""
+        self.objects.update(part.objects)
+        self.sources.update(dict.fromkeys(part.objects, source))
+        self.policies.update(part.policies)
+        return set(part.objects)
 
     def _set(self, source: Source, part: HostState) -> None:
         if part == NOTHING:

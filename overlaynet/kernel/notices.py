@@ -11,6 +11,8 @@ cheap:
 * Only what can be ours is passed on: entries on devices of ours, routes with our protocol number or in the
   place of such a one.
 * Of many announcements about one entry the last counts.
+* A flood is taken apart once it is over. Most often it announces the end of a device, and then says nothing
+  that the end itself does not: its entries are dropped unread.
 
 When the buffer overflows, the kernel says so once (ENOBUFS), and what was lost is unknown: the `Noticed` says
 that everything has to be looked at.
@@ -67,9 +69,11 @@ _INDEX = Struct("=i")
 
 @dataclass(slots=True)
 class _Batch:
-    """What was gathered so far. `senders` are the words for port ids met."""
+    """What was gathered so far. `senders` are the words for port ids met; `flood` are announcements of
+    neighbours and FDB entries that came after `MANY` others, as they came."""
 
     entries: dict[Key, Sighting] = field(default_factory=dict)
+    flood: list[bytes] = field(default_factory=list)
     devices: set[str] = field(default_factory=set)
     overrun: bool = False
     senders: dict[int, str] = field(default_factory=dict)
@@ -133,8 +137,10 @@ class Notices:
             if ready:
                 began = began if batch else time.monotonic()
                 self._take_waiting(batch)
-                flood = len(batch.entries) >= MANY
-                end = min(began + FLOOD_S, time.monotonic() + GATHER_S) if flood else began + GATHER_S
+                many = len(batch.entries) >= MANY
+                end = min(began + FLOOD_S, time.monotonic() + GATHER_S) if many else began + GATHER_S
+        for message in batch.flood:
+            self._take_neigh(batch, message)
         return batch
 
     def _take_waiting(self, batch: _Batch) -> None:
@@ -165,8 +171,10 @@ class Notices:
         length, kind, flags, _, port = wire.HEADER.unpack_from(message)
         answer = (message, 16, length)
         match kind:
+            case wire.RTM_NEWNEIGH | wire.RTM_DELNEIGH if len(batch.entries) >= MANY:
+                batch.flood.append(message)
             case wire.RTM_NEWNEIGH | wire.RTM_DELNEIGH:
-                self._take_neigh(batch, answer, kind == wire.RTM_NEWNEIGH, port)
+                self._take_neigh(batch, message)
             case wire.RTM_NEWROUTE | wire.RTM_DELROUTE:
                 self._take_route(batch, answer, kind == wire.RTM_NEWROUTE, flags, port)
             case wire.RTM_NEWLINK | wire.RTM_DELLINK:
@@ -174,9 +182,11 @@ class Notices:
             case wire.RTM_NEWADDR | wire.RTM_DELADDR:
                 self._take_address(batch, answer)
 
-    def _take_neigh(self, batch: _Batch, answer: parse.Answer, there: bool, port: int) -> None:
+    def _take_neigh(self, batch: _Batch, message: bytes) -> None:
         """Neighbours and FDB entries differ by their family alone."""
-        family, index, *_ = wire.NDMSG.unpack_from(answer[0], answer[1])
+        length, kind, _, _, port = wire.HEADER.unpack_from(message)
+        answer, there = (message, 16, length), kind == wire.RTM_NEWNEIGH
+        family, index, *_ = wire.NDMSG.unpack_from(message, 16)
         name, watched = self._names.get(index), self._watched
         found: list[Neigh] | list[Fdb] = []
         if family == wire.AF_BRIDGE and name in watched.devices:

@@ -26,6 +26,8 @@ NEIGH = Neigh("flannel.1", ip_address("10.244.2.0"), MAC)
 FDB = Fdb("flannel.1", MAC, ip_address("192.168.50.12"))
 ROUTE = Route(ip_network("10.244.2.0/24"), "flannel.1", ip_address("10.244.2.0"), 7, onlink=True)
 ADDRESS = Address("flannel.1", ip_interface("10.244.1.0/32"))
+NOBODYS_PORT = 1
+"""A port id that no socket has here, so that our own writes are heard like others'."""
 MARK = "ip route add 10.200.0.0/24 dev eth0 proto 111"
 """The last thing done in each test: once it is heard, so is all before it."""
 MARKED: Key = ("route", 254, ip_network("10.200.0.0/24"), 0)
@@ -166,6 +168,38 @@ def test_lost_announcements_are_told_of_once_and_listening_goes_on(monkeypatch):
         eventually(lambda: NEIGH.key in inbox.get(timeout=20).entries)
         listener.stop()
         assert inbox.empty()
+
+
+@pytest.fixture
+def flooded() -> Iterator[tuple[Heard, list[Neigh]]]:
+    """A listener to which our own writes are others', and more entries than it takes apart as they come."""
+    with real_host() as host:
+        put(host, VXLAN)
+        inbox: queue.SimpleQueue[Noticed] = queue.SimpleQueue()
+        listener = Notices(NOBODYS_PORT, inbox.put)
+        listener.watch(Watched(frozenset({"flannel.1"}), frozenset({"flannel.1"})))
+        base = int(ip_address("10.0.0.0"))
+        entries = [Neigh("flannel.1", ip_address(base + n), MAC) for n in range(2 * notices.MANY)]
+        put(host, *entries)
+        listener.start()
+        yield Heard(host, inbox), entries
+        listener.stop()
+
+
+def test_flood_of_entries_is_heard_whole_and_as_it_is_in_the_end(flooded):
+    heard, entries = flooded
+    altered = entries[-1]._replace(mac=Mac("02:00:00:00:0f:0f"))
+    put(heard.host, altered)
+    found, _ = heard.after()
+    assert found == {entry.key: entry for entry in (*entries[:-1], altered)}
+
+
+def test_of_a_flood_before_the_end_of_a_device_most_is_dropped(flooded):
+    heard, entries = flooded
+    heard.host.netns.run("ip link del flannel.1")
+    found, devices = heard.after()
+    assert devices == {"flannel.1"}
+    assert len(found) < len(entries)
 
 
 def test_sender_is_named(heard: Heard):
