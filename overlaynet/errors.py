@@ -33,8 +33,10 @@
     │   ├── Contested                   OVL-410  another program keeps undoing what is ours
     │   └── MtuProblem                  OVL-412  packets of some containers are larger than the path carries
     ├── KernelError               3     OVL-5xx  the kernel refused a request; carries errno
+    │   └── NoConntrack                 OVL-501  the kernel does not let anybody read its connections
     ├── FirewallError             3     OVL-6xx  iptables refused a ruleset; carries the line
-    │   └── FirewallBusy                OVL-601  another program holds the rules, or changed them (transient)
+    │   ├── FirewallBusy                OVL-601  another program holds the rules, or changed them (transient)
+    │   └── NoIpset                     OVL-602  the kernel has no ipsets
     └── WorkloadError             2     OVL-7xx  attach and detach
         ├── WorkloadExists              OVL-701
         ├── AddressTaken                OVL-702
@@ -230,6 +232,16 @@ class KernelError(OverlayError):
         self.text = text
 
 
+class NoConntrack(KernelError):
+    """Connections can be neither read nor forgotten. Rules work all the same."""
+
+    code = "OVL-501"
+
+    def __init__(self, errno: int) -> None:
+        super().__init__("a look at its connections", errno, "it has no nf_conntrack_netlink")
+        self.next = ("modprobe nf_conntrack_netlink",)
+
+
 class FirewallError(OverlayError):
     """iptables-restore refused a ruleset. `line` is the refused line where the tool named one."""
 
@@ -245,6 +257,12 @@ class FirewallBusy(FirewallError):
 
     code = "OVL-601"
     transient = True
+
+
+class NoIpset(FirewallError):
+    """Timed sets of addresses cannot be made; session affinity makes do with the match `recent`."""
+
+    code = "OVL-602"
 
 
 class WorkloadError(OverlayError):

@@ -63,7 +63,8 @@ def _walk(buffer: bytes, start: int, end: int) -> Iterable[tuple[int, bytes]]:
         start += (length + 3) & ~3 or 4
 
 
-def _nested(found: Attributes, kind: int) -> Attributes:
+def nested(found: Attributes, kind: int) -> Attributes:
+    """The attributes within one; none if it is not there."""
     inner = found.get(kind, b"")
     return attributes(inner, 0, len(inner))
 
@@ -72,7 +73,8 @@ def _number(found: Attributes, kind: int, default: int = 0) -> int:
     return int(unpack_from("=I", found[kind])[0]) if kind in found else default
 
 
-def _text(octets: bytes) -> str:
+def text(octets: bytes) -> str:
+    """Without the zero byte at its end."""
     return octets.rstrip(b"\0").decode(errors="replace")
 
 
@@ -95,19 +97,19 @@ def _device(answer: Answer) -> Device:
     buffer, start, end = answer
     _, hardware, index, flags, _ = wire.IFINFOMSG.unpack_from(buffer, start)
     found = attributes(buffer, start + 16, end)
-    about = _nested(found, IFLA_LINKINFO)
-    kind = _text(about.get(IFLA_INFO_KIND, b"")) or ARPHRD.get(hardware, str(hardware))
-    data = _nested(about, IFLA_INFO_DATA) if kind == "vxlan" else {}
+    about = nested(found, IFLA_LINKINFO)
+    kind = text(about.get(IFLA_INFO_KIND, b"")) or ARPHRD.get(hardware, str(hardware))
+    data = nested(about, IFLA_INFO_DATA) if kind == "vxlan" else {}
     properties = found.get(IFLA_PROP_LIST, b"")
     info = LinkInfo(
         ifindex=index,
-        name=_text(found[wire.IFLA_IFNAME]),
+        name=text(found[wire.IFLA_IFNAME]),
         type=kind,
         mac=_mac(found.get(IFLA_ADDRESS, b"")),
         mtu=_number(found, IFLA_MTU),
         up=bool(flags & IFF_UP),
         running=bool(flags & IFF_RUNNING),
-        altnames=tuple(_text(v) for k, v in _walk(properties, 0, len(properties)) if k == IFLA_ALT_IFNAME),
+        altnames=tuple(text(v) for k, v in _walk(properties, 0, len(properties)) if k == IFLA_ALT_IFNAME),
         vxlan=_vxlan(data) if kind == "vxlan" else None,
         hairpin=_hairpin(about),
         peer_netns=unpack_from("=i", found[IFLA_LINK_NETNSID])[0] if IFLA_LINK_NETNSID in found else None,
@@ -140,7 +142,7 @@ def _vxlan(data: Attributes) -> Vxlan:
 def _hairpin(about: Attributes) -> bool | None:
     if about.get(IFLA_INFO_SLAVE_KIND, b"").rstrip(b"\0") != b"bridge":
         return None
-    return _nested(about, IFLA_INFO_SLAVE_DATA).get(IFLA_BRPORT_MODE, b"\0") != b"\0"
+    return nested(about, IFLA_INFO_SLAVE_DATA).get(IFLA_BRPORT_MODE, b"\0") != b"\0"
 
 
 def _mac(octets: bytes) -> Mac | None:
@@ -405,7 +407,7 @@ def _conditions(found: Attributes) -> list[str]:
         mask = _number(found, FRA_FWMASK, 0xFFFFFFFF)
         words += ["fwmark", f"{_number(found, FRA_FWMARK):#x}" + (f"/{mask:#x}" if mask != 0xFFFFFFFF else "")]
     for word, kind in (("iif", FRA_IIFNAME), ("oif", FRA_OIFNAME)):
-        words += [word, _text(found[kind])] if kind in found else []
+        words += [word, text(found[kind])] if kind in found else []
     words += ["ipproto", str(found[FRA_IP_PROTO][0])] if FRA_IP_PROTO in found else []
     for word, kind in (("sport", FRA_SPORT_RANGE), ("dport", FRA_DPORT_RANGE)):
         words += [word, "-".join(map(str, unpack_from("=HH", found[kind])))] if kind in found else []
