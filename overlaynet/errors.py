@@ -6,7 +6,8 @@
     │   ├── TopologyError               OVL-102  a topology file
     │   ├── NameInvalid                 OVL-103  a name that could not be a namespace, key or path
     │   ├── LabChoice                   OVL-104  which of several labs is meant, or there is none
-    │   └── NotFound                    OVL-105  no object of that name
+    │   ├── NotFound                    OVL-105  no object of that name
+    │   └── ObjectInvalid               OVL-106  a Kubernetes object that is not as it must be
     ├── EnvironmentProblem        3     OVL-2xx  this machine lacks something
     │   ├── NotPermitted                OVL-201  a capability is missing
     │   ├── ToolMissing                 OVL-202  a program is missing
@@ -100,6 +101,24 @@ class LabChoice(UsageError):
 
 class NotFound(UsageError):
     code = "OVL-105"
+
+
+class ObjectInvalid(UsageError):
+    """A Kubernetes object with mistakes: each a path of keys and positions, and what is wrong there."""
+
+    code = "OVL-106"
+    mistakes: Sequence[tuple[tuple[str | int, ...], str]] = ()
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        mistakes: Sequence[tuple[tuple[str | int, ...], str]] = (),
+        evidence: str = "",
+        next: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message, evidence=evidence, next=next)
+        self.mistakes = mistakes
 
 
 class EnvironmentProblem(OverlayError):

@@ -37,6 +37,9 @@ CLUSTER = "Cluster"
 LOCAL = "Local"
 """The two traffic policies: any endpoint, or those on the host that a packet came to."""
 
+UNSERVED_LABELS = frozenset({"service.kubernetes.io/headless", "service.kubernetes.io/service-proxy-name"})
+"""A service with one of these labels is none of ours, whatever its value (kube-proxy's informers leave it out)."""
+
 
 def check_name(name: str, what: str, *, reserved: bool = True) -> str:
     """Return `name` if it can safely be part of a namespace, key, path and command; raise NameInvalid."""
@@ -236,6 +239,12 @@ class Service:
     @property
     def id(self) -> str:
         return f"{self.namespace}/{self.name}"
+
+    @property
+    def served(self) -> bool:
+        """Whether there is anything to do for it: it has a VIP, and no label says that another program
+        serves it or that nobody does."""
+        return bool(self.cluster_ips) and not UNSERVED_LABELS.intersection(self.labels)
 
 
 @dataclass(frozen=True, slots=True)

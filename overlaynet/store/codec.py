@@ -10,8 +10,9 @@ Its key is its subnet: ``10.244.1.0-24``, or ``10.244.1.0-24&fd00:0:0:1::-64`` w
     {"PublicIP":"192.0.2.7","PublicIPv6":null,"BackendType":"vxlan",
      "BackendData":{"VNI":1,"VtepMAC":"02:..."},"NodeID":"...","NodeName":"node-1"}
 
-The records under our own prefix are JSON objects with snake_case members; the settings, which people write,
-follow the network config's spelling: ``{"LeaseTTL":"24h","NodeTTL":"15s"}``.
+Services and slices are Kubernetes objects (`kubernetes.py`), and keep every member that they came with.
+The other records under our own prefix are JSON objects with snake_case members; the settings, which people
+write, follow the network config's spelling: ``{"LeaseTTL":"24h","NodeTTL":"15s"}``.
 """
 
 from __future__ import annotations
@@ -21,19 +22,23 @@ from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Address, ip_address, ip_network
 from socket import AF_INET, inet_pton
 from types import MappingProxyType
+from typing import TypeVar
 
-from overlaynet.addr import IPAddress, IPNetwork, Mac, address, network
+from overlaynet.addr import IPAddress, IPNetwork, Mac, network
 from overlaynet.core.keys import Keys
 from overlaynet.errors import OverlayError, ValueInvalid
 from overlaynet.model import (
     DEFAULT_VNI,
     NO_LABELS,
     VXLAN,
+    Allocation,
     Claim,
+    EndpointSlice,
     Lease,
     NodeRecord,
     Port,
     Record,
+    Service,
     Settings,
     Stored,
     Unreadable,
@@ -41,17 +46,20 @@ from overlaynet.model import (
     Workload,
 )
 from overlaynet.ports import KeyValue
-from overlaynet.store.fields import Fields, dump, invalid, load, understand
+from overlaynet.store import kubernetes
+from overlaynet.store.fields import Fields, dump, invalid, load, parse_address, understand
 from overlaynet.store.network_config import encode_network_config, parse_network_config
 
 __all__ = [
     "ADDRESS",
     "VTEP",
     "decode",
+    "encode_allocation",
     "encode_claim",
     "encode_lease",
     "encode_network_config",
     "encode_node",
+    "encode_object",
     "encode_settings",
     "encode_workload",
     "parse_network_config",
@@ -105,6 +113,10 @@ def _readers(keys: Keys) -> Sequence[tuple[str, Callable[[str, bytes], Record]]]
         (keys.addresses, _address_claim),
         (keys.vteps, _vtep_claim),
         (keys.workloads, _workload),
+        (keys.services, _service),
+        (keys.slices, _slice),
+        (keys.vips, _vip),
+        (keys.node_ports, _node_port),
     )
 
 
@@ -168,7 +180,7 @@ def _public_ips(fields: Fields) -> tuple[IPAddress, ...]:
 
 
 def _public_ip(fields: Fields, name: str, version: int) -> IPAddress | None:
-    found = fields.parsed(name, _address) if fields.raw(name) else None
+    found = fields.parsed(name, parse_address) if fields.raw(name) else None
     if found and found.version != version:
         raise invalid(name, f"is not an IPv{version} address", str(found))
     return found if found and int(found) else None
@@ -354,16 +366,53 @@ def _port(fields: Fields, index: int, port: object) -> Port:
     return Port(number, members.get("protocol", str, "TCP"), members.optional("name", str))
 
 
+# --- services -------------------------------------------------------------------------------------
+
+
+def encode_object(value: kubernetes.Object) -> bytes:
+    """A Service or EndpointSlice as it is kept: the whole Kubernetes object, its members in their order."""
+    return dump(value)
+
+
+def _service(tail: str, value: bytes) -> Service:
+    service = kubernetes.read_service(load(value).members)
+    return _under_its_key(service, tail)
+
+
+def _slice(tail: str, value: bytes) -> EndpointSlice:
+    found = kubernetes.read_slice(load(value).members)
+    return _under_its_key(found, tail)
+
+
+Named = TypeVar("Named", Service, EndpointSlice)
+
+
+def _under_its_key(value: Named, tail: str) -> Named:
+    if value.id != tail:
+        raise invalid("metadata", f"is not what the key says, {tail!r}", value.id)
+    return value
+
+
+def encode_allocation(allocation: Allocation) -> bytes:
+    """Who has it. What it is, is in the key alone."""
+    return dump({"service": allocation.service})
+
+
+def _vip(tail: str, value: bytes) -> Allocation:
+    understand("the key's address", parse_address, tail)
+    return Allocation(load(value).require("service", str))
+
+
+_NODE_PORT_TAIL = re.compile(r"(tcp|udp|sctp)-[1-9][0-9]{0,4}")
+
+
+def _node_port(tail: str, value: bytes) -> Allocation:
+    if not _NODE_PORT_TAIL.fullmatch(tail):
+        raise ValueInvalid("the key does not end in PROTOCOL-PORT", evidence=tail)
+    return Allocation(load(value).require("service", str))
+
+
 # --- shared ---------------------------------------------------------------------------------------
-
-
-def _address(text: str) -> IPAddress:
-    """An address, the same object for equal text. Of IPv4 ones, of which a listing holds thousands, the C
-    library reads exactly what `ipaddress` reads, in a tenth of the time. Raises ValueError."""
-    try:
-        return address(inet_pton(AF_INET, text))
-    except (OSError, ValueError):
-        return address(ip_address(text).packed)
 
 
 def _network(text: str) -> IPNetwork:

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from ipaddress import ip_address
+from socket import AF_INET, inet_pton
 from typing import TypeVar
 
+from overlaynet.addr import IPAddress, address
 from overlaynet.errors import ValueInvalid
 
 T = TypeVar("T")
@@ -30,6 +33,11 @@ class Fields:
     def where(self, name: str) -> str:
         """The member's path, e.g. ``Backend.VNI``."""
         return f"{self._path}.{name}" if self._path else name
+
+    @property
+    def members(self) -> Mapping[str, object]:
+        """The whole object as it was read."""
+        return self._members
 
     def raw(self, name: str) -> object:
         """The member as JSON has it, None if it is absent."""
@@ -87,6 +95,15 @@ def understand(where: str, parse: Callable[[str], T], text: str) -> T:
         return parse(text)
     except ValueError as error:
         raise invalid(where, f"cannot be understood: {error}", text) from error
+
+
+def parse_address(text: str) -> IPAddress:
+    """An address, the same object for equal text. Of IPv4 ones, of which a listing holds thousands, the C
+    library reads exactly what `ipaddress` reads, in a tenth of the time. Raises ValueError."""
+    try:
+        return address(inet_pton(AF_INET, text))
+    except (OSError, ValueError):
+        return address(ip_address(text).packed)
 
 
 def load(data: bytes, *, fold: bool = False) -> Fields:
