@@ -130,6 +130,14 @@ def test_headless_services_and_names_have_no_vip(spec: dict[str, Any]) -> None:
     assert read_service(spec).cluster_ips == ()
 
 
+@pytest.mark.parametrize("name", ["headless", "service-proxy-name"])
+def test_a_service_of_another_proxy_is_not_served(name: str) -> None:
+    labels = {f"service.kubernetes.io/{name}": ""}
+    assert read_service().served
+    assert not read_service(metadata={"name": "web", "labels": labels}).served
+    assert not read_service({"clusterIP": "None"}).served
+
+
 def test_a_port_of_a_null_target_or_zero_node_port_is_as_if_it_said_neither() -> None:
     ports = [{"port": 80, "targetPort": None, "nodePort": 0}]
     assert read_service({"ports": ports}).ports == (ServicePort(80, "TCP", "", 80),)
