@@ -38,7 +38,7 @@ LOCAL = "Local"
 """The two traffic policies: any endpoint, or those on the host that a packet came to."""
 
 UNSERVED_LABELS = frozenset({"service.kubernetes.io/headless", "service.kubernetes.io/service-proxy-name"})
-"""A service with one of these labels is none of ours, whatever its value (kube-proxy's informers leave it out)."""
+"""A service with one of these labels is none of ours, whatever its value, as for kube-proxy."""
 
 
 def check_name(name: str, what: str, *, reserved: bool = True) -> str:
