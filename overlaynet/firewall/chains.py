@@ -47,11 +47,13 @@ class Dispatch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one policy renders to: chains of its own, rules in shared chains, and the ipsets these refer to."""
+    """What one policy renders to: chains of its own, rules in shared chains, and the ipsets these refer to.
+    `source`: who asked for them, if that is not the policy by its own name."""
 
     chains: Mapping[ChainKey, Rules] = field(default_factory=dict)
     dispatch: tuple[Dispatch, ...] = ()
     sets: Mapping[str, int] = field(default_factory=dict)
+    source: Source | None = None
 
 
 @dataclass(frozen=True, slots=True)

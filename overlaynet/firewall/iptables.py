@@ -39,6 +39,7 @@ from overlaynet.firewall.readback import parse
 from overlaynet.firewall.refusal import refusal
 from overlaynet.firewall.render import render
 from overlaynet.firewall.restore import restore_text
+from overlaynet.firewall.services import Affinity
 from overlaynet.state import Policy, RuleChange, RuleSet
 
 Flavour: TypeAlias = Literal["legacy", "nft"]
@@ -66,6 +67,7 @@ Found: TypeAlias = list[tuple[Tools, RuleSet]]
 class Iptables:
     """The packet filter of one address family (4 or 6), as `ports.Firewall`.
 
+    `affinity`: how services remember their clients; "ipset" needs the program's sets in the kernel.
     `restores` counts commits by table, `bytes_written` the input given to iptables-restore."""
 
     def __init__(
@@ -76,9 +78,11 @@ class Iptables:
         random_fully: bool = True,
         deadline_s: float = DEADLINE_S,
         instance: str = "",
+        affinity: Affinity = "ipset",
     ) -> None:
         self._wish = flavour
         self._instance = instance
+        self._affinity: Affinity = affinity
         self._family = family
         self._random_fully = random_fully
         self._deadline_s = deadline_s
@@ -125,7 +129,13 @@ class Iptables:
 
     def rendered(self, want: Mapping[str, Policy]) -> Rendered:
         """The chains these policies become."""
-        return render(want, random_fully=self._random_fully, family=self._family, instance=self._instance)
+        return render(
+            want,
+            random_fully=self._random_fully,
+            family=self._family,
+            instance=self._instance,
+            affinity=self._affinity,
+        )
 
     def affinity_sets(self, want: Mapping[str, Policy]) -> Mapping[str, int]:
         """The timed sets that these policies' rules refer to."""

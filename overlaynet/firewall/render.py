@@ -6,7 +6,8 @@ rules to them (`Dispatch`) and may own further chains. One function per policy; 
 **OVL-POSTROUTING** (nat), in the order of the rules, of which a connection's first packet takes the first
 that matches:
 
-1. Packets that carry the masquerade mark RETURN: a service proxy marked them and masquerades them itself.
+1. Packets that carry the masquerade mark: where services are ours they lose it and are masqueraded, whatever
+   the other rules say. Else they RETURN: a service proxy marked them and masquerades them itself.
 2. From the overlay to the overlay RETURN: containers see each other's true addresses. This includes a host
    that speaks to a remote container, since the kernel takes the source from the VXLAN device, whose address
    is the base of the host's own subnet; and packets in transit through a third host.
@@ -28,10 +29,13 @@ There is no ``! -s overlay`` anywhere: the sequence says it, and so it holds for
 underlay address through INPUT and every other host's through FORWARD, so both have the drops. They match the
 overlay as source, and the devices that containers come in by, since a container may lie about its source.
 Where only peers may send, their list is a chain of its own, so that no other packet walks through it.
+
+What services add to these, and their own chains, is told in `services`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import NamedTuple, TypeAlias, assert_never
@@ -40,15 +44,26 @@ from overlaynet.addr import IPAddress, IPNetwork
 from overlaynet.firewall.chains import (
     CHAIN_PREFIX,
     COMMENT_PREFIX,
-    MASQUERADE_MARK,
     Dispatch,
     Part,
     Rendered,
     Rules,
     chain_key,
-    comment,
     comment_prefix,
     rule,
+)
+from overlaynet.firewall.services import (
+    CLUSTER_FILTER,
+    EXTERNAL_FILTER,
+    HEALTH_CHECKS,
+    MARKED,
+    MARKED_ORDER,
+    MARTIANS,
+    PROXY_FIREWALL,
+    SERVICES,
+    Affinity,
+    port_part,
+    services_part,
 )
 from overlaynet.state import (
     ChainKey,
@@ -79,31 +94,73 @@ class Hook(NamedTuple):
     builtin: ChainKey
     chain: ChainKey
     why: str
+    only: str = ""
 
     @property
     def text(self) -> str:
-        return f"{comment(self.why)} -j {self.chain[1]}"
+        return rule(self.why, self.chain[1], matches=[self.only] if self.only else [])
 
+
+NEW = "-m conntrack --ctstate NEW"
 
 HOOKS = (
+    Hook(("filter", "INPUT"), MARTIANS, "services: 127.0.0.0/8 stays here"),
+    Hook(("filter", "INPUT"), PROXY_FIREWALL, "services: source ranges", NEW),
     Hook(("filter", "INPUT"), INPUT, "guard the VXLAN port"),
+    Hook(("filter", "INPUT"), HEALTH_CHECKS, "services: health checks"),
+    Hook(("filter", "INPUT"), EXTERNAL_FILTER, "services: external without endpoints", NEW),
+    Hook(("filter", "FORWARD"), PROXY_FIREWALL, "services: source ranges", NEW),
+    Hook(("filter", "FORWARD"), EXTERNAL_FILTER, "services: external without endpoints", NEW),
+    Hook(("filter", "FORWARD"), CLUSTER_FILTER, "services: without endpoints", NEW),
     Hook(("filter", "FORWARD"), FORWARD, "let container traffic through"),
+    Hook(("filter", "OUTPUT"), MARTIANS, "services: 127.0.0.0/8 stays here"),
+    Hook(("filter", "OUTPUT"), PROXY_FIREWALL, "services: source ranges", NEW),
+    Hook(("filter", "OUTPUT"), CLUSTER_FILTER, "services: without endpoints", NEW),
+    Hook(("nat", "PREROUTING"), SERVICES, "services"),
+    Hook(("nat", "OUTPUT"), SERVICES, "services"),
     Hook(("nat", "POSTROUTING"), POSTROUTING, "masquerade what leaves the overlay"),
 )
 """In the order in which they stand where one built-in chain has several."""
 
+_NAMES = re.compile(rf"((?: -j|--match-set|--add-set|--name) ){CHAIN_PREFIX}")
+"""Where a rule names a chain or a set of ours."""
+
 Drafts: TypeAlias = dict[ChainKey, list[tuple[str, Source]]]
 
 
-def render(
-    policies: Mapping[str, Policy], *, random_fully: bool, family: int = 4, instance: str = ""
-) -> Rendered:
-    """Everything the policies want of one address family (4 or 6).
+class How(NamedTuple):
+    """How to render: for which address family (4 or 6), and with what the kernel has.
 
     `random_fully` makes MASQUERADE choose source ports at random, which avoids lost packets when two
-    connections race for one port."""
-    parts = {name: part(p, random_fully=random_fully, family=family) for name, p in policies.items()}
-    return renamed(assemble(parts), instance)
+    connections race for one port. `affinity` as in `services`; `services` is what all of them share, None
+    where there are none."""
+
+    random_fully: bool
+    family: int = 4
+    affinity: Affinity = "ipset"
+    services: ServicesPolicy | None = None
+
+    @property
+    def masquerade(self) -> str:
+        return "MASQUERADE --random-fully" if self.random_fully else "MASQUERADE"
+
+
+def render(
+    policies: Mapping[str, Policy],
+    *,
+    random_fully: bool,
+    family: int = 4,
+    instance: str = "",
+    affinity: Affinity = "ipset",
+) -> Rendered:
+    """Everything the policies want of one address family; the options are those of `How`."""
+    how = How(random_fully, family, affinity, common(policies))
+    return renamed(assemble({name: part(p, how) for name, p in policies.items()}), instance)
+
+
+def common(policies: Mapping[str, Policy]) -> ServicesPolicy | None:
+    """What the services among these policies share."""
+    return next((policy for policy in policies.values() if isinstance(policy, ServicesPolicy)), None)
 
 
 def renamed(rendered: Rendered, instance: str) -> Rendered:
@@ -111,32 +168,44 @@ def renamed(rendered: Rendered, instance: str) -> Rendered:
     if not instance:
         return rendered
 
+    own = f"{CHAIN_PREFIX}{instance}-"
+
     def name(key: ChainKey) -> ChainKey:
-        return (key[0], key[1].replace(CHAIN_PREFIX, f"{CHAIN_PREFIX}{instance}-", 1))
+        return (key[0], key[1].replace(CHAIN_PREFIX, own, 1))
 
     def texts(rules: Rules) -> Rules:
-        jumps = (text.replace(f" -j {CHAIN_PREFIX}", f" -j {CHAIN_PREFIX}{instance}-") for text in rules)
-        return tuple(text.replace(f'"{COMMENT_PREFIX}', f'"{comment_prefix(instance)}', 1) for text in jumps)
+        named = (_NAMES.sub(rf"\1{own}", text) for text in rules)
+        return tuple(text.replace(f'"{COMMENT_PREFIX}', f'"{comment_prefix(instance)}', 1) for text in named)
 
     return Rendered(
         chains={name(key): texts(rules) for key, rules in rendered.chains.items()},
         hooks={key: texts(rules) for key, rules in rendered.hooks.items()},
         origins={name(key): sources for key, sources in rendered.origins.items()},
         instance=instance,
+        sets={name.replace(CHAIN_PREFIX, own, 1): timeout for name, timeout in rendered.sets.items()},
     )
 
 
-def part(policy: Policy, *, random_fully: bool, family: int) -> Part:
-    """What one policy renders to."""
+def part(policy: Policy, how: How) -> Part:
+    """What one policy renders to. A service port without the rules that all services share is nothing."""
     match policy:
         case Masquerade():
-            return _masquerade(policy, family, " --random-fully" if random_fully else "")
+            return _masquerade(policy, how)
         case ForwardAccept():
-            return _forward_accept(policy, family)
+            return _forward_accept(policy, how.family)
         case VxlanGuard():
-            return _vxlan_guard(policy, family)
-        case ServicePortPolicy() | ServicesPolicy():
-            return Part()
+            return _vxlan_guard(policy, how.family)
+        case ServicePortPolicy():
+            shared = how.services
+            return port_part(policy, shared, family=how.family, affinity=how.affinity) if shared else Part()
+        case ServicesPolicy():
+            return services_part(
+                policy,
+                family=how.family,
+                masquerade=how.masquerade,
+                postrouting=POSTROUTING,
+                forward=FORWARD,
+            )
         case _:
             assert_never(policy)
 
@@ -145,14 +214,19 @@ def assemble(parts: Mapping[str, Part]) -> Rendered:
     """Join parts, by policy name. Raises ValueError if two of them claim one chain."""
     drafts: Drafts = {}
     for name in sorted(parts):
-        _own_chains(drafts, parts[name], Source("policy", name))
+        _own_chains(drafts, parts[name], _source(name, parts[name]))
     for dispatch, source in _in_order(parts):
         drafts.setdefault(dispatch.chain, []).append((dispatch.text, source))
     return Rendered(
         chains={key: tuple(text for text, _ in rules) for key, rules in drafts.items()},
         hooks=_hooks(drafts),
         origins={key: tuple(source for _, source in rules) for key, rules in drafts.items()},
+        sets={name: timeout for piece in parts.values() for name, timeout in piece.sets.items()},
     )
+
+
+def _source(name: str, piece: Part) -> Source:
+    return piece.source or Source("policy", name)
 
 
 def _own_chains(drafts: Drafts, piece: Part, source: Source) -> None:
@@ -163,7 +237,7 @@ def _own_chains(drafts: Drafts, piece: Part, source: Source) -> None:
 
 
 def _in_order(parts: Mapping[str, Part]) -> list[tuple[Dispatch, Source]]:
-    named = [(d, Source("policy", name)) for name in sorted(parts) for d in parts[name].dispatch]
+    named = [(d, _source(name, parts[name])) for name in sorted(parts) for d in parts[name].dispatch]
     return sorted(named, key=lambda pair: pair[0].order)
 
 
@@ -176,19 +250,21 @@ def _hooks(chains: Iterable[ChainKey]) -> dict[ChainKey, Rules]:
     return found
 
 
-def _masquerade(policy: Masquerade, family: int, how: str) -> Part:
-    overlay, own = _of(policy.overlay, family), _of(policy.own, family)
+def _masquerade(policy: Masquerade, how: How) -> Part:
+    overlay, own = _of(policy.overlay, how.family), _of(policy.own, how.family)
     if not overlay:
         return Part()
-    texts = _masquerade_rules(overlay, own, MULTICAST[family], f"MASQUERADE{how}")
-    return Part(dispatch=tuple(Dispatch(MASQUERADE_ORDER, POSTROUTING, text) for text in texts))
+    texts = _masquerade_rules(overlay, own, MULTICAST[how.family], how.masquerade)
+    dispatch = [Dispatch(MASQUERADE_ORDER, POSTROUTING, text) for text in texts]
+    if how.services is None:
+        foreign = rule("a service proxy masquerades these itself", "RETURN", matches=[MARKED])
+        dispatch.insert(0, Dispatch(MARKED_ORDER, POSTROUTING, foreign))
+    return Part(dispatch=tuple(dispatch))
 
 
 def _masquerade_rules(
     overlay: list[IPNetwork], own: list[IPNetwork], multicast: IPNetwork, masquerade: str
 ) -> Iterator[str]:
-    marked = f"-m mark --mark {MASQUERADE_MARK:#x}/{MASQUERADE_MARK:#x}"
-    yield rule("a service proxy masquerades these itself", "RETURN", matches=[marked])
     for src in overlay:
         for dst in overlay:
             yield rule("no NAT inside the overlay", "RETURN", src=src, dst=dst)

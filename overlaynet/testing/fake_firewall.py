@@ -18,6 +18,7 @@ from overlaynet.firewall import compare
 from overlaynet.firewall.chains import CHAIN_NAME_MAX, Rendered, is_ours
 from overlaynet.firewall.render import render
 from overlaynet.firewall.restore import restore_text
+from overlaynet.firewall.services import Affinity
 from overlaynet.state import ChainKey, Policy, RuleChange, RuleLine, RuleSet
 
 BUILTIN: Mapping[str, tuple[str, ...]] = {
@@ -26,7 +27,7 @@ BUILTIN: Mapping[str, tuple[str, ...]] = {
     "filter": ("INPUT", "FORWARD", "OUTPUT"),
     "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
 }
-TARGETS = frozenset({"ACCEPT", "DROP", "RETURN", "REJECT", "LOG", "MARK", "MASQUERADE", "SNAT", "DNAT"})
+TARGETS = frozenset({"ACCEPT", "DROP", "RETURN", "REJECT", "LOG", "MARK", "MASQUERADE", "SET", "SNAT", "DNAT"})
 
 _JUMP = re.compile(r'-[jg] ([^\s"]+)(?: [^"]*)?$')
 
@@ -47,10 +48,12 @@ class FakeFirewall:
         flavour: str = "legacy",
         random_fully: bool = True,
         spell: Callable[[str], str] = _as_written,
+        affinity: Affinity = "ipset",
     ) -> None:
         self.flavour = flavour
         self._random_fully = random_fully
         self._spell = spell
+        self._affinity: Affinity = affinity
         self._chains: dict[ChainKey, list[RuleLine]] = {
             (table, chain): [] for table, chains in BUILTIN.items() for chain in chains
         }
@@ -88,7 +91,7 @@ class FakeFirewall:
         self.apply(compare.pending(Rendered(), have, {}), have)
 
     def rendered(self, want: Mapping[str, Policy]) -> Rendered:
-        return render(want, random_fully=self._random_fully)
+        return render(want, random_fully=self._random_fully, affinity=self._affinity)
 
     def affinity_sets(self, want: Mapping[str, Policy]) -> Mapping[str, int]:
         return self.rendered(want).sets

@@ -32,7 +32,7 @@ def as_read(want: Rendered) -> dict[ChainKey, Rules]:
 
 @pytest.mark.parametrize("case", [pytest.param(c, id=c.name) for c in CASES])
 def test_what_we_want_does_not_differ_from_itself(case: Case):
-    want = render(case.policies, random_fully=case.random_fully, family=case.family)
+    want = case.rendered()
     assert want.chains
     assert pending(want, have(as_read(want)), {}) == ()
 

@@ -8,7 +8,17 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
-from helpers.firewall_cases import BASE, CASES, DUAL_STACK, FORWARD_ONLY, PEERS_ONLY, Case, restore, rules_of
+from helpers.firewall_cases import (
+    BASE,
+    CASES,
+    DUAL_STACK,
+    FORWARD_ONLY,
+    PEERS_ONLY,
+    Case,
+    make_sets,
+    restore,
+    rules_of,
+)
 from helpers.private_netns import PrivateNetns, private_netns
 from helpers.privilege import requires_netns
 
@@ -17,7 +27,6 @@ from overlaynet.firewall import iptables
 from overlaynet.firewall.chains import Rendered, probability, rule
 from overlaynet.firewall.compare import pending
 from overlaynet.firewall.iptables import Flavour, Iptables
-from overlaynet.firewall.render import render
 from overlaynet.state import RuleChange, Source
 
 pytestmark = [pytest.mark.kernel, requires_netns]
@@ -48,16 +57,17 @@ def reach(firewall: Iptables, want=BASE) -> tuple[RuleChange, ...]:
 @every_case
 def test_golden_file_is_accepted(flavour: Flavour, case: Case):
     text = (GOLDEN / f"{case.name}.rules").read_text()
+    make_sets(case.rendered().sets, case.family)
     restore(flavour, text, "--test", family=case.family)
-    assert rules_of(Iptables(flavour, family=case.family).observe()) == {}
+    assert rules_of(case.filter(flavour).observe()) == {}
 
 
 @both
 @every_case
 def test_what_is_written_reads_back_as_the_same_text(flavour: Flavour, case: Case):
-    firewall = Iptables(flavour, random_fully=case.random_fully, family=case.family)
+    firewall, want = case.filter(flavour), case.rendered()
+    make_sets(want.sets, case.family)
     reach(firewall, case.policies)
-    want = render(case.policies, random_fully=case.random_fully, family=case.family)
     assert rules_of(firewall.observe()) == {**want.chains, **want.hooks}
     assert pending(want, firewall.observe(), {}) == ()
 

@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.mark.parametrize("case", [pytest.param(c, id=c.name) for c in CASES])
 def test_rules_are_as_reviewed(case: Case, update_golden: bool):
-    want = render(case.policies, random_fully=case.random_fully, family=case.family)
+    want = case.rendered()
     text = restore_text(pending(want, RuleSet("empty"), {}))
     golden = GOLDEN / f"{case.name}.rules"
     if update_golden:
