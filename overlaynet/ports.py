@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from overlaynet.addr import IPAddress, IPInterface, Mac
 from overlaynet.errors import OverlayError
-from overlaynet.state import Change, KernelState, Key, Object, Policy, RuleChange, RuleSet
+from overlaynet.state import Change, Flow, KernelState, Key, Object, Policy, RuleChange, RuleSet
 
 # --- store ----------------------------------------------------------------------------------------
 
@@ -263,33 +263,15 @@ class AffinitySets(Protocol):
         """Remove a set that no rule uses. One that is gone already is no error."""
 
 
-class Flow(NamedTuple):
-    """One connection that conntrack follows: the first packet's addresses and, since NAT may have changed
-    them, those of the replies. `protocol` in lower case; `state` is TCP's ("SYN_SENT"), else empty;
-    `replied`: packets were seen in both directions."""
-
-    protocol: str
-    src: IPAddress
-    sport: int
-    dst: IPAddress
-    dport: int
-    reply_src: IPAddress
-    reply_sport: int
-    reply_dst: IPAddress
-    reply_dport: int
-    state: str = ""
-    replied: bool = True
-
-
 class Conntrack(Protocol):
     """One network namespace's table of connections."""
 
     def flows(self, protocols: Collection[str]) -> Iterable[Flow]:
-        """Those of these protocols. Raises KernelError."""
+        """Those of these protocols. Raises NoConntrack, or another KernelError."""
 
     def delete(self, flow: Flow) -> None:
-        """Forget a flow; its next packet begins a new one. One that is gone already is no error. Raises
-        KernelError."""
+        """Forget a flow; its next packet begins a new one. One that is gone already is no error, and a TCP flow
+        that is not any more as it was read is left. Raises KernelError."""
 
 
 class Clock(Protocol):

@@ -453,3 +453,24 @@ class RuleChange(NamedTuple):
     want: tuple[str, ...] | None
     have: tuple[str, ...] | None
     source: Source
+
+
+# --- connections ----------------------------------------------------------------------------------
+
+
+class Flow(NamedTuple):
+    """One connection that conntrack follows: the first packet's addresses and, since NAT may have changed
+    them, those of the replies. `protocol` in lower case; `state` is TCP's ("SYN_SENT"), else empty;
+    `replied`: packets were seen in both directions."""
+
+    protocol: str
+    src: IPAddress
+    sport: int
+    dst: IPAddress
+    dport: int
+    reply_src: IPAddress
+    reply_sport: int
+    reply_dst: IPAddress
+    reply_dport: int
+    state: str = ""
+    replied: bool = True

@@ -28,7 +28,7 @@ from overlaynet.kernel.handle import Refusal
 from overlaynet.kernel.nfnl import CONNTRACK, NESTED, Nfnl, nested
 from overlaynet.kernel.parse import Answer, Attributes, attributes
 from overlaynet.kernel.wire import ATTR
-from overlaynet.ports import Flow
+from overlaynet.state import Flow
 
 PROTOCOL_NUMBER = {"tcp": 6, "udp": 17, "sctp": 132}
 TCP = PROTOCOL_NUMBER["tcp"]

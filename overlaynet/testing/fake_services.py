@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 
 from overlaynet.errors import FirewallBusy, FirewallError, NoConntrack, NoIpset, OverlayError
-from overlaynet.ports import Flow
+from overlaynet.state import Flow
 
 
 class FakeSets:

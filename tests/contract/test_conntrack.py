@@ -12,7 +12,8 @@ from helpers.private_netns import private_netns
 from helpers.privilege import requires_netns
 
 from overlaynet.kernel.conntrack import ConntrackAdapter
-from overlaynet.ports import Conntrack, Flow
+from overlaynet.ports import Conntrack
+from overlaynet.state import Flow
 from overlaynet.testing.fake_services import FakeConntrack
 
 UDP = flow("udp", "10.244.1.7:4000", "10.112.0.10:53", "10.244.2.2:5353")

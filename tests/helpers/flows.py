@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address
 from struct import Struct
 
 from overlaynet.addr import IPAddress
 from overlaynet.kernel import conntrack, nfnl, wire
 from overlaynet.kernel.nfnl import Nfnl, nested
-from overlaynet.ports import Flow
+from overlaynet.state import Flow
 
 NEW = 0
 TIMEOUT = 7
@@ -35,6 +36,7 @@ def flow(
     return Flow(protocol, src, sport, dst, dport, reply_src, reply_sport, src, sport, state, replied)
 
 
+@lru_cache
 def _end(text: str) -> tuple[IPAddress, int]:
     ip, _, port = text.rpartition(":")
     return ip_address(ip.strip("[]")), int(port)
