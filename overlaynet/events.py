@@ -19,8 +19,8 @@ from overlaynet.model import Lease, LocalHost, NodeRecord, Record, Stored, Workl
 class Synced:
     """A full listing at one revision. Only after one of these may anything be deleted.
 
-    `cluster_id` 0 is not known. `new_history`: the watch has found that this store did not write what we
-    saw before, though neither cluster nor revision may show it."""
+    `cluster_id` 0 is not known. `new_history`: the watch, or what is on our disk, has shown that this store did
+    not write what we saw before, though neither cluster nor revision may tell."""
 
     revision: int
     items: tuple[Stored[Record], ...]
@@ -29,11 +29,20 @@ class Synced:
 
 
 @dataclass(frozen=True, slots=True)
+class Before:
+    """What the store had when this agent last ran, from our own disk: said before the first listing if that
+    is of another history. Nothing is planned by it; it tells who is missing."""
+
+    items: tuple[Stored[Record], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Recalled:
     """What the store said before this start, from our own disk, since it cannot be asked. Good enough to
     put back what is missing; never a reason to delete or change anything. `lease_id` and `ends`: until when
     our subnet's etcd lease surely lives, as in `Renewed`; None: not known."""
 
+    revision: int
     items: tuple[Stored[Record], ...]
     cluster_id: int = 0
     lease_id: int = 0
@@ -170,6 +179,7 @@ class NetworkTaken:
 
 Event: TypeAlias = (
     Synced
+    | Before
     | Recalled
     | Changed
     | Gone

@@ -245,7 +245,8 @@ class Loop:
             return
         left_s = None if remembered.lease_end is None else remembered.lease_end - time.time()
         ends = None if left_s is None else self.clock() + left_s
-        recalled = Recalled(remembered.items, remembered.cluster_id, remembered.lease_id, ends)
+        items, lease_id = remembered.items, remembered.lease_id
+        recalled = Recalled(remembered.revision, items, remembered.cluster_id, lease_id, ends)
         self.submit(engine.handle(recalled, self.clock()))
         if left_s is not None:
             self.keepalive.recall(remembered.lease_id, left_s)

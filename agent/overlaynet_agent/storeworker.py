@@ -18,6 +18,7 @@ from overlaynet.core.backoff import delay
 from overlaynet.core.keys import Keys
 from overlaynet.errors import AnotherHistory, Conflict, LeaseNotFound, OverlayError, StoreError
 from overlaynet.events import (
+    Before,
     Changed,
     Claimed,
     ClaimSubnet,
@@ -48,6 +49,7 @@ from overlaynet.ports import (
     KeyGone,
     KeyPut,
     KeyValue,
+    Listing,
     Notice,
     Put,
     Store,
@@ -65,7 +67,8 @@ MAX_WRITES = 100
 class StoreWorker:
     """Carries out intents, one after another, in a thread of its own; answers through `post`.
 
-    `clock` is the one by which the engine handles events."""
+    `clock` is the one by which the engine handles events. `before` is asked of the first listing what to say
+    before it."""
 
     def __init__(
         self,
@@ -73,11 +76,13 @@ class StoreWorker:
         keys: Keys,
         post: Callable[[Event], None],
         clock: Callable[[], float] = time.monotonic,
+        before: Callable[[Listing], Before | None] = lambda listing: None,
     ) -> None:
         self._store = store
         self._keys = keys
         self._post = post
         self._clock = clock
+        self._before: Callable[[Listing], Before | None] | None = before
         self._todo: queue.SimpleQueue[Intent | None] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._watch: Watch | None = None
@@ -150,9 +155,19 @@ class StoreWorker:
             self._watch.cancel()
         listing = self._store.read(self._keys.watched)
         items = tuple(self._decode(item) for item in listing.items)
-        new_history, self._history_ended = self._history_ended, False
+        new_history = self._is_first_of_another(listing) or self._history_ended
+        self._history_ended = False
         self._post(Synced(listing.revision, items, listing.cluster_id, new_history))
         self._watch = self._store.watch(self._keys.watched, listing.revision + 1, self._notice)
+
+    def _is_first_of_another(self, listing: Listing) -> bool:
+        """Whether this is the first listing since we started, and not of the history we left; if so, say what
+        was there."""
+        before, self._before = self._before(listing) if self._before else None, None
+        if before is not None:
+            log.warning("etcd has another history than when this agent last ran")
+            self._post(before)
+        return before is not None
 
     def _notice(self, notice: Notice) -> None:
         """From the watch's thread."""

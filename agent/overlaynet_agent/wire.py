@@ -121,16 +121,16 @@ def loop(
     """One agent, wired and not started. `reread` reads its settings again."""
     inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
     mind = engine(config, local(config, kernel, create=True))
-    calls = TimedStore(etcd)
+    calls, memory = TimedStore(etcd), Memory(config.paths.remembered, keys(config))
     made = Loop(
         config=config,
         engine=mind,
         host=Host(mind, kernel),
         inbox=inbox,
-        store=StoreWorker(calls, keys(config), inbox.put),
+        store=StoreWorker(calls, keys(config), inbox.put, before=memory.before),
         keepalive=KeepAlive(calls, inbox.put, lambda: made.is_alive()),
         firewall=FirewallWorker(rules, inbox.put),
-        memory=Memory(config.paths.remembered, keys(config)),
+        memory=memory,
         calls=calls,
         manager=Manager.from_environ(os.environ),
         reread=reread,

@@ -47,6 +47,7 @@ from overlaynet.errors import (
 )
 from overlaynet.events import (
     Attached,
+    Before,
     Changed,
     Claimed,
     ClaimSubnet,
@@ -144,6 +145,8 @@ class Engine:
         match event:
             case Synced() | Changed() | Gone():
                 self._fold(event)
+            case Before():
+                self._know_before(event)
             case Recalled():
                 self._recall(event)
             case StoreLost(error):
@@ -395,12 +398,17 @@ class Engine:
             )
         return offered != self.view.network
 
+    def _know_before(self, event: Before) -> None:
+        """Only of the leases: a network config counts from when it is read at a start."""
+        leases = tuple(item for item in event.items if isinstance(item.value, Lease))
+        if not self.synced:
+            self.view.fold(Synced(0, leases))
+
     def _recall(self, event: Recalled) -> None:
         """Plan by what was kept on disk, until the store can be read."""
         if self.synced:
             return
-        revision = max((item.mod_revision for item in event.items), default=0)
-        self.view.fold(Synced(revision, event.items, event.cluster_id))
+        self.view.fold(Synced(event.revision, event.items, event.cluster_id))
         if event.ends is not None:
             self._ends[event.lease_id] = event.ends
         self.lease = leasing.own_lease(self.view, self.local)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
@@ -20,7 +20,7 @@ from overlaynet.addr import Mac
 from overlaynet.core.keys import Keys
 from overlaynet.errors import ConfigError
 from overlaynet.model import Identity, Lease, NetworkConfig, Settings, Stored, Workload
-from overlaynet.ports import KeyValue
+from overlaynet.ports import KeyValue, Listing
 from overlaynet.store import codec
 
 
@@ -126,13 +126,46 @@ Planned = NetworkConfig | Settings | Lease
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """The last listing, for a start without etcd. `lease_end` is when our own etcd lease, `lease_id`, ends:
-    seconds since 1970, for a monotonic clock starts anew with the machine; None: never, or not known."""
+    """What etcd held at a revision, for a start without etcd or with an emptied one.
 
+    `lease_end` is when our own etcd lease, `lease_id`, ends: seconds since 1970, for a monotonic clock starts
+    anew with the machine; None: never, or not known."""
+
+    revision: int
     items: tuple[Stored[Planned], ...]
     cluster_id: int = 0
     lease_id: int = 0
     lease_end: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """By what a later listing is known to be of the same history: which cluster, how far it was, and which
+    revisions wrote the keys."""
+
+    cluster_id: int
+    revision: int
+    written: Mapping[str, int]
+
+    def goes_on_in(self, listing: Listing) -> bool:
+        """Others may have brought an emptied store's revision past ours; then a key that was written before was
+        written too early."""
+        return (
+            listing.cluster_id == self.cluster_id
+            and listing.revision >= self.revision
+            and all(item.mod_revision >= self.written.get(item.key, 0) for item in listing.items)
+        )
+
+
+def read_history(path: Path) -> History | None:
+    """The history of what is remembered, in a small part of the time that reading all of it takes; None as
+    there."""
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        written = {str(item["key"]): int(item["mod_revision"]) for item in document["items"]}
+        return History(int(document["cluster_id"]), int(document["revision"]), written)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def read_remembered(path: Path, keys: Keys) -> Remembered | None:
@@ -142,7 +175,8 @@ def read_remembered(path: Path, keys: Keys) -> Remembered | None:
     try:
         document = json.loads(path.read_text("utf-8"))
         items = tuple(_planned(document["items"], keys))
-        return Remembered(items, document["cluster_id"], document["lease_id"], document["lease_end"])
+        numbers = (document["cluster_id"], document["lease_id"], document["lease_end"])
+        return Remembered(document["revision"], items, *numbers)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
@@ -161,6 +195,7 @@ def _key_value(item: Any) -> KeyValue:
 
 def write_remembered(path: Path, remembered: Remembered) -> None:
     document = {
+        "revision": remembered.revision,
         "cluster_id": remembered.cluster_id,
         "lease_id": remembered.lease_id,
         "lease_end": remembered.lease_end,

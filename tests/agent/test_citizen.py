@@ -136,6 +136,25 @@ def test_changes_of_the_meantime_are_followed_when_etcd_is_back(without_etcd):
     eventually(lambda: has_route(again, 251) and not has_route(again, 250))
 
 
+def test_agent_that_starts_into_an_emptied_etcd_keeps_its_peers_for_as_long_as_a_running_one(one):
+    one.stop()
+    writes = one.kernel.writes.copy()
+    one.store.replace(cluster_id=2)
+    put_network(one.store, network())
+    again = Agent(one.config, one.store, one.kernel, one.rules).start()
+    try:
+        again.until_state("degraded")
+        assert [problem["code"] for problem in again.status()["problems"]] == ["OVL-409"]
+        again.loop.call(lambda loop: loop.full_look("timer"))
+        assert has_route(again, 250)
+        assert again.kernel.writes == writes
+        again = again.restart()  # and keeps them in mind
+        again.until_state("degraded")
+        assert has_route(again, 250)
+    finally:
+        again.stop()
+
+
 def test_containers_are_attached_without_etcd_while_the_lease_lasts(without_etcd):
     again = without_etcd()
     again.until_state("degraded")
@@ -170,8 +189,8 @@ def test_start_without_etcd_and_without_a_copy_waits(without_etcd):
 def test_copy_of_another_cluster_is_not_used(tmp_path):
     path = tmp_path / "etcd.json"
     items = (Stored(KEYS.network_config, network()), Stored(KEYS.lease(lease(1).subnets), lease(1), 3, 4, 5))
-    disk.write_remembered(path, disk.Remembered(items, 77, 5, 123))
-    assert disk.read_remembered(path, KEYS) == disk.Remembered(items, 77, 5, 123)
+    disk.write_remembered(path, disk.Remembered(9, items, 77, 5, 123))
+    assert disk.read_remembered(path, KEYS) == disk.Remembered(9, items, 77, 5, 123)
     other = disk.read_remembered(path, type(KEYS)("/elsewhere", "/ours"))
     assert other
     assert other.items == ()

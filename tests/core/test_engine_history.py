@@ -7,12 +7,13 @@ from ipaddress import ip_address
 
 import pytest
 from helpers.cluster import Member, codes, joined, later, put_network, settle
-from helpers.model import KEYS, engine, flannel_lease, key_of, lease, local, network, subnet, workload
+from helpers.model import KEYS, engine, flannel_lease, key_of, lease, local, network, stored, subnet, workload
 
 from overlaynet.core.departures import HOLD_DOWN_S
 from overlaynet.errors import Conflict, NetworkConfigInvalid, NetworkNotConfigured
 from overlaynet.events import (
     Attached,
+    Before,
     ClaimSubnet,
     Detached,
     HostChanged,
@@ -20,12 +21,14 @@ from overlaynet.events import (
     Register,
     Relist,
     Renewed,
+    Synced,
 )
 from overlaynet.model import Lease, Settings
 from overlaynet.ports import Delete, Put
 from overlaynet.state import Kind, kind_of
 from overlaynet.store import codec
 from overlaynet.store.memory import MemoryStore
+from overlaynet_agent.storeworker import StoreWorker
 
 pytestmark = pytest.mark.unit
 
@@ -129,6 +132,48 @@ def test_subnet_of_a_stale_peer_is_given_to_nobody(store):
     later(member, 1.0)
     assert member.engine.lease is None
     assert "OVL-403" in codes(member)
+
+
+# --- another history, met at a start --------------------------------------------------------------
+
+
+def started_again(member: Member) -> Member:
+    """The agent that runs next, into a store that does not continue what this one has left on disk."""
+    before = Before((stored(member.engine.view.network), *member.engine.view.leases.values()))
+    again = Member(member.store, engine(1, identity=member.engine.local.identity))
+    again.worker = StoreWorker(again.store, KEYS, again.events.append, before=lambda listing: before)
+    return again
+
+
+def test_agent_that_starts_into_an_emptied_store_keeps_its_peers_until_the_time_is_over(store):
+    again = started_again(with_peers(store, 4))
+    store.replace(cluster_id=2)
+    put_network(store, network(port=4789))
+    put_lease(store, flannel_lease(3))
+    again.settle()
+    assert again.engine.confirmed
+    assert again.engine.lease.value.subnets == (subnet(1),)
+    assert again.engine.view.network.backend.port == 4789
+    assert routed(again) == {2, 3, 4, 5}
+    assert codes(again) == ["OVL-409"]
+    later(again, HOLD_DOWN_S)
+    assert routed(again) == {3}
+    assert codes(again) == []
+
+
+def test_what_was_before_plans_nothing_and_is_said_once(store):
+    again = started_again(with_peers(store, 2))
+    store.replace(cluster_id=2)
+    again.step()
+    assert [type(event) for event in again.events] == [Before, Synced]
+    again.step()
+    assert (again.asked, again.engine.desired.objects) == ([], {})
+    again.todo.append(Relist())
+    again.settle()
+    put_network(store, network())
+    again.settle()
+    later(again, HOLD_DOWN_S)
+    assert routed(again) == set()
 
 
 # --- mass disappearance ---------------------------------------------------------------------------

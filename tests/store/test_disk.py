@@ -6,15 +6,17 @@ import errno
 import json
 import os
 import stat
+from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
-from helpers.model import vtep_mac, workload
+from helpers.model import key_of, lease, stored, vtep_mac, workload
 
 from overlaynet.core.keys import Keys
 from overlaynet.errors import ConfigError
 from overlaynet.model import Identity, Port
+from overlaynet.ports import KeyValue, Listing
 from overlaynet.store import disk
 
 pytestmark = pytest.mark.unit
@@ -123,3 +125,37 @@ def test_equal_text_is_not_written_again(tmp_path):
     assert not disk.write_if_different(path, "x", 0o644)
     assert path.stat().st_ino == inode
     assert disk.write_if_different(path, "y", 0o644)
+
+
+# --- the history of what is remembered ------------------------------------------------------------
+
+LEASES = (stored(lease(1), 30), stored(lease(2), 40))
+SINCE_THEN = KeyValue(key_of(lease(2)), b"{}", 40, 60)
+
+
+@pytest.mark.parametrize(
+    ("listing", "goes_on"),
+    [
+        pytest.param(Listing(50, 7, ()), True, id="all-gone-since"),
+        pytest.param(Listing(60, 7, (SINCE_THEN,)), True, id="written-again-since"),
+        pytest.param(Listing(50, 8, ()), False, id="another-cluster"),
+        pytest.param(Listing(49, 7, ()), False, id="behind"),
+        pytest.param(Listing(60, 7, (replace(SINCE_THEN, mod_revision=39),)), False, id="written-too-early"),
+    ],
+)
+def test_listing_goes_on_with_what_is_remembered_or_is_of_another_history(tmp_path, listing, goes_on):
+    path = tmp_path / "etcd.json"
+    disk.write_remembered(path, disk.Remembered(50, LEASES, cluster_id=7))
+    history = disk.read_history(path)
+    assert history
+    assert history.goes_on_in(listing) is goes_on
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"cluster_id": 1, "revision": 1, "items": [3]}', "[" * 100_000]
+)
+def test_damaged_copy_has_no_history(tmp_path, text):
+    path = tmp_path / "etcd.json"
+    path.write_text(text)
+    assert disk.read_history(path) is None
+    assert disk.read_history(tmp_path / "none") is None
