@@ -8,6 +8,7 @@
     │   ├── LabChoice                   OVL-104  which of several labs is meant, or there is none
     │   ├── NotFound                    OVL-105  no object of that name
     │   └── ObjectInvalid               OVL-106  a Kubernetes object that is not as it must be
+    │       └── AllocationTaken         OVL-107  a VIP or nodePort that belongs to another service
     ├── EnvironmentProblem        3     OVL-2xx  this machine lacks something
     │   ├── NotPermitted                OVL-201  a capability is missing
     │   ├── ToolMissing                 OVL-202  a program is missing
@@ -32,7 +33,8 @@
     │   ├── Unconfirmed                 OVL-408  etcd does not vouch for this host's subnet now (transient)
     │   ├── StalePeers                  OVL-409  many peers vanished at once and stay in use (transient)
     │   ├── Contested                   OVL-410  another program keeps undoing what is ours
-    │   └── MtuProblem                  OVL-412  packets of some containers are larger than the path carries
+    │   ├── MtuProblem                  OVL-412  packets of some containers are larger than the path carries
+    │   └── ServicesFull                OVL-413  no VIP or nodePort is left
     ├── KernelError               3     OVL-5xx  the kernel refused a request; carries errno
     │   └── NoConntrack                 OVL-501  the kernel does not let anybody read its connections
     ├── FirewallError             3     OVL-6xx  iptables refused a ruleset; carries the line
@@ -104,21 +106,29 @@ class NotFound(UsageError):
 
 
 class ObjectInvalid(UsageError):
-    """A Kubernetes object with mistakes: each a path of keys and positions, and what is wrong there."""
+    """A Kubernetes object (`subject`: kind, namespace and name) with mistakes: each a path of keys and
+    positions, and what is wrong there."""
 
     code = "OVL-106"
     mistakes: Sequence[tuple[tuple[str | int, ...], str]] = ()
+    subject = ""
 
     def __init__(
         self,
         message: str,
         *,
         mistakes: Sequence[tuple[tuple[str | int, ...], str]] = (),
+        subject: str = "",
         evidence: str = "",
         next: Sequence[str] = (),
     ) -> None:
         super().__init__(message, evidence=evidence, next=next)
         self.mistakes = mistakes
+        self.subject = subject
+
+
+class AllocationTaken(ObjectInvalid):
+    code = "OVL-107"
 
 
 class EnvironmentProblem(OverlayError):
@@ -233,6 +243,10 @@ class Contested(NetworkError):
 
 class MtuProblem(NetworkError):
     code = "OVL-412"
+
+
+class ServicesFull(NetworkError):
+    code = "OVL-413"
 
 
 class KernelError(OverlayError):

@@ -54,6 +54,9 @@ DEFAULT_AFFINITY_S, MAX_AFFINITY_S = 10_800, 86_400
 """Three hours, and a day (k8s.io/api/core/v1, DefaultClientIPServiceAffinitySeconds)."""
 
 MAX_PORT = 65_535
+MAX_PORTS = 100
+"""Ports of one service: their nodePorts are written in one transaction, and etcd takes 128 operations."""
+
 _OPEN_TYPES = ("NodePort", "LoadBalancer")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
@@ -74,7 +77,8 @@ def read(value: Object) -> Service | EndpointSlice:
         case "EndpointSlice":
             return read_slice(value)
     kinds = " and ".join(API_VERSIONS)
-    raise invalid([Mistake(("kind",), f"must be one of {kinds}, not {shown(value.get('kind'))}")])
+    problem = f"must be one of {kinds}, not {shown(value.get('kind'))}"
+    raise invalid([Mistake(("kind",), problem)], title(value))
 
 
 def read_service(value: Object) -> Service:
@@ -82,7 +86,7 @@ def read_service(value: Object) -> Service:
     top = Place(value)
     service = _service(top)
     if top.mistakes:
-        raise invalid(top.mistakes)
+        raise invalid(top.mistakes, title(value))
     return service
 
 
@@ -91,12 +95,18 @@ def read_slice(value: Object) -> EndpointSlice:
     top = Place(value)
     found = _slice(top)
     if top.mistakes:
-        raise invalid(top.mistakes)
+        raise invalid(top.mistakes, title(value))
     return found
 
 
-def invalid(mistakes: list[Mistake]) -> ObjectInvalid:
-    return ObjectInvalid("; ".join(map(str, mistakes)), mistakes=mistakes)
+def invalid(mistakes: Sequence[Mistake], subject: str) -> ObjectInvalid:
+    """The error for an object, `subject` being its kind, namespace and name."""
+    return ObjectInvalid("; ".join(map(str, mistakes)), mistakes=mistakes, subject=subject)
+
+
+def title(value: Object) -> str:
+    """``Service default/web``, as far as the object says."""
+    return f"{value.get('kind')} {'/'.join(identity(value))}"
 
 
 def identity(value: Object) -> tuple[str, str]:
@@ -231,6 +241,8 @@ def _ports(spec: Place, kind: str) -> tuple[ServicePort, ...]:
     places = spec.each("ports")
     if not spec.members.get("ports") and kind != "ExternalName" and spec.text("clusterIP") != HEADLESS:
         spec.wrong("a service with a VIP needs at least one", "ports")
+    if len(places) > MAX_PORTS:
+        spec.wrong(f"more than {MAX_PORTS} are too many for one transaction", "ports")
     ports = tuple(_port(place, kind, several=len(places) > 1) for place in places)
     _unique(places, [(p.name,) if p.name else () for p in ports], "name", "this name")
     _unique(places, [(p.protocol, p.port) if p.port else () for p in ports], "port", "this port and protocol")
