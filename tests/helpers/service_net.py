@@ -159,6 +159,11 @@ class ServiceNet:
             patience = SILENCE_S if silent else PATIENCE_S
             return ask(protocol, address, port, source=source, patience_s=patience)
 
+    def clients_known(self) -> int:
+        """How many clients are kept to their endpoints, in all sets of A together."""
+        with self.places["A"].entered():
+            return run(["ipset", "save"]).count("\nadd ")
+
     def asker(self, client: str, address: str, port: int, protocol: str = "tcp") -> Callable[[], Answer | str]:
         return partial(self.ask, client, address, port, protocol)
 
@@ -226,11 +231,11 @@ link add to-b type veth peer name eth0 address {mac_b} netns {b}
 link set to-a master lan up
 link set to-b master lan up
 """
-SETTINGS = {
-    "A": "net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=2 net.bridge.bridge-nf-call-iptables=1",
-    "B": "net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=2 net.bridge.bridge-nf-call-iptables=1",
-    "X": "net.ipv4.ip_forward=0 net.ipv4.conf.all.rp_filter=2 net.bridge.bridge-nf-call-iptables=0",
-}
+OF_HOST = "ipv4.ip_forward=1 ipv4.conf.all.rp_filter=2 bridge.bridge-nf-call-iptables=1 ipv4.icmp_ratelimit=0"
+"""The kernel tells a client of refused packets at most once a second after the first six (icmp(7)); here many
+tests in a row want to hear it."""
+OF_CABLE = "ipv4.ip_forward=0 ipv4.conf.all.rp_filter=2 bridge.bridge-nf-call-iptables=0"
+SETTINGS = {"A": OF_HOST, "B": OF_HOST, "X": OF_CABLE}
 
 
 @contextmanager
@@ -261,7 +266,7 @@ def _connect(places: Mapping[str, PrivateNetns]) -> None:
     places["X"].run(f"ip route add local {CROWD} dev lo")
     places["X"].run(f"ip route add {OWN['B'][0]} via {ADDRESS['B']}")
     for place, settings in SETTINGS.items():
-        places[place].run(f"sysctl -q -w {settings}")
+        places[place].run("sysctl -q -w " + " ".join(f"net.{setting}" for setting in settings.split()))
 
 
 def _batch(netns: PrivateNetns, commands: str) -> None:
