@@ -34,7 +34,8 @@
     │   ├── StalePeers                  OVL-409  many peers vanished at once and stay in use (transient)
     │   ├── Contested                   OVL-410  another program keeps undoing what is ours
     │   ├── MtuProblem                  OVL-412  packets of some containers are larger than the path carries
-    │   └── ServicesFull                OVL-413  no VIP or nodePort is left
+    │   ├── ServicesFull                OVL-413  no VIP or nodePort is left
+    │   └── ServiceNotServed            OVL-414  a service, or an address of it, that cannot be served as asked
     ├── KernelError               3     OVL-5xx  the kernel refused a request; carries errno
     │   └── NoConntrack                 OVL-501  the kernel does not let anybody read its connections
     ├── FirewallError             3     OVL-6xx  iptables refused a ruleset; carries the line
@@ -247,6 +248,10 @@ class MtuProblem(NetworkError):
 
 class ServicesFull(NetworkError):
     code = "OVL-413"
+
+
+class ServiceNotServed(NetworkError):
+    code = "OVL-414"
 
 
 class KernelError(OverlayError):

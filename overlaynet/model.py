@@ -344,13 +344,12 @@ NO_TRACES = Traces()
 @dataclass(frozen=True, slots=True)
 class ServiceOptions:
     """How this host serves services. `node_ips`: its addresses that nodePorts are open on; None: every local
-    one. `local_sources` and `local_device`: where packets of this cluster's containers come from, by source
-    or by device; with neither, nothing is known to be a container's. `localhost_node_ports`: also by
-    127.0.0.0/8, which needs the kernel to route such packets."""
+    one. `local_detect`, as in `config.ServiceConfig`, is how packets of this cluster's containers are told
+    from others. `localhost_node_ports`: nodePorts also by 127.0.0.0/8, which needs the kernel to route such
+    packets."""
 
     node_ips: tuple[IPAddress, ...] | None = ()
-    local_sources: tuple[IPNetwork, ...] = ()
-    local_device: str = ""
+    local_detect: str = "cluster-cidr"
     masquerade_all: bool = False
     localhost_node_ports: bool = False
 

@@ -257,6 +257,8 @@ class Engine:
             yield self._obstacle
         yield from self._lease_problems()
         yield from (retry.error for retry in self.retries.values())
+        if services := self.desired.services:
+            yield from (problem for some in services.problems.values() for problem in some)
         for key, reason in self.view.problems.items():
             if key != self.keys.network_config:
                 yield ValueInvalid(f"key {key} cannot be understood", evidence=reason)
@@ -339,6 +341,7 @@ class Engine:
             self._replan_all()
         else:
             self._replan_leases(changed)
+            self._replan_services()
 
     def _peers_at_stake(self, event: Synced | Changed | Gone) -> list[Stored[Lease]]:
         """The peers' leases that this event may take away."""
@@ -492,9 +495,15 @@ class Engine:
 
     def _replan_all(self) -> None:
         own = self.lease.value if self.lease else None
+        self.view.index.take_touched()
         whole = plan.desired(self.view, self.local, own, self.workloads.values())
         self._touched |= set(self.desired.objects) | set(whole.objects)
+        self.view.index.take_touched()
         self.desired = whole
+
+    def _replan_services(self) -> None:
+        """Those that the news of late touched."""
+        self._touched |= self.desired.replace_services(self.view.index.take_touched())
 
     def _replan_leases(self, keys: Iterable[str]) -> None:
         some = [key for key in keys if key.startswith(self.keys.subnets)]
@@ -517,6 +526,9 @@ class Engine:
         part = plan.workload_slice(workload, self.local) if workload else plan.NOTHING
         self._touched |= self.desired.replace(plan.workload_source(workload_id), part)
         self._replan_host()
+        if services := self.desired.services:
+            services.put_own(workload) if workload else services.drop_own(workload_id)
+            self._replan_services()
 
     def _replan_host(self) -> None:
         assert self.lease is not None

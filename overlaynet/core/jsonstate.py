@@ -25,6 +25,7 @@ from overlaynet.state import (
     Address,
     BridgePort,
     Change,
+    Endpoint,
     Fdb,
     ForwardAccept,
     IpRule,
@@ -42,6 +43,8 @@ from overlaynet.state import (
     RuleChange,
     RuleLine,
     RuleSet,
+    ServicePortPolicy,
+    ServicesPolicy,
     Source,
     Sysctl,
     Vxlan,
@@ -64,11 +67,18 @@ def _tuple_of(codec: _Codec) -> _Codec:
     return _Codec(lambda items: [write(i) for i in items], lambda items: tuple(read(i) for i in items))
 
 
+def _endpoint(text: str) -> Endpoint:
+    """The opposite of an endpoint's text: ``10.244.1.2:80``, ``[fd00::2]:80``."""
+    host, _, port = text.rpartition(":")
+    return Endpoint(ip_address(host.strip("[]")), int(port))
+
+
 _IP = _Codec(str, ip_address)
 _NETWORK = _Codec(str, ip_network)
 _INTERFACE = _Codec(str, ip_interface)
 _MAC = _Codec(str, Mac.parse)
 _TEXTS = _Codec(list, tuple)
+_ENDPOINTS = _tuple_of(_Codec(str, _endpoint))
 _NETWORKS = _tuple_of(_NETWORK)
 _IPS = _tuple_of(_IP)
 
@@ -118,6 +128,17 @@ _POLICIES: Mapping[str, _Shape] = {
     "masquerade": _shape(Masquerade, overlay=_NETWORKS, own=_NETWORKS),
     "forward_accept": _shape(ForwardAccept, overlay=_NETWORKS),
     "vxlan_guard": _shape(VxlanGuard, overlay=_NETWORKS, peers=_IPS, devices=_TEXTS),
+    "service_port": _shape(
+        ServicePortPolicy,
+        cluster_ips=_IPS,
+        external_ips=_IPS,
+        ingress_ips=_IPS,
+        source_ranges=_NETWORKS,
+        cluster=_ENDPOINTS,
+        local=_ENDPOINTS,
+        serving=_Codec(lambda some: sorted(map(str, some)), lambda some: frozenset(map(_endpoint, some))),
+    ),
+    "services": _shape(ServicesPolicy, networks=_NETWORKS, strays=_IPS, node_ips=_IPS, local_sources=_NETWORKS),
 }
 _KINDS = {shape.cls: kind for table in (_SHAPES, _POLICIES) for kind, shape in table.items()}
 

@@ -101,7 +101,8 @@ class Keys:
 
     @property
     def watched(self) -> tuple[str, ...]:
-        """Every prefix (or, for the two configs, key) that an agent lists and watches."""
+        """Every prefix (or, for the two configs, key) that an agent lists and watches. Allocations are not
+        among them: they keep writers apart, and readers go by the services themselves."""
         return (
             self.network_config,
             self.subnets,
@@ -110,4 +111,6 @@ class Keys:
             self.addresses,
             self.vteps,
             self.workloads,
+            self.services,
+            self.slices,
         )

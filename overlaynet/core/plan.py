@@ -4,18 +4,22 @@ Each slice is planned alone, from its own cause: the host itself, one peer's lea
 union is what the kernel should hold. So an event costs only its own slice (`Desired.replace` answers which
 keys it touched), and planning everything anew gives the same result: that is a property test.
 
+Services add no kernel objects of their own but policies; what they have in common is one slice more.
+
 Two slices may want one key (two leases that name one VTEP MAC, say). Then the slice with the smaller
-source wins, whatever came first, and the other is remembered for the day the winner goes.
+source wins, whatever came first, and the other is remembered for the day the winner goes. A policy's name
+belongs to one slice alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from overlaynet.addr import IPNetwork
 from overlaynet.core import masq
 from overlaynet.core.overlay import host_objects, peer_objects
+from overlaynet.core.services import Services
 from overlaynet.core.view import View
 from overlaynet.core.workload import workload_objects
 from overlaynet.model import Lease, LocalHost, NetworkConfig, Stored, Workload
@@ -36,13 +40,15 @@ def workload_source(workload_id: str) -> Source:
 
 @dataclass(slots=True)
 class Desired:
-    """The union of all slices, kept up to date slice by slice."""
+    """The union of all slices, kept up to date slice by slice. `services` plans those of services; None where
+    this host serves none."""
 
     objects: dict[Key, Object] = field(default_factory=dict)
     policies: dict[str, Policy] = field(default_factory=dict)
     sources: dict[Key, Source] = field(default_factory=dict)
     slices: dict[Source, HostState] = field(default_factory=dict)
     contended: dict[Key, set[Source]] = field(default_factory=dict)
+    services: Services | None = None
 
     def replace(self, source: Source, part: HostState) -> set[Key]:
         """Put a slice in place of the one this source had; answer the keys that may differ now."""
@@ -56,9 +62,7 @@ class Desired:
         touched = dict.fromkeys([*old.objects, *part.objects])
         for key in touched:
             self._settle(key, source, part.objects.get(key))
-        for name in old.policies.keys() - part.policies.keys():
-            self.policies.pop(name, None)
-        self.policies.update(part.policies)
+        self._set_policies(old.policies, part.policies)
         return set(touched)
 
     def remove(self, source: Source) -> set[Key]:
@@ -74,6 +78,21 @@ class Desired:
         self.sources.update(dict.fromkeys(part.objects, source))
         self.policies.update(part.policies)
         return set(part.objects)
+
+    def replace_services(self, keys: Iterable[str]) -> set[Key]:
+        """Plan these services anew, by their keys; answer as `replace` does."""
+        touched: set[Key] = set()
+        for source, part in self.services.plan(keys) if self.services else ():
+            touched |= self.replace(source, part)
+        return touched
+
+    def _set_policies(self, old: Mapping[str, Policy], new: Mapping[str, Policy]) -> None:
+        """A policy that stays as it is stays the same object: comparing it again costs nothing."""
+        for name in old.keys() - new.keys():
+            del self.policies[name]
+        for name, policy in new.items():
+            if old.get(name) != policy:
+                self.policies[name] = policy
 
     def _set(self, source: Source, part: HostState) -> None:
         if part == NOTHING:
@@ -148,4 +167,9 @@ def desired(view: View, local: LocalHost, own: Lease | None, workloads: Iterable
         whole.replace(lease_source(item.key), lease_slice(view.network, own, item.value, local))
     for workload in mine:
         whole.replace(workload_source(workload.id), workload_slice(workload, local))
+    if local.services is not None:
+        whole.services = Services(view, local, view.network, own)
+        for workload in mine:
+            whole.services.put_own(workload)
+        whole.replace_services(view.index.services)
     return whole

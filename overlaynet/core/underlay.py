@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from ipaddress import ip_network
 
 from overlaynet.addr import IPAddress, IPNetwork, Mac
 from overlaynet.config import AgentConfig
 from overlaynet.errors import UnderlayProblem
-from overlaynet.model import NO_TRACES, Identity, LocalHost, Traces
+from overlaynet.model import NO_TRACES, Identity, LocalHost, ServiceOptions, Traces
 from overlaynet.state import MAIN_TABLE, ROUTE_PROTOCOL, KernelState, LinkInfo, Route
 
 FLANNEL_DEVICE = re.compile(r"flannel\.[0-9]+")
@@ -26,10 +27,11 @@ def local_host(
 ) -> LocalHost:
     """What the planner needs to know of this host. Raises UnderlayProblem."""
     link, address = _interface(config, kernel)
+    public_ips = (config.node.public_ip or address or _public_ip(link, kernel),)
     return LocalHost(
         name=config.node.name,
         identity=identity,
-        public_ips=(config.node.public_ip or address or _public_ip(link, kernel),),
+        public_ips=public_ips,
         interface=link.name,
         underlay_mtu=link.mtu,
         bridge=config.bridge.name,
@@ -42,7 +44,39 @@ def local_host(
         traces=traces,
         adopt_lease=config.node.adopt_lease,
         instance=config.node.instance,
+        services=_service_options(config, public_ips, kernel),
     )
+
+
+def _service_options(
+    config: AgentConfig, public_ips: tuple[IPAddress, ...], kernel: KernelState
+) -> ServiceOptions | None:
+    """How services are served here; None where that is left to another program."""
+    service = config.service
+    if service.mode == "off":
+        return None
+    return ServiceOptions(
+        node_ips=_node_ips(config, public_ips, kernel),
+        local_detect=service.local_detect,
+        masquerade_all=service.masquerade_all,
+        localhost_node_ports=service.localhost_node_ports,
+    )
+
+
+def _node_ips(
+    config: AgentConfig, public_ips: tuple[IPAddress, ...], kernel: KernelState
+) -> tuple[IPAddress, ...] | None:
+    """The addresses of this host that nodePorts are open on, None for all that it has. Loopback addresses are
+    a matter of `localhost_node_ports`."""
+    words = config.service.node_port_addresses
+    if words == ("all",):
+        return None
+    if words == ("primary",):
+        return public_ips
+    networks = [ip_network(word) for word in words]
+    here = {a.interface.ip for a in kernel.addresses if not a.interface.ip.is_loopback}
+    found = (ip for ip in here if any(ip in network for network in networks))
+    return tuple(sorted(found, key=lambda ip: (ip.version, int(ip))))
 
 
 def traces(kernel: KernelState, subnets: tuple[IPNetwork, ...]) -> Traces:

@@ -7,18 +7,21 @@ what it plans now.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from overlaynet.core.keys import Keys
+from overlaynet.core.serviceindex import ServiceIndex
 from overlaynet.events import Changed, Gone, Synced
 from overlaynet.model import (
     Claim,
+    EndpointSlice,
     Lease,
     NetworkConfig,
     NodeRecord,
     Record,
+    Service,
     Settings,
     Stored,
     Unreadable,
@@ -38,6 +41,8 @@ class View:
     it moves nothing by itself, since it could renumber every container of the cluster at once.
 
     `stale` are leases that the store no longer has and that stay in use all the same (`departures.py`).
+
+    `index` finds services, what they choose and who else wants their addresses (`serviceindex.py`).
     """
 
     keys: Keys
@@ -53,6 +58,9 @@ class View:
     revision: int = 0
     cluster_id: int = 0
     tombstones: dict[str, int] = field(default_factory=dict)
+    services: dict[str, Stored[Service]] = field(default_factory=dict)
+    slices: dict[str, Stored[EndpointSlice]] = field(default_factory=dict)
+    index: ServiceIndex = field(default_factory=ServiceIndex)
     _wired: dict[str, dict[str, Workload]] = field(default_factory=dict)
 
     @classmethod
@@ -71,13 +79,13 @@ class View:
                 if self._is_old(event.item.key, event.item.mod_revision):
                     return set()
                 self.revision = max(self.revision, event.item.mod_revision)
-                self._put(event.item)
+                self._follow(event.item.key, lambda: self._put(event.item))
                 return {event.item.key}
             case Gone():
                 if self._is_old(event.key, event.revision):
                     return set()
                 self.revision = max(self.revision, event.revision)
-                self._forget(event.key)
+                self._follow(event.key, lambda: self._forget(event.key))
                 self._bury(event.key, event.revision)
                 return {event.key}
 
@@ -132,7 +140,17 @@ class View:
         return {key: item for table in self._tables() for key, item in table.items()}
 
     def _tables(self) -> tuple[dict[str, Stored[Any]], ...]:
-        return (self.leases, self.nodes, self.workloads, self.claims)
+        return (self.leases, self.nodes, self.workloads, self.claims, self.services, self.slices)
+
+    def _follow(self, key: str, step: Callable[[], None]) -> None:
+        """Take a step that concerns one key, and have the index follow."""
+        before = self._indexed(key)
+        step()
+        self.index.replace(key, before, self._indexed(key))
+
+    def _indexed(self, key: str) -> Stored[Any] | None:
+        """The record that this key has in the index, if it is of a kind that is indexed."""
+        return self.workloads.get(key) or self.nodes.get(key) or self.services.get(key) or self.slices.get(key)
 
     def _replace_all(self, event: Synced) -> set[str]:
         before = self._everything()
@@ -150,6 +168,8 @@ class View:
             self._put(item)
         after = self._everything()
         changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+        for key in changed:
+            self.index.replace(key, before.get(key), after.get(key))
         return changed | {self.keys.network_config, self.keys.settings}
 
     def _put(self, item: Stored[Any]) -> None:
@@ -170,6 +190,10 @@ class View:
                 self._wired.setdefault(item.value.node, {})[item.key] = item.value
             case Claim():
                 self.claims[item.key] = item
+            case Service():
+                self.services[item.key] = item
+            case EndpointSlice():
+                self.slices[item.key] = item
             case Unreadable():
                 self.unreadable[item.key] = item
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import random
 import sys
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
 from helpers.cluster import Member, codes, joined, later, put_network, settle
 from helpers.model import (
     KEYS,
+    endpoint_slice,
     engine,
     flannel_lease,
     key_of,
     lease,
     local,
     network,
+    node,
+    pod,
+    service,
     stored,
     subnet,
     vtep_mac,
@@ -26,6 +31,7 @@ from hypothesis import strategies as st
 
 from overlaynet.core import plan
 from overlaynet.core.engine import Engine
+from overlaynet.core.view import View
 from overlaynet.errors import Conflict, StoreUnavailable
 from overlaynet.events import (
     Attached,
@@ -48,7 +54,7 @@ from overlaynet.events import (
     StoreLost,
     Synced,
 )
-from overlaynet.model import Identity, Unreadable, Vtep
+from overlaynet.model import Identity, Port, ServiceOptions, ServicePort, Settings, Stored, Unreadable, Vtep
 from overlaynet.ports import Delete, Put
 from overlaynet.state import HostState, Key, Kind, Object, kind_of
 from overlaynet.store import codec
@@ -561,6 +567,48 @@ def codec_round(item):
     return codec.decode(codec.KeyValue(item.key, codec.encode_lease(item.value)), KEYS).value
 
 
+VIPS = [ip_address(f"10.112.0.{n}") for n in (10, 11)] + [ip_address("10.96.0.5")]
+PORTS = [
+    (ServicePort(80, target=8080),),
+    (ServicePort(80, target="http", node_port=30080), ServicePort(53, "UDP", "dns")),
+    (),
+]
+services = st.builds(
+    lambda name, **changes: service(name, **changes),
+    st.sampled_from(["web", "db"]),
+    cluster_ips=st.sampled_from(VIPS).map(lambda ip: (ip,)) | st.just(()),
+    ports=st.sampled_from(PORTS),
+    selector=st.sampled_from([{}, {"app": "web"}, {"app": "web", "tier": "1"}]),
+    type=st.sampled_from(["ClusterIP", "NodePort"]),
+    internal_policy=st.sampled_from(["Cluster", "Local"]),
+    external_policy=st.sampled_from(["Cluster", "Local"]),
+    distribution=st.sampled_from(["", "PreferClose", "PreferSameNode"]),
+)
+slices = st.builds(
+    endpoint_slice,
+    st.sampled_from(["s1", "s2"]),
+    st.sampled_from(["web", "db"]),
+    st.sampled_from(["10.244.2.2", "10.9.0.1"]),
+    ready=st.booleans(),
+    node=st.sampled_from([None, "node-1", "node-2"]),
+)
+labels = st.sampled_from([{}, {"app": "web"}, {"app": "web", "tier": "1"}, {"app": "db"}])
+pods = st.builds(
+    lambda number, container, **changes: pod(number, container, **changes),
+    st.sampled_from([1, 2, 3]),
+    st.sampled_from([2, 3]),
+    labels=labels,
+    ports=st.sampled_from([(), (Port(8081, name="http"),)]),
+    ready=st.booleans(),
+    serving=st.booleans(),
+    terminating=st.booleans(),
+)
+nodes = st.builds(
+    lambda number, zone: node(number, zone=zone),
+    st.sampled_from([2, 3]),
+    st.sampled_from([None, "east", "west"]),
+)
+of_services = st.one_of(services, services, slices, pods, pods, nodes)
 moves = st.one_of(
     peers.map(lambda item: ("put", item)),
     st.sampled_from(NUMBERS).map(lambda n: ("gone", key_of(lease(n)))),
@@ -570,12 +618,23 @@ moves = st.one_of(
     st.sampled_from([1_400, 1_500]).map(lambda mtu: ("mtu", mtu)),
     st.just(("relist", None)),
 )
+service_moves = st.one_of(
+    of_services.map(lambda value: ("put", stored(value))),
+    of_services.map(lambda value: ("put", stored(value))),
+    st.integers(0, 99).map(lambda n: ("lose", n)),
+    of_services.map(lambda value: ("bad", key_of(value))),
+    pods.map(lambda one: ("attach", replace(one, node="node-1"))),
+    st.sampled_from(["10.112.0.0/16", "10.96.0.0/16"]).map(
+        lambda text: ("put", stored(Settings(service_network=ip_network(text)), key=KEYS.settings))
+    ),
+    moves,
+)
 
 
-def play(mind: Engine, steps, *, relist: bool = False) -> dict[Key, Object]:
+def play(mind: Engine, steps, first: int = 100) -> dict[Key, Object]:
     """Feed the events, each with a revision of its own; answer what a follower of `take_touched` holds."""
     held: dict[Key, Object] = {}
-    for revision, (what, value) in enumerate(steps, 100):
+    for revision, (what, value) in enumerate(steps, first):
         for event in events_of(mind, what, value, revision):
             mind.handle(event, 0.0)
             for key in mind.take_touched():
@@ -592,6 +651,9 @@ def events_of(mind: Engine, what: str, value, revision: int) -> list[Event]:
             return [Changed(stored(value.value, revision, key=value.key))]
         case "gone":
             return [Gone(value, revision)]
+        case "lose":
+            keys = sorted(item.key for item in known(mind) if item.key != mind.lease.key)
+            return [Gone(keys[value % len(keys)], revision)] if keys else []
         case "bad":
             return [Changed(stored(Unreadable("junk"), revision, key=value))]
         case "attach":
@@ -599,8 +661,15 @@ def events_of(mind: Engine, what: str, value, revision: int) -> list[Event]:
         case "detach":
             return [Detached(value)]
         case "mtu":
-            return [HostChanged(local(1, identity=mind.local.identity, underlay_mtu=value))]
-    return [Synced(revision, (stored(network()), *mind.view.leases.values()))]
+            return [HostChanged(replace(mind.local, underlay_mtu=value))]
+    return [Synced(revision, (stored(network()), stored(mind.view.settings, key=KEYS.settings), *known(mind)))]
+
+
+def known(mind: Engine) -> list[Stored]:
+    """Everything but the network, as a listing has it."""
+    view = mind.view
+    tables = (view.leases, view.nodes, view.workloads, view.services, view.slices)
+    return [item for table in tables for item in table.values()]
 
 
 def with_lease(**changes) -> Engine:
@@ -611,20 +680,44 @@ def with_lease(**changes) -> Engine:
     return mind
 
 
+OPTIONS = ServiceOptions(node_ips=(ip_address("192.168.50.1"),), localhost_node_ports=True)
+
+
 @given(steps=st.lists(moves, max_size=25), peers_only=st.booleans())
 @settings(max_examples=80)
 def test_any_sequence_of_events_is_planned_as_if_from_scratch(steps, peers_only):
-    mind = with_lease(vxlan_peers_only=peers_only)
-    start = dict(mind.desired.objects)
+    same_as_from_scratch(with_lease(vxlan_peers_only=peers_only), steps)
+
+
+@given(steps=st.lists(service_moves, min_size=5, max_size=20))
+@settings(max_examples=80)
+def test_any_sequence_of_news_of_services_is_planned_as_if_from_scratch(steps):
+    """Looked at after each, since a listing or another setting of the cluster plans everything anew."""
+    mind = with_lease(services=OPTIONS, zone="east")
+    for revision, step in enumerate(steps, 100):
+        scratch = same_as_from_scratch(mind, [step], revision)
+        assert told(mind.desired) == told(scratch)
+
+
+def told(desired: plan.Desired) -> set[str]:
+    """What is said of services that are not served as asked."""
+    return {str(problem) for some in desired.services.problems.values() for problem in some}
+
+
+def same_as_from_scratch(mind: Engine, steps, revision: int = 100) -> plan.Desired:
+    held = dict(mind.desired.objects)
     mind.take_touched()
-    held = start | {}
-    held_after = play(mind, steps)
-    scratch = plan.desired(mind.view, mind.local, mind.lease.value, mind.workloads.values())
+    held_after = play(mind, steps, revision)
+    fresh = View.of([stored(network()), stored(mind.view.settings, key=KEYS.settings), *known(mind)], KEYS)
+    fresh.stale = dict(mind.view.stale)
+    scratch = plan.desired(fresh, mind.local, mind.lease.value, mind.workloads.values())
     assert mind.desired.objects == scratch.objects
     assert mind.desired.policies == scratch.policies
+    assert mind.desired.slices == scratch.slices
     assert mind.desired.sources == scratch.sources
     touched = {key: held_after.get(key, held.get(key)) for key in scratch.objects}
     assert touched == scratch.objects
+    return scratch
 
 
 @given(steps=st.lists(peers, min_size=1, max_size=8), seed=st.integers(0, 99))

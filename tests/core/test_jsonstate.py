@@ -16,6 +16,7 @@ from overlaynet.state import (
     Address,
     BridgePort,
     Change,
+    Endpoint,
     Fdb,
     ForwardAccept,
     IpRule,
@@ -29,6 +30,8 @@ from overlaynet.state import (
     RuleChange,
     RuleLine,
     RuleSet,
+    ServicePortPolicy,
+    ServicesPolicy,
     Source,
     Sysctl,
     Vxlan,
@@ -73,7 +76,20 @@ objects = st.one_of(
     st.builds(BridgePort, text, text, flag, flag, number),
     st.builds(Sysctl, text, text),
 )
+endpoints = st.builds(Endpoint, ips, number)
 policies = st.one_of(
+    st.builds(
+        ServicePortPolicy,
+        *(text, text, text, number),
+        cluster_ips=tuples(ips),
+        source_ranges=tuples(networks),
+        cluster=tuples(endpoints),
+        local=tuples(endpoints),
+        usable=flag,
+        serving=st.frozensets(endpoints, max_size=3),
+        local_ready=number,
+    ),
+    st.builds(ServicesPolicy, tuples(networks), tuples(ips), maybe(tuples(ips)), tuples(networks), text),
     st.builds(Masquerade, tuples(networks), tuples(networks)),
     st.builds(ForwardAccept, tuples(networks)),
     st.builds(VxlanGuard, number, tuples(networks), maybe(tuples(ips)), tuples(text)),

@@ -17,12 +17,17 @@ from overlaynet.core.workload import host_device
 from overlaynet.model import (
     VXLAN,
     Backend,
+    EndpointSlice,
     Identity,
     Lease,
     LocalHost,
     NetworkConfig,
     NodeRecord,
     Pool,
+    Port,
+    Service,
+    ServicePort,
+    SliceEndpoint,
     Stored,
     Vtep,
     Workload,
@@ -97,6 +102,10 @@ def key_of(value: Any) -> str:
             return KEYS.node(value.name)
         case Workload():
             return KEYS.workload(value.node, value.id)
+        case Service():
+            return KEYS.service(value.id)
+        case EndpointSlice():
+            return KEYS.slice(value.id)
     raise TypeError(value)
 
 
@@ -113,6 +122,42 @@ def workload(number: int = 1, container: int = 2, **changes: Any) -> Workload:
         "device": host_device(f"default/{name}"),
     }
     return Workload(**{**values, **changes})
+
+
+def node(number: int = 1, **changes: Any) -> NodeRecord:
+    """The record of host `number`."""
+    values: dict[str, Any] = {
+        "name": f"node-{number}",
+        "node_id": f"id-{number}",
+        "public_ips": (ip_address(f"192.168.50.{number}"),),
+        "interface": "eth0",
+    }
+    return NodeRecord(**{**values, **changes})
+
+
+def service(name: str = "web", **changes: Any) -> Service:
+    """Service 10.112.0.10:80 over the workloads labelled app=`name`, on their port 8080."""
+    values: dict[str, Any] = {
+        "name": name,
+        "namespace": "default",
+        "cluster_ips": (ip_address("10.112.0.10"),),
+        "ports": (ServicePort(80, target=8080),),
+        "selector": {"app": name},
+    }
+    return Service(**{**values, **changes})
+
+
+def pod(number: int = 1, container: int = 2, app: str = "web", **changes: Any) -> Workload:
+    """A workload that `service` chooses."""
+    return workload(number, container, **{"labels": {"app": app}, **changes})
+
+
+def endpoint_slice(
+    name: str = "web-1", of: str = "web", *ips: str, port: int = 8080, **changes: Any
+) -> EndpointSlice:
+    """A slice of service `of` with endpoints at `ips`; `changes` are those of each."""
+    endpoints = tuple(SliceEndpoint(ip_address(ip), **changes) for ip in ips)
+    return EndpointSlice(name, "default", of, (Port(port, name=""),), endpoints)
 
 
 def engine(number: int = 1, **changes: Any) -> Engine:
