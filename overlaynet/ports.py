@@ -226,6 +226,10 @@ class Firewall(Protocol):
     def observe(self) -> RuleSet:
         """Every table's rules with counters, ours and foreign."""
 
+    def recall(self) -> RuleSet | None:
+        """The rules as they were last read or written, if their generation has not changed since; counters
+        are as old as that. Costs next to nothing."""
+
     def pending(self, want: Mapping[str, Policy], have: RuleSet) -> tuple[RuleChange, ...]:
         """What differs, of what is ours. Pure."""
 

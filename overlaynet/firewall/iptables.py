@@ -34,11 +34,13 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 from overlaynet.errors import FirewallBusy, FirewallError, NotPermitted, OverlayError, ToolMissing
 from overlaynet.firewall import compare
 from overlaynet.firewall.chains import TABLE_ORDER, Rendered, is_any_instances, is_ours
-from overlaynet.firewall.poll import generation
+from overlaynet.firewall.compare import Comparison
+from overlaynet.firewall.foresee import entries, forms, written
+from overlaynet.firewall.poll import generation, nobody_else
 from overlaynet.firewall.readback import parse
 from overlaynet.firewall.refusal import refusal
-from overlaynet.firewall.render import render
-from overlaynet.firewall.restore import restore_text
+from overlaynet.firewall.render import Renderer
+from overlaynet.firewall.restore import commits, restore_text
 from overlaynet.firewall.services import Affinity
 from overlaynet.state import Policy, RuleChange, RuleSet
 
@@ -82,11 +84,13 @@ class Iptables:
     ) -> None:
         self._wish = flavour
         self._instance = instance
-        self._affinity: Affinity = affinity
         self._family = family
-        self._random_fully = random_fully
+        self._render = Renderer(random_fully=random_fully, family=family, instance=instance, affinity=affinity)
         self._deadline_s = deadline_s
         self._remembered: dict[str, str] = {}
+        self._spelt: set[str] = set()
+        self._known: RuleSet | None = None
+        self._compare = Comparison()
         self._tools: Tools | None = None
         self._other_is_clean = False
         self.restores: Counter[str] = Counter()
@@ -101,7 +105,14 @@ class Iptables:
         """Every table's rules with counters. Raises FirewallError, NotPermitted, ToolMissing."""
         tools = self._chosen()
         before = generation(tools.flavour, self._family)
-        return replace(self._saved_somehow(tools), generation=before)
+        self._known = replace(self._saved_somehow(tools), generation=before)
+        return self._known
+
+    def recall(self) -> RuleSet | None:
+        """The rules as they were last read or written, if nobody has changed any since. Raises ToolMissing or
+        FirewallError."""
+        known = self._known
+        return known if known and known.generation == self.generation() is not None else None
 
     def generation(self) -> object:
         """Differs once anybody has changed rules (see `poll`). Raises ToolMissing or FirewallError."""
@@ -109,16 +120,17 @@ class Iptables:
 
     def pending(self, want: Mapping[str, Policy], have: RuleSet) -> tuple[RuleChange, ...]:
         """What differs, of what is ours."""
-        return compare.pending(self.rendered(want), have, self._remembered)
+        return self._compare.pending(self.rendered(want), have, self._remembered)
 
     def apply(self, changes: Sequence[RuleChange], have: RuleSet) -> RuleSet:
         """Commit the changes, each table at once. Raises FirewallError naming the refused line.
 
-        `have` is what the changes were computed from; the programs need no more than the changes."""
+        `have` is what the changes were computed from. Afterwards the rules are read back, unless it is certain
+        what they are (see `foresee`)."""
         after = have
         if changes:
-            self._restore(self._chosen(), changes)
-            after = self._learn(changes)
+            commits = self._restore(self._chosen(), changes, have)
+            after = self._foreseen(changes, have, commits) or self._learn(changes)
         if not self._other_is_clean:
             self._clean_other()
         return after
@@ -129,13 +141,7 @@ class Iptables:
 
     def rendered(self, want: Mapping[str, Policy]) -> Rendered:
         """The chains these policies become."""
-        return render(
-            want,
-            random_fully=self._random_fully,
-            family=self._family,
-            instance=self._instance,
-            affinity=self._affinity,
-        )
+        return self._render(want)
 
     def affinity_sets(self, want: Mapping[str, Policy]) -> Mapping[str, int]:
         """The timed sets that these policies' rules refer to."""
@@ -179,7 +185,7 @@ class Iptables:
         for tools, rules in found:
             leftovers = compare.pending(Rendered(instance=self._instance), rules, {})
             if leftovers:
-                self._restore(tools, leftovers)
+                self._restore(tools, leftovers, rules)
 
     # --- running programs -------------------------------------------------------------------------
 
@@ -203,12 +209,26 @@ class Iptables:
                 raise
             return ""  # the kernel has no such table
 
-    def _restore(self, tools: Tools, changes: Sequence[RuleChange]) -> None:
-        text = restore_text(changes)
+    def _restore(self, tools: Tools, changes: Sequence[RuleChange], have: RuleSet) -> int:
+        """Answers the number of commits."""
+        text = restore_text(changes, have.chains)
         wait = ["--wait", str(LOCK_WAIT_S)] if tools.flavour == "legacy" else []
-        self._run([tools.restore, "--noflush", *wait], text)
-        self.restores.update({change.table for change in changes})
+        self._run([tools.restore, "--noflush", "--counters", *wait], text)
+        tables = commits(text)
+        self.restores.update(tables)
         self.bytes_written += len(text.encode())
+        return len(tables)
+
+    def _foreseen(self, changes: Sequence[RuleChange], have: RuleSet, commits: int) -> RuleSet | None:
+        """The rules as they must be now; None if somebody else may have written too, or if it is unknown how
+        these rules are printed."""
+        if forms(change.want for change in changes) - self._spelt:
+            return None
+        now = self.generation()
+        if not nobody_else(self._chosen().flavour, have.generation, now, commits, entries(changes)):
+            return None
+        self._known = replace(written(have, changes), generation=now)
+        return self._known
 
     def _learn(self, changes: Sequence[RuleChange]) -> RuleSet:
         """Read back what was just written and remember where it is printed in other words."""
@@ -218,6 +238,8 @@ class Iptables:
             whole = is_any_instances(change.chain)
             ours = tuple(r.text for r in rules) if whole else compare.hooks_in(rules, self._instance)
             self._remembered.update(compare.learn(change.want or (), ours))
+            if change.want == ours:
+                self._spelt |= forms([ours])
         return now
 
     def _run(self, command: Sequence[str], text: str) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from struct import Struct
 
@@ -46,6 +47,25 @@ def generation(flavour: str, family: int = 4) -> object:
         return _nft() if flavour == "nft" else _legacy(family)
     except OSError:
         return None
+
+
+def nobody_else(flavour: str, before: object, after: object, commits: int, entries: Mapping[str, int]) -> bool:
+    """Whether our own writing explains how the generation went from `before` to `after`: so many commits, by
+    which each table got so many entries more. A user's chain has two entries and one for each rule."""
+    if flavour == "nft":
+        return isinstance(before, bytes) and isinstance(after, bytes) and _counted(before, after) == commits
+    old, new = _entries(before), _entries(after)
+    return bool(old) and new == {table: count + entries.get(table, 0) for table, count in old.items()}
+
+
+def _counted(before: bytes, after: bytes) -> int:
+    return (int.from_bytes(after, "big") - int.from_bytes(before, "big")) % (1 << 8 * len(before))
+
+
+def _entries(generation: object) -> dict[str, int]:
+    """The number of entries of each table."""
+    infos = [INFO.unpack(table) for table in generation] if isinstance(generation, tuple) else []
+    return {info[0].split(b"\0")[0].decode(): info[-2] for info in infos}
 
 
 def _legacy(family: int) -> tuple[bytes, ...]:

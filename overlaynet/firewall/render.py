@@ -36,9 +36,9 @@ What services add to these, and their own chains, is told in `services`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import NamedTuple, TypeAlias, assert_never
+from typing import NamedTuple, assert_never
 
 from overlaynet.addr import IPAddress, IPNetwork
 from overlaynet.firewall.chains import (
@@ -125,8 +125,6 @@ HOOKS = (
 _NAMES = re.compile(rf"((?: -j|--match-set|--add-set|--name) ){CHAIN_PREFIX}")
 """Where a rule names a chain or a set of ours."""
 
-Drafts: TypeAlias = dict[ChainKey, list[tuple[str, Source]]]
-
 
 class How(NamedTuple):
     """How to render: for which address family (4 or 6), and with what the kernel has.
@@ -145,6 +143,43 @@ class How(NamedTuple):
         return "MASQUERADE --random-fully" if self.random_fully else "MASQUERADE"
 
 
+class _Piece(NamedTuple):
+    """A policy's part, under the names of the instance, and for each of its chains who asked for the rules."""
+
+    policy: Policy
+    part: Part
+    source: Source
+    origins: Mapping[ChainKey, tuple[Source, ...]]
+
+
+class Renderer:
+    """Renders policies of one address family again and again: of a policy that is as it was, the rules are
+    the same objects as before, which spares comparing them too. The options are those of `How`."""
+
+    def __init__(
+        self, *, random_fully: bool, family: int = 4, instance: str = "", affinity: Affinity = "ipset"
+    ) -> None:
+        self._instance = instance
+        self._how = How(random_fully, family, affinity)
+        self._pieces: dict[str, _Piece] = {}
+        self._rendered: Rendered | None = None
+
+    def __call__(self, policies: Mapping[str, Policy]) -> Rendered:
+        """Everything that these policies want."""
+        how = self._how._replace(services=common(policies))
+        old = self._pieces if how == self._how else {}
+        pieces = {name: self._piece(old.get(name), name, policy, how) for name, policy in policies.items()}
+        if self._rendered is None or not _same_objects(pieces, self._pieces):
+            self._rendered = _assembled(pieces, self._instance)
+        self._how, self._pieces = how, pieces
+        return self._rendered
+
+    def _piece(self, old: _Piece | None, name: str, policy: Policy, how: How) -> _Piece:
+        if old and (old.policy is policy or old.policy == policy):
+            return old
+        return _piece(name, policy, renamed(part(policy, how), self._instance))
+
+
 def render(
     policies: Mapping[str, Policy],
     *,
@@ -154,8 +189,8 @@ def render(
     affinity: Affinity = "ipset",
 ) -> Rendered:
     """Everything the policies want of one address family; the options are those of `How`."""
-    how = How(random_fully, family, affinity, common(policies))
-    return renamed(assemble({name: part(p, how) for name, p in policies.items()}), instance)
+    renderer = Renderer(random_fully=random_fully, family=family, instance=instance, affinity=affinity)
+    return renderer(policies)
 
 
 def common(policies: Mapping[str, Policy]) -> ServicesPolicy | None:
@@ -163,27 +198,29 @@ def common(policies: Mapping[str, Policy]) -> ServicesPolicy | None:
     return next((policy for policy in policies.values() if isinstance(policy, ServicesPolicy)), None)
 
 
-def renamed(rendered: Rendered, instance: str) -> Rendered:
+def renamed(piece: Part, instance: str) -> Part:
     """The same rules under the names of an instance, so that several agents keep theirs apart."""
     if not instance:
-        return rendered
-
+        return piece
     own = f"{CHAIN_PREFIX}{instance}-"
 
     def name(key: ChainKey) -> ChainKey:
         return (key[0], key[1].replace(CHAIN_PREFIX, own, 1))
 
-    def texts(rules: Rules) -> Rules:
-        named = (_NAMES.sub(rf"\1{own}", text) for text in rules)
-        return tuple(text.replace(f'"{COMMENT_PREFIX}', f'"{comment_prefix(instance)}', 1) for text in named)
-
-    return Rendered(
-        chains={name(key): texts(rules) for key, rules in rendered.chains.items()},
-        hooks={key: texts(rules) for key, rules in rendered.hooks.items()},
-        origins={name(key): sources for key, sources in rendered.origins.items()},
-        instance=instance,
-        sets={name.replace(CHAIN_PREFIX, own, 1): timeout for name, timeout in rendered.sets.items()},
+    return Part(
+        {
+            name(key): tuple(_of_instance(text, instance) for text in rules)
+            for key, rules in piece.chains.items()
+        },
+        tuple(Dispatch(d.order, name(d.chain), _of_instance(d.text, instance)) for d in piece.dispatch),
+        {known.replace(CHAIN_PREFIX, own, 1): timeout for known, timeout in piece.sets.items()},
+        piece.source,
     )
+
+
+def _of_instance(text: str, instance: str) -> str:
+    named = _NAMES.sub(rf"\1{CHAIN_PREFIX}{instance}-", text)
+    return named.replace(f'"{COMMENT_PREFIX}', f'"{comment_prefix(instance)}', 1)
 
 
 def part(policy: Policy, how: How) -> Part:
@@ -211,42 +248,55 @@ def part(policy: Policy, how: How) -> Part:
 
 
 def assemble(parts: Mapping[str, Part]) -> Rendered:
-    """Join parts, by policy name. Raises ValueError if two of them claim one chain."""
-    drafts: Drafts = {}
-    for name in sorted(parts):
-        _own_chains(drafts, parts[name], _source(name, parts[name]))
-    for dispatch, source in _in_order(parts):
-        drafts.setdefault(dispatch.chain, []).append((dispatch.text, source))
-    return Rendered(
-        chains={key: tuple(text for text, _ in rules) for key, rules in drafts.items()},
-        hooks=_hooks(drafts),
-        origins={key: tuple(source for _, source in rules) for key, rules in drafts.items()},
-        sets={name: timeout for piece in parts.values() for name, timeout in piece.sets.items()},
-    )
+    """Join parts, by the names of their policies. Raises ValueError if two of them claim one chain."""
+    nothing = ForwardAccept(())
+    return _assembled({name: _piece(name, nothing, piece) for name, piece in parts.items()}, "")
 
 
-def _source(name: str, piece: Part) -> Source:
-    return piece.source or Source("policy", name)
+def _piece(name: str, policy: Policy, piece: Part) -> _Piece:
+    source = piece.source or Source("policy", name)
+    return _Piece(policy, piece, source, {key: (source,) * len(rules) for key, rules in piece.chains.items()})
 
 
-def _own_chains(drafts: Drafts, piece: Part, source: Source) -> None:
-    for key, rules in piece.chains.items():
-        if key in drafts:
+def _same_objects(some: Mapping[str, _Piece], others: Mapping[str, _Piece]) -> bool:
+    return len(some) == len(others) and all(others.get(name) is piece for name, piece in some.items())
+
+
+def _assembled(pieces: Mapping[str, _Piece], instance: str) -> Rendered:
+    chains: dict[ChainKey, Rules] = {}
+    origins: dict[ChainKey, tuple[Source, ...]] = {}
+    for name in sorted(pieces):
+        _refuse_second(chains, pieces[name].part.chains)
+        chains.update(pieces[name].part.chains)
+        origins.update(pieces[name].origins)
+    for key, rules in _dispatched(pieces).items():
+        chains[key] = (*chains.get(key, ()), *(text for text, _ in rules))
+        origins[key] = (*origins.get(key, ()), *(source for _, source in rules))
+    sets = {name: timeout for piece in pieces.values() for name, timeout in piece.part.sets.items()}
+    return Rendered(chains, _hooks(chains, instance), origins, instance, sets)
+
+
+def _refuse_second(chains: Mapping[ChainKey, Rules], more: Mapping[ChainKey, Rules]) -> None:
+    for key in more:
+        if key in chains:
             raise ValueError(f"two policies render the chain {key[1]}")
-        drafts[key] = [(text, source) for text in rules]
 
 
-def _in_order(parts: Mapping[str, Part]) -> list[tuple[Dispatch, Source]]:
-    named = [(d, _source(name, parts[name])) for name in sorted(parts) for d in parts[name].dispatch]
-    return sorted(named, key=lambda pair: pair[0].order)
+def _dispatched(pieces: Mapping[str, _Piece]) -> Mapping[ChainKey, list[tuple[str, Source]]]:
+    named = [(d, pieces[name].source) for name in sorted(pieces) for d in pieces[name].part.dispatch]
+    found: dict[ChainKey, list[tuple[str, Source]]] = {}
+    for dispatch, source in sorted(named, key=lambda pair: pair[0].order):
+        found.setdefault(dispatch.chain, []).append((dispatch.text, source))
+    return found
 
 
-def _hooks(chains: Iterable[ChainKey]) -> dict[ChainKey, Rules]:
-    present = set(chains)
+def _hooks(chains: Collection[ChainKey], instance: str) -> dict[ChainKey, Rules]:
     found: dict[ChainKey, Rules] = {}
     for hook in HOOKS:
-        if hook.chain in present:
-            found[hook.builtin] = (*found.get(hook.builtin, ()), hook.text)
+        key = (hook.chain[0], hook.chain[1].replace(CHAIN_PREFIX, f"{CHAIN_PREFIX}{instance}-", 1))
+        if (key if instance else hook.chain) in chains:
+            text = _of_instance(hook.text, instance) if instance else hook.text
+            found[hook.builtin] = (*found.get(hook.builtin, ()), text)
     return found
 
 

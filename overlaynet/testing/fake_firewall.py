@@ -17,7 +17,7 @@ from overlaynet.errors import FirewallError, OverlayError
 from overlaynet.firewall import compare
 from overlaynet.firewall.chains import CHAIN_NAME_MAX, Rendered, is_ours
 from overlaynet.firewall.render import render
-from overlaynet.firewall.restore import restore_text
+from overlaynet.firewall.restore import commits, restore_text
 from overlaynet.firewall.services import Affinity
 from overlaynet.state import ChainKey, Policy, RuleChange, RuleLine, RuleSet
 
@@ -29,6 +29,7 @@ BUILTIN: Mapping[str, tuple[str, ...]] = {
 }
 TARGETS = frozenset({"ACCEPT", "DROP", "RETURN", "REJECT", "LOG", "MARK", "MASQUERADE", "SET", "SNAT", "DNAT"})
 
+_COUNTERS = re.compile(r"\[(\d+):(\d+)\] ")
 _JUMP = re.compile(r'-[jg] ([^\s"]+)(?: [^"]*)?$')
 
 
@@ -60,13 +61,18 @@ class FakeFirewall:
         self._remembered: dict[str, str] = {}
         self._failures: deque[OverlayError] = deque()
         self._generation = 0
+        self._known: RuleSet | None = None
         self.restores: Counter[str] = Counter()
         self.bytes_written = 0
 
     def observe(self) -> RuleSet:
         policies = {key: "ACCEPT" if key[1] in BUILTIN[key[0]] else "-" for key in self._chains}
         chains = {key: tuple(rules) for key, rules in self._chains.items()}
-        return RuleSet(self.flavour, chains, policies, self._generation)
+        self._known = RuleSet(self.flavour, chains, policies, self._generation)
+        return self._known
+
+    def recall(self) -> RuleSet | None:
+        return self._known if self._known and self._known.generation == self._generation else None
 
     def generation(self) -> object:
         return self._generation
@@ -79,9 +85,9 @@ class FakeFirewall:
             return have
         if self._failures:
             raise self._failures.popleft()
-        text = restore_text(changes)
+        text = restore_text(changes, have.chains)
         self.restore(text)
-        self.restores.update({change.table for change in changes})
+        self.restores.update(commits(text))
         self.bytes_written += len(text.encode())
         self._learn(changes)
         return self.observe()
@@ -149,7 +155,9 @@ def _table_counter() -> Callable[[tuple[int, str]], int]:
 def _take(
     draft: dict[str, list[RuleLine]], builtin: Sequence[str], line: str, spell: Callable[[str], str]
 ) -> None:
-    verb, _, rest = line.partition(" ")
+    counters = _COUNTERS.match(line)
+    packets, octets = (int(number) for number in counters.groups()) if counters else (0, 0)
+    verb, _, rest = line[counters.end() if counters else 0 :].partition(" ")
     chain, _, text = rest.partition(" ")
     if verb.startswith(":"):
         _declare(draft, builtin, verb[1:], line)
@@ -158,10 +166,10 @@ def _take(
         raise FirewallError("no chain by that name", line=line)
     match verb:
         case "-A":
-            draft[chain].append(RuleLine(spell(text)))
+            draft[chain].append(RuleLine(spell(text), packets, octets))
         case "-I":
             number, _, text = text.partition(" ")
-            draft[chain].insert(int(number) - 1, RuleLine(spell(text)))
+            draft[chain].insert(int(number) - 1, RuleLine(spell(text), packets, octets))
         case "-D":
             _delete(draft[chain], spell(text), line)
         case "-X":

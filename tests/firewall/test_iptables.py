@@ -137,7 +137,7 @@ def test_a_rule_that_is_printed_in_other_words_is_written_once(
     """As with a version of iptables whose spelling is not ours."""
     text = '-s 10.244.0.5 -m comment --comment "overlaynet: a" -j MARK --or-mark 0x4000'
     odd = Rendered(chains={("nat", "OVL-X"): (text,)}, origins={("nat", "OVL-X"): (Source("test", ""),)})
-    monkeypatch.setattr(iptables, "render", lambda *_, **__: odd)
+    monkeypatch.setattr(iptables, "Renderer", lambda **_: lambda _: odd)
     firewall = Iptables(flavour)
     assert reach(firewall)
     assert rules_of(firewall.observe())[("nat", "OVL-X")] != (text,)
