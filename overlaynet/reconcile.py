@@ -183,15 +183,17 @@ def sync_firewall(
     *,
     additions_only: bool = False,
     leave: Collection[ChainKey] = (),
+    fresh: bool = True,
 ) -> FirewallOutcome:
     """Read the rules, write what differs, but for the chains in `leave`; with `additions_only` only what is
-    missing. Raises FirewallError or ToolMissing."""
+    missing. Unless `fresh`, rules that are known and that nobody has changed since are not read again.
+    Raises FirewallError or ToolMissing."""
 
     def allowed(rules: RuleSet) -> tuple[RuleChange, ...]:
         pending = _not_left(firewall.pending(want, rules), rules, leave)
         return tuple(c for c in pending if c.op == "missing") if additions_only else pending
 
-    rules = firewall.observe()
+    rules = (None if fresh else firewall.recall()) or firewall.observe()
     blockers, pending = firewall.blockers(want, rules), allowed(rules)
     if pending:
         rules = firewall.apply(pending, rules)

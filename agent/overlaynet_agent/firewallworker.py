@@ -4,8 +4,9 @@ There is one writer. While it is busy only the latest wanted policies are rememb
 in a row cost two restores, not a hundred.
 
 In between it asks twice a second whether anybody has changed rules (`Firewall.generation`), and reads them back
-if so. Where others change rules all the time, most readings find nothing of ours to mend; so after such a one
-it rests for some time, the longer the reading took.
+if so; when other policies are wanted and nobody has, the rules are known without reading. Where others change
+rules all the time, most readings find nothing of ours to mend; so after such a one it rests for some time, the
+longer the reading took.
 """
 
 from __future__ import annotations
@@ -112,7 +113,11 @@ class FirewallWorker:
         try:
             with self.durations.timed():
                 outcome = sync_firewall(
-                    self._firewall, task.policies, additions_only=task.additions_only, leave=task.leave
+                    self._firewall,
+                    task.policies,
+                    additions_only=task.additions_only,
+                    leave=task.leave,
+                    fresh=task.why != "event",
                 )
         except OverlayError as error:
             self._fail(error, task)

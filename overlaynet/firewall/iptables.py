@@ -210,7 +210,8 @@ class Iptables:
             return ""  # the kernel has no such table
 
     def _restore(self, tools: Tools, changes: Sequence[RuleChange], have: RuleSet) -> int:
-        """Answers the number of commits."""
+        """Answers the number of commits. If one fails, those before it were made."""
+        self._known = None
         text = restore_text(changes, have.chains)
         wait = ["--wait", str(LOCK_WAIT_S)] if tools.flavour == "legacy" else []
         self._run([tools.restore, "--noflush", "--counters", *wait], text)

@@ -236,3 +236,24 @@ def test_observation_carries_the_policy_of_built_in_chains_alone(bench: Bench):
     have: RuleSet = bench.firewall.observe()
     assert have.policies[FORWARD] == "ACCEPT"
     assert have.policies[OVL_FORWARD] == "-"
+
+
+def test_rules_are_known_until_somebody_changes_them(bench: Bench):
+    assert bench.firewall.recall() is None
+    bench.reach(BASE)
+    have = bench.firewall.recall()
+    assert have is not None
+    assert bench.firewall.pending(BASE, have) == ()
+    bench.edit("filter", "-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT")
+    assert bench.firewall.recall() is None
+    assert bench.firewall.observe() == bench.firewall.recall()
+
+
+def test_rules_known_after_a_write_are_those_that_are_there(bench: Bench):
+    """Chains and hooks that come, change and go; with other programs' rules between."""
+    bench.hand(FOREIGN)
+    for want in (BASE, PEERS_ONLY, BASE, FORWARD_ONLY, TWO_NETWORKS, PEERS_ONLY):
+        bench.reach(want)
+        known = bench.firewall.recall()
+        assert known is None or rules_of(known) == rules_of(bench.firewall.observe())
+        assert bench.firewall.recall() is not None

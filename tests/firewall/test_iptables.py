@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterator
-from ipaddress import ip_network
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,14 @@ from helpers.firewall_cases import (
     CASES,
     DUAL_STACK,
     FORWARD_ONLY,
+    OPEN,
     PEERS_ONLY,
+    WEB,
     Case,
     make_sets,
     restore,
     rules_of,
+    services,
 )
 from helpers.private_netns import PrivateNetns, private_netns
 from helpers.privilege import requires_netns
@@ -27,11 +31,13 @@ from overlaynet.firewall import iptables
 from overlaynet.firewall.chains import Rendered, probability, rule
 from overlaynet.firewall.compare import pending
 from overlaynet.firewall.iptables import Flavour, Iptables
+from overlaynet.firewall.restore import MAX_EDITS
 from overlaynet.state import RuleChange, Source
 
 pytestmark = [pytest.mark.kernel, requires_netns]
 
 GOLDEN = Path(__file__).parent / "golden"
+VIP = ip_address("10.112.1.0")
 FOREIGN = "*filter\n-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\nCOMMIT\n"
 
 both = pytest.mark.parametrize("flavour", ["legacy", "nft"])
@@ -117,6 +123,73 @@ def test_counters_of_chains_that_do_not_differ_survive(flavour: Flavour, netns: 
     assert before
     reach(firewall, PEERS_ONLY)
     assert postrouted() == before
+
+
+def saves(firewall: Iptables, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The readings from now on."""
+    seen: list[str] = []
+    run = firewall._run
+
+    def counted(command, text):
+        seen.extend(command[:1] if "save" in command[0] else ())
+        return run(command, text)
+
+    monkeypatch.setattr(firewall, "_run", counted)
+    return seen
+
+
+@both
+def test_one_service_more_is_a_few_lines_and_needs_no_reading(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+):
+    firewall = Iptables(flavour)
+    ports = [replace(WEB, service=f"default/web-{n}", cluster_ips=(VIP + n,)) for n in range(9)]
+    reach(firewall, services(*ports[:5], *ports[6:8]))
+    readings, bytes_before = saves(firewall, monkeypatch), firewall.bytes_written
+    for want in (services(*ports[:8]), services(*ports), services(*ports[1:])):
+        have = firewall.recall()
+        assert have is not None
+        after = firewall.apply(firewall.pending(want, have), have)
+        assert firewall.pending(want, after) == ()
+    assert readings == []
+    assert firewall.bytes_written - bytes_before < 9000
+    assert rules_of(firewall.observe()) == rules_of(after)
+
+
+@both
+def test_somebody_elses_hand_between_reading_and_writing_is_noticed(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+):
+    firewall = Iptables(flavour)
+    reach(firewall, services(WEB))
+    reach(firewall, services(OPEN))
+    reach(firewall, services(WEB))
+    readings, have = saves(firewall, monkeypatch), firewall.recall()
+    assert have is not None
+    restore(flavour, FOREIGN)
+    after = firewall.apply(firewall.pending(services(OPEN), have), have)
+    assert readings
+    assert len(after.chains[("filter", "INPUT")]) > len(have.chains[("filter", "INPUT")])
+
+
+@both
+def test_counters_of_rules_that_stay_survive_in_a_chain_that_changes(flavour: Flavour):
+    firewall = Iptables(flavour)
+    reach(firewall, services(WEB))
+    key = ("nat", "OVL-SERVICES")
+
+    def counted() -> dict[str, int]:
+        return {line.text: line.packets for line in firewall.observe().chains[key]}
+
+    text = next(iter(counted()))
+    hit = f"*nat\n:OVL-SERVICES - [0:0]\n[7:420] -A OVL-SERVICES {text}\nCOMMIT\n"
+    restore(flavour, hit, "--counters")
+    assert counted() == {text: 7}
+    reach(firewall, services(WEB, replace(WEB, service="default/a", cluster_ips=(VIP,))))
+    assert counted()[text] == 7
+    ports = (replace(WEB, service=f"default/b{n}", cluster_ips=(VIP + n,)) for n in range(MAX_EDITS + 1))
+    reach(firewall, services(WEB, *ports))
+    assert counted()[text] == 7
 
 
 @both
