@@ -301,7 +301,7 @@ class Services:
         for number, (port, endpoints) in enumerate(self.endpoints(key)):
             fronts = grants.of_port(number)
             policy = port_policy(service, port, fronts, endpoints, self.local.name, self.local.zone)
-            if fronts.cluster_ips or fronts.external:
+            if fronts.cluster_ips:  # whoever lost those is not to be found by half of its addresses
                 policies[policy_name(policy)] = policy
         return policies, grants.problems()
 
