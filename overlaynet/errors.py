@@ -7,8 +7,9 @@
     │   ├── NameInvalid                 OVL-103  a name that could not be a namespace, key or path
     │   ├── LabChoice                   OVL-104  which of several labs is meant, or there is none
     │   ├── NotFound                    OVL-105  no object of that name
-    │   └── ObjectInvalid               OVL-106  a Kubernetes object that is not as it must be
-    │       └── AllocationTaken         OVL-107  a VIP or nodePort that belongs to another service
+    │   ├── ObjectInvalid               OVL-106  a Kubernetes object that is not as it must be
+    │   │   └── AllocationTaken         OVL-107  a VIP or nodePort that belongs to another service
+    │   └── ProbeInvalid                OVL-108  a readiness probe that cannot be understood
     ├── EnvironmentProblem        3     OVL-2xx  this machine lacks something
     │   ├── NotPermitted                OVL-201  a capability is missing
     │   ├── ToolMissing                 OVL-202  a program is missing
@@ -130,6 +131,17 @@ class ObjectInvalid(UsageError):
 
 class AllocationTaken(ObjectInvalid):
     code = "OVL-107"
+
+
+class ProbeInvalid(UsageError):
+    """A readiness probe. `place` leads from the probe to the member that is wrong; `problem` is about it."""
+
+    code = "OVL-108"
+
+    def __init__(self, place: Sequence[str | int], problem: str, *, evidence: str = "") -> None:
+        super().__init__(f"{'.'.join(map(str, ('probe', *place)))} {problem}", evidence=evidence)
+        self.place = tuple(place)
+        self.problem = problem
 
 
 class EnvironmentProblem(OverlayError):

@@ -196,6 +196,48 @@ class Workload:
         return f"{self.namespace}/{self.name}"
 
 
+# --- readiness probes -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TcpCheck:
+    """Whether the container accepts a connection at this port."""
+
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class HttpCheck:
+    """Whether the container answers a GET with a status from 200 to 399."""
+
+    port: int
+    path: str = "/"
+    headers: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
+
+
+@dataclass(frozen=True, slots=True)
+class ExecCheck:
+    """Whether a command, run inside the container as its user, ends with 0."""
+
+    command: tuple[str, ...]
+
+
+Check: TypeAlias = TcpCheck | HttpCheck | ExecCheck
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """How to find out whether a container is ready, with Kubernetes' defaults (API v1, Probe). Times in
+    seconds; thresholds count results in a row."""
+
+    check: Check
+    period_s: float = 10.0
+    timeout_s: float = 1.0
+    initial_delay_s: float = 0.0
+    success_threshold: int = 1
+    failure_threshold: int = 3
+
+
 # --- services -------------------------------------------------------------------------------------
 
 

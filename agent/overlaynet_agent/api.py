@@ -28,6 +28,7 @@ from typing import Any
 from overlaynet.addr import IPAddress, gateway_address
 from overlaynet.core.jsonstate import change_to_json, rule_change_to_json
 from overlaynet.core.overlay import container_mtu
+from overlaynet.core.probes import parse_probe
 from overlaynet.errors import (
     AddressTaken,
     Conflict,
@@ -40,7 +41,7 @@ from overlaynet.errors import (
 )
 from overlaynet.events import NetworkTaken
 from overlaynet.kernel.links import load_encoder
-from overlaynet.model import Port
+from overlaynet.model import ExecCheck, Port, Probe
 from overlaynet.ports import Firewall
 from overlaynet.state import Source
 from overlaynet_agent import documents
@@ -52,6 +53,9 @@ log = logging.getLogger("overlaynet.api")
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_DESCRIPTORS = 4
+MAX_GRACE_S = 86_400
+PROBE_SOCKET = "probe-"
+"""How a name begins of a socket that the agent may ask to run a command, and removes when that is over."""
 SOCKET_MODE = 0o660
 Answer = tuple[int, dict[str, Any]]
 
@@ -231,15 +235,18 @@ class Handler(BaseHTTPRequestHandler):
         return refuse
 
     def _attach(self, content: bytes) -> Answer:
-        request = _attach_request(_document(content), self.descriptors.descriptors)
+        run = self.server.loop.config.paths.run
+        request = _attach_request(_document(content), self.descriptors.descriptors, run)
         load_encoder()  # here, on this request's thread: the loop must not wait for an import
         return HTTPStatus.CREATED, self.server.loop.call(lambda loop: _attach_on(loop, request))
 
     def _detach(self) -> Answer:
-        parts = self.path.split("/")
+        path, _, query = self.path.partition("?")
+        parts = path.split("/")
         if len(parts) != 5 or parts[:3] != ["", "v1", "containers"]:
             return self._no_such_path()
-        return HTTPStatus.OK, self.server.loop.call(lambda loop: _detach_on(loop, parts[3], parts[4]))
+        grace_s = _grace_s(query)
+        return HTTPStatus.OK, self.server.loop.call(lambda loop: _detach_on(loop, parts[3], parts[4], grace_s))
 
     def _reload(self) -> Answer:
         return HTTPStatus.OK, self.server.loop.call(_reload_on)
@@ -324,6 +331,7 @@ def _pending(loop: Loop) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 def _attach_on(loop: Loop, request: AttachRequest) -> dict[str, Any]:
     """The record is on disk before the client hears of it: a crash must not leave a container nobody knows."""
     workload = loop.host.attach(request, loop.clock())
+    loop.upkeep.take(workload.id, request.probe, request.probe_socket)
     loop.save()
     network = loop.engine.view.network
     assert network is not None
@@ -337,10 +345,14 @@ def _attach_on(loop: Loop, request: AttachRequest) -> dict[str, Any]:
     }
 
 
-def _detach_on(loop: Loop, namespace: str, name: str) -> dict[str, Any]:
-    loop.host.detach(namespace, name, loop.clock())
+def _detach_on(loop: Loop, namespace: str, name: str, grace_s: float) -> dict[str, Any]:
+    if grace_s > 0:
+        loop.leave(namespace, name, grace_s)
+    else:
+        loop.host.detach(namespace, name, loop.clock())
+        loop.upkeep.drop(f"{namespace}/{name}")
     loop.save()
-    return {"name": name, "namespace": namespace}
+    return {"name": name, "namespace": namespace, "ends_in_s": loop.upkeep.ends_in_s(f"{namespace}/{name}")}
 
 
 def _apply_network_on(loop: Loop, *, force: bool) -> dict[str, Any]:
@@ -404,9 +416,18 @@ def _document(content: bytes) -> dict[str, Any]:
     return document
 
 
-def _attach_request(body: Mapping[str, Any], descriptors: list[int]) -> AttachRequest:
+def _grace_s(query: str) -> float:
+    """The seconds of ``grace_s=30``; 0 for no query. Raises UsageError."""
+    name, _, text = query.partition("=")
+    with contextlib.suppress(ValueError):
+        if not query or (name == "grace_s" and 0 <= float(text) <= MAX_GRACE_S):
+            return float(text or 0)
+    raise UsageError(f"the query must be grace_s=SECONDS, 0 to {MAX_GRACE_S}", evidence=query[:80])
+
+
+def _attach_request(body: Mapping[str, Any], descriptors: list[int], run: Path) -> AttachRequest:
     """Check a client's request before anything is touched. Raises UsageError."""
-    known = {"name", "namespace", "labels", "ports", "ips", "netns", "probe"}
+    known = {"name", "namespace", "labels", "ports", "ips", "netns", "probe", "probe_socket"}
     if set(body) - known:
         raise UsageError("unknown members in the request", evidence=", ".join(sorted(set(body) - known)))
     if len(descriptors) != 2:
@@ -414,6 +435,8 @@ def _attach_request(body: Mapping[str, Any], descriptors: list[int]) -> AttachRe
             "a container is wired through two descriptors: its network namespace and a netlink socket in it",
             evidence=f"{len(descriptors)} came with the request",
         )
+    probe = None if body.get("probe") is None else parse_probe(body["probe"])
+    helper = _probe_socket(body.get("probe_socket"), probe, run)
     try:
         return AttachRequest(
             name=_text(body["name"]),
@@ -424,9 +447,29 @@ def _attach_request(body: Mapping[str, Any], descriptors: list[int]) -> AttachRe
             netns=_text(body["netns"]) if body.get("netns") else None,
             netns_fd=descriptors[0],
             netlink_fd=descriptors[1],
+            probe=probe,
+            probe_socket=helper,
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UsageError("the request does not describe a container", evidence=repr(error)) from None
+
+
+def _probe_socket(value: Any, probe: Probe | None, run: Path) -> str:
+    """The name, in our run directory and nowhere else, of the socket of whoever runs an exec probe's command.
+    Raises UsageError."""
+    if probe is None or not isinstance(probe.check, ExecCheck):
+        if value is None:
+            return ""
+    elif isinstance(value, str) and _is_probe_socket(Path(value), run):
+        return Path(value).name
+    raise UsageError(
+        "probe_socket goes with an exec probe, and with nothing else",
+        evidence=f"it is {value!r:.120}, and would be {run}/{PROBE_SOCKET}NAME.sock",
+    )
+
+
+def _is_probe_socket(path: Path, run: Path) -> bool:
+    return path.parent == run and path.name.startswith(PROBE_SOCKET) and path.suffix == ".sock"
 
 
 def _text(value: Any) -> str:

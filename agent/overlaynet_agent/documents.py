@@ -52,7 +52,7 @@ def status(loop: Loop) -> Document:
         "network": network(loop),
         "lease": _lease(loop),
         "peers": [_peer(loop, item) for item in _peers(loop)],
-        "containers": [container(workload) for workload in engine.workloads.values()],
+        "containers": [{**container(w), **loop.upkeep.document(w.id)} for w in engine.workloads.values()],
         "stray_containers": stray_veths(engine.desired.objects, host.reconciler.seen),
         "pending": len(host.failures) + len(host.refused) + (loop.rules.error is not None),
         "failures": [
@@ -126,6 +126,8 @@ def container(workload: Workload) -> Document:
         "labels": dict(workload.labels),
         "ports": [{"port": p.port, "protocol": p.protocol, "name": p.name} for p in workload.ports],
         "ready": workload.ready,
+        "serving": workload.serving,
+        "terminating": workload.terminating,
     }
 
 

@@ -33,7 +33,7 @@ from overlaynet.errors import (
     WorkloadExists,
 )
 from overlaynet.events import Attached, Detached, Intent
-from overlaynet.model import Port, Workload, check_name
+from overlaynet.model import Port, Probe, Workload, check_name
 from overlaynet.ports import Failure, Kernel, Noticed, Wiring
 from overlaynet.reconcile import Outcome, Reconciler
 from overlaynet.state import Change, Key, Kind, describe, kind_of
@@ -58,6 +58,8 @@ class AttachRequest:
     netns: str | None
     netns_fd: int
     netlink_fd: int
+    probe: Probe | None = None
+    probe_socket: str = ""
 
 
 @dataclass(slots=True)
@@ -301,15 +303,24 @@ class Host:
         workload_id = f"{namespace}/{name}"
         workload = self.engine.workloads.get(workload_id)
         if workload is None and not self._is_stray(workload_id):
-            raise NotFound(
-                f"no container {workload_id} is attached to this host",
-                evidence="attached: " + (", ".join(sorted(self.engine.workloads)) or "none"),
-                next=["overlaynet get containers"],
-            )
+            raise self._not_here(workload_id)
         self.kernel.detach(host_device(workload_id, self.engine.local.instance))
         self.asked += self.engine.handle(Detached(workload_id), now)
         self.follow(now)
         log.info("detached container=%s stray=%s", workload_id, workload is None)
+
+    def wired(self, workload_id: str) -> Workload:
+        """The container of that id. Raises NotFound."""
+        if workload_id not in self.engine.workloads:
+            raise self._not_here(workload_id)
+        return self.engine.workloads[workload_id]
+
+    def _not_here(self, workload_id: str) -> NotFound:
+        return NotFound(
+            f"no container {workload_id} is attached to this host",
+            evidence="attached: " + (", ".join(sorted(self.engine.workloads)) or "none"),
+            next=["overlaynet get containers"],
+        )
 
     def _is_stray(self, workload_id: str) -> bool:
         instance = self.engine.local.instance
@@ -337,6 +348,8 @@ class Host:
             netns=request.netns,
             labels=request.labels,
             ports=request.ports,
+            ready=request.probe is None,
+            serving=request.probe is None,
         )
 
     def _addresses(self, asked: Sequence[IPAddress]) -> tuple[IPAddress, ...]:

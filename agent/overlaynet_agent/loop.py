@@ -26,7 +26,7 @@ from overlaynet.core.engine import Engine
 from overlaynet.core.overlay import container_mtu
 from overlaynet.core.underlay import local_host
 from overlaynet.errors import EnvironmentProblem, NotReady, OverlayError, UnderlayProblem
-from overlaynet.events import Event, HostChanged, Intent, Recalled, StoreLost
+from overlaynet.events import Conditions, Event, HostChanged, Intent, Recalled, StoreLost
 from overlaynet.model import Lease, NetworkConfig
 from overlaynet.ports import Noticed
 from overlaynet.reconcile import Outcome
@@ -41,6 +41,7 @@ from overlaynet_agent.notify import Manager, Notifier
 from overlaynet_agent.pace import Pace
 from overlaynet_agent.storeworker import KeepAlive, StoreWorker
 from overlaynet_agent.timedstore import TimedStore
+from overlaynet_agent.upkeep import Probed, Upkeep
 
 log = logging.getLogger("overlaynet.loop")
 
@@ -49,6 +50,9 @@ IDLE_S = 1.0
 
 LOOK_REST = 2
 """After a look that a notice asked for, at least so many times as long as it took without another such."""
+
+DETACH_AGAIN_S = 1.0
+"""Between attempts to unwire a container whose time is over."""
 
 SAVE_AGAIN_S = 5.0
 """Between attempts to write to a disk that refused."""
@@ -67,7 +71,7 @@ class Stop:
     """End the loop, leaving the dataplane as it is."""
 
 
-Item: TypeAlias = Event | Noticed | FirewallDone | Request | Stop
+Item: TypeAlias = Event | Noticed | FirewallDone | Probed | Request | Stop
 
 
 @dataclass(slots=True)
@@ -100,6 +104,7 @@ class Loop:
     firewall: FirewallWorker
     memory: Memory
     calls: TimedStore
+    upkeep: Upkeep
     manager: Manager = field(default_factory=lambda: Manager(Notifier(None)))
     reread: Callable[[], AgentConfig] | None = None
     clock: Callable[[], float] = time.monotonic
@@ -130,6 +135,7 @@ class Loop:
             items = self._wait()
             if any(isinstance(item, Stop) for item in items):
                 self.manager.stopping()
+                self.upkeep.stop()
                 self._remember(at_once=True)
                 self._refuse(items)
                 return
@@ -173,7 +179,7 @@ class Loop:
         """All that is waiting; or nothing, once it is time to do something anyway."""
         now = self.last_tick = self.clock()
         deadlines = [now + IDLE_S, self._next_look, self.engine.deadline() or now + IDLE_S]
-        deadlines += [self.host.drift.deadline(), self.rules.due]
+        deadlines += [self.host.drift.deadline(), self.rules.due, self.upkeep.deadline()]
         deadlines += [self._noticed_look] if self.host.drift.look else []
         items: list[Item] = []
         try:
@@ -197,6 +203,8 @@ class Loop:
                 self._firewall_done(item)
             case Noticed():
                 self.host.hear(item, self.clock())
+            case Probed():
+                self._change(self.upkeep.hear(item, self.engine.workloads.get(item.id)))
             case Stop():
                 pass
             case _:
@@ -218,6 +226,7 @@ class Loop:
             self.host.follow(now)
             if self.host.blind:
                 self._look_again()
+        self._see_to_containers(now)
         self.submit(self.host.take_asked())
         self._ask_firewall()
         self.keepalive.keep(self.engine.node_lease, self._subnet_lease())
@@ -232,6 +241,28 @@ class Loop:
     def _remember(self, *, at_once: bool = False) -> None:
         lease_end = self.keepalive.ends_at(self._subnet_lease())
         self.memory.note(self.engine, lease_end, self.clock(), at_once=at_once)
+
+    # --- containers -------------------------------------------------------------------------------
+
+    def leave(self, namespace: str, name: str, grace_s: float) -> None:
+        """Have a container unwired after so many seconds; until then it serves, and takes nothing new. Raises
+        NotFound."""
+        self._change(self.upkeep.leave(self.host.wired(f"{namespace}/{name}"), grace_s))
+
+    def _change(self, conditions: Conditions | None) -> None:
+        if conditions is not None:
+            self.submit(self.engine.handle(conditions, self.clock()))
+
+    def _see_to_containers(self, now: float) -> None:
+        """Probe those that are wired, and unwire those whose time is over."""
+        for workload_id in self.upkeep.over(now):
+            namespace, _, name = workload_id.partition("/")
+            try:
+                self.host.detach(namespace, name, now)
+            except OverlayError as error:
+                log.warning("container could not be detached container=%s error=%s", workload_id, error)
+                self.upkeep.postpone(workload_id, now + DETACH_AGAIN_S)
+        self.upkeep.follow(self.engine.workloads)
 
     # --- without a store --------------------------------------------------------------------------
 
@@ -351,7 +382,7 @@ class Loop:
         """Write identity, containers and subnet.env where they differ from what was written last. A disk
         that is full is a problem to report, and no reason to leave the host without an agent."""
         lease, network = self.engine.lease, self.engine.view.network
-        state = (self.engine.local, tuple(self.engine.workloads.values()))
+        state = (self.engine.local, tuple(self.engine.workloads.values()), dict(self.upkeep.kept))
         now = self.clock()
         if lease is None or network is None or state == self._saved or now < self._next_save:
             return
@@ -367,7 +398,7 @@ class Loop:
     def _write_files(self, network: NetworkConfig, lease: Lease) -> None:
         paths, local = self.config.paths, self.engine.local
         disk.write_identity(paths.identity, local.identity)
-        disk.write_workloads(paths.workloads, self.engine.workloads.values())
+        disk.write_workloads(paths.workloads, self.engine.workloads.values(), self.upkeep.kept)
         mtu = container_mtu(network.backend, local)
         text = files.subnet_env(network, lease.subnets, mtu, masquerade=local.masquerade)
         disk.write_if_different(paths.subnet_file, text, 0o644)

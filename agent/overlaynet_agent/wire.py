@@ -31,6 +31,7 @@ from overlaynet_agent.memory import Memory
 from overlaynet_agent.notify import Manager
 from overlaynet_agent.storeworker import KeepAlive, StoreWorker
 from overlaynet_agent.timedstore import TimedStore
+from overlaynet_agent.upkeep import Upkeep
 
 CAPABILITIES = ("CAP_NET_ADMIN", "CAP_NET_RAW")
 """All that the agent needs: the first for links, routes and rules, the second for iptables."""
@@ -132,6 +133,7 @@ def loop(
         firewall=FirewallWorker(rules, inbox.put),
         memory=memory,
         calls=calls,
+        upkeep=Upkeep(config.paths.run, inbox.put, disk.read_kept(config.paths.workloads, mind.local.name)),
         manager=Manager.from_environ(os.environ),
         reread=reread,
     )

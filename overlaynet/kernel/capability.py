@@ -6,12 +6,14 @@ asking for uid 0 would refuse those who can and pass some who cannot (capabiliti
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 from overlaynet.errors import NotPermitted
 from overlaynet.kernel import netns
 
 STATUS = Path("/proc/thread-self/status")
+_PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 23, 24, 38
 
 NAMES = (
     "CAP_CHOWN",
@@ -74,6 +76,24 @@ def require(*names: str, purpose: str = "this") -> None:
             evidence=f"CapEff of this process is {_effective_mask():016x}",
             next=["run it again with sudo, or as root inside: unshare -Urnm"],
         )
+
+
+def limit(bounds: int, *, no_new_privileges: bool) -> None:
+    """Take from this process, and all that it starts, what is not in `bounds`: bits by capability, as CapBnd in
+    /proc/PID/status has them. What it holds now it keeps until it executes a program. Raises NotPermitted.
+
+    The kernel is asked and not /proc, which may by now be that of another PID namespace."""
+    for bit in range(64):
+        surplus = not bounds >> bit & 1 and _prctl(_PR_CAPBSET_READ, bit) == 1
+        if surplus and _prctl(_PR_CAPBSET_DROP, bit):
+            raise NotPermitted(f"no permission to do without capability {bit}", evidence="it takes CAP_SETPCAP")
+    if no_new_privileges:
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _prctl(what: int, value: int) -> int:
+    """prctl(2), which Python does not have; -1 if it was refused."""
+    return int(ctypes.CDLL(None, use_errno=True).prctl(what, value, 0, 0, 0))
 
 
 def can_create_netns() -> bool:

@@ -35,6 +35,16 @@ Target: TypeAlias = str | os.PathLike[str] | int
 """A namespace: a name, a path (anything with a ``/``), or an open descriptor."""
 
 CLONE_NEWNET = 0x4000_0000
+CLONE_FLAGS = {
+    "cgroup": 0x0200_0000,
+    "ipc": 0x0800_0000,
+    "mnt": 0x0002_0000,
+    "net": CLONE_NEWNET,
+    "pid": 0x2000_0000,
+    "user": 0x1000_0000,
+    "uts": 0x0400_0000,
+}
+"""Kinds of namespace, by their names in /proc/PID/ns (sched.h)."""
 MS_BIND, MS_REC, MS_SHARED = 0x1000, 0x4000, 0x10_0000
 MNT_DETACH = 2
 _OWN = "/proc/thread-self/ns/net"
@@ -119,6 +129,13 @@ def entered(target: Target) -> Iterator[None]:
         os.close(home)
 
 
+def stay(target: Target, kind: str = "net") -> None:
+    """Move the calling thread into a namespace of that kind, and leave it there. Raises as `entered`.
+
+    A user namespace is entered only by a process of one thread; a PID namespace is that of its children."""
+    _enter(target, CLONE_FLAGS[kind])
+
+
 def socket_in(target: Target, family: int, kind: int, protocol: int = 0) -> socket.socket:
     """A socket that was opened in that namespace and works there from anywhere."""
     with entered(target):
@@ -182,9 +199,9 @@ def _share() -> None:
         _mount("", RUN, MS_SHARED | MS_REC)
 
 
-def _enter(target: Target) -> None:
+def _enter(target: Target, flag: int = CLONE_NEWNET) -> None:
     if isinstance(target, int):
-        _setns(target, f"network namespace of descriptor {target}")
+        _setns(target, f"namespace of descriptor {target}", flag)
         return
     where = path(target) if isinstance(target, str) and "/" not in target else Path(target)
     try:
@@ -198,14 +215,14 @@ def _enter(target: Target) -> None:
     except OSError as error:
         raise _failed(f"network namespace {target}", error) from error
     try:
-        _setns(fd, f"network namespace {target}")
+        _setns(fd, f"network namespace {target}", flag)
     finally:
         os.close(fd)
 
 
-def _setns(fd: int, what: str) -> None:
+def _setns(fd: int, what: str, flag: int = CLONE_NEWNET) -> None:
     try:
-        _call("setns", fd, CLONE_NEWNET)
+        _call("setns", fd, flag)
     except OSError as error:
         raise _failed(what, error) from error
 

@@ -18,8 +18,9 @@ from typing import Any
 
 from overlaynet.addr import Mac
 from overlaynet.core.keys import Keys
-from overlaynet.errors import ConfigError
-from overlaynet.model import Identity, Lease, NetworkConfig, Settings, Stored, Workload
+from overlaynet.core.probes import parse_probe, probe_document
+from overlaynet.errors import ConfigError, ProbeInvalid
+from overlaynet.model import Identity, Lease, NetworkConfig, Probe, Settings, Stored, Workload
 from overlaynet.ports import KeyValue, Listing
 from overlaynet.store import codec
 
@@ -98,24 +99,78 @@ def write_identity(path: Path, identity: Identity) -> None:
     write_if_different(path, json.dumps(document, indent=1) + "\n", 0o600)
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is known of a container on its own host alone. `probe_socket` is the name, in the agent's run
+    directory, of the socket of whoever runs an exec probe's command; `ends`: when a container that was told to
+    go is unwired, in seconds since 1970, None if nobody has told it to."""
+
+    probe: Probe | None = None
+    probe_socket: str = ""
+    ends: float | None = None
+
+
+NOTHING_KEPT = Kept()
+
+
 def read_workloads(path: Path, node: str) -> list[Workload] | None:
     """The containers that the agent has wired; None if it never wired any. A file from before the node was
     renamed counts for nothing. Raises ConfigError for a damaged file."""
+    found = _read_wired(path, node)
+    return None if found is None else [workload for workload, _ in found]
+
+
+def read_kept(path: Path, node: str) -> dict[str, Kept]:
+    """The same file's word on each container beside its record, by the container's id. Raises ConfigError."""
+    found = _read_wired(path, node) or []
+    try:
+        return {workload.id: _kept(record) for workload, record in found}
+    except (KeyError, TypeError, ValueError, ProbeInvalid) as error:
+        raise _unreadable(path, error) from None
+
+
+def _read_wired(path: Path, node: str) -> list[tuple[Workload, dict[str, Any]]] | None:
     try:
         records = dict(json.loads(path.read_text("utf-8")))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ConfigError(f"the workload file {path} cannot be read", evidence=str(error)) from None
+        raise _unreadable(path, error) from None
     keys = Keys()
-    decoded = (codec.decode(KeyValue(key, json.dumps(value).encode()), keys) for key, value in records.items())
-    return [item.value for item in decoded if isinstance(item.value, Workload) and item.value.node == node]
+    decoded = ((codec.decode(KeyValue(k, json.dumps(v).encode()), keys).value, v) for k, v in records.items())
+    return [(value, v) for value, v in decoded if isinstance(value, Workload) and value.node == node]
 
 
-def write_workloads(path: Path, workloads: Iterable[Workload]) -> None:
-    keys = Keys()
-    records = {keys.workload(w.node, w.id): json.loads(codec.encode_workload(w)) for w in workloads}
+def _unreadable(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"the workload file {path} cannot be read", evidence=str(error))
+
+
+def _kept(record: Mapping[str, Any]) -> Kept:
+    probe, ends = record.get("probe"), record.get("ends")
+    return Kept(
+        None if probe is None else parse_probe(probe),
+        str(record.get("probe_socket") or ""),
+        None if ends is None else float(ends),
+    )
+
+
+def write_workloads(path: Path, workloads: Iterable[Workload], kept: Mapping[str, Kept] | None = None) -> None:
+    """Replace the file, if it would read differently. `kept` by the container's id."""
+    keys, beside = Keys(), kept or {}
+    records = {
+        keys.workload(w.node, w.id): {
+            **json.loads(codec.encode_workload(w)),
+            **_kept_document(beside.get(w.id, NOTHING_KEPT)),
+        }
+        for w in workloads
+    }
     write_if_different(path, json.dumps(records, indent=1) + "\n", 0o600)
+
+
+def _kept_document(kept: Kept) -> dict[str, Any]:
+    probe = {"probe": probe_document(kept.probe)} if kept.probe else {}
+    socket = {"probe_socket": kept.probe_socket} if kept.probe_socket else {}
+    return {**probe, **socket, **({} if kept.ends is None else {"ends": kept.ends})}
 
 
 # --- what etcd last said --------------------------------------------------------------------------

@@ -128,7 +128,8 @@ def test_container_is_wired_recorded_published_and_unwired(fresh):
     assert '"default/web' in saved(fresh) or "node-1/default/web" in saved(fresh)
     assert fresh.kernel.links[made["device"]].master == "cni0"
     eventually(lambda: fresh.store.read([KEYS.workloads]).items)
-    assert fresh.ask("DELETE", "/v1/containers/default/web") == (200, {"name": "web", "namespace": "default"})
+    gone = {"name": "web", "namespace": "default", "ends_in_s": None}
+    assert fresh.ask("DELETE", "/v1/containers/default/web") == (200, gone)
     assert made["device"] not in fresh.kernel.links
     assert "default/web" not in saved(fresh)
     eventually(lambda: not fresh.store.read([KEYS.workloads]).items)
