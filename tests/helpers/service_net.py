@@ -6,8 +6,8 @@
                                               [X] .50
 
 Routes take the place of the overlay, as with host-gw. X is also the cable: its bridge `lan` joins A and B, and
-whatever is routed to nowhere ends there, unanswered. X reaches virtual IPs by way of A. Every container
-answers on TCP and UDP ports 8080 and 8081, and so do A and B, on their underlay addresses.
+whatever is routed to nowhere ends there, unanswered. X reaches virtual IPs and the like by way of A. Every
+container answers on TCP and UDP ports 8080 and 8081, and so do A and B, on their underlay addresses.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ VIP, VIP2 = "10.112.0.10", "10.112.0.11"
 EXTERNAL = "198.51.100.10"
 INGRESS = "203.0.113.10"
 ROUTED_TO_A = ("10.112.0.0/16", "198.51.100.0/24", "203.0.113.0/24", "10.244.1.0/24")
+ANSWERED_BY_B = "203.0.113.0/24"
+"""Where no rule stands in between, B refuses what A sends there, so that silence is a rule's doing."""
 CROWD = ip_network("10.77.0.0/16")
 """X answers to every address in it: clients of any number without as many interfaces."""
 NODE_PORT = 30_080
@@ -263,6 +265,8 @@ def _connect(places: Mapping[str, PrivateNetns]) -> None:
             _batch(places[name], CONTAINER.format(address=ADDRESS[name], gateway=BRIDGE[host]))
     for network in ROUTED_TO_A:
         places["X"].run(f"ip route add {network} via {ADDRESS['A']}")
+    places["A"].run(f"ip route add {ANSWERED_BY_B} via {ADDRESS['B']}")
+    places["B"].run(f"ip route add local {ANSWERED_BY_B} dev lo")
     places["X"].run(f"ip route add local {CROWD} dev lo")
     places["X"].run(f"ip route add {OWN['B'][0]} via {ADDRESS['B']}")
     for place, settings in SETTINGS.items():

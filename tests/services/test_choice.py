@@ -7,6 +7,7 @@ from dataclasses import replace
 from ipaddress import ip_address
 from itertools import islice
 from math import sqrt
+from unittest import mock
 
 import pytest
 from helpers.answering import Answer, ask, ask_often
@@ -24,6 +25,8 @@ from helpers.service_net import (
     service,
     udp,
 )
+
+from overlaynet.firewall.iptables import Iptables
 
 pytestmark = [pytest.mark.kernel, requires_netns]
 
@@ -123,3 +126,14 @@ def test_affinity_under_policy_local_stays_here(net: ServiceNet) -> None:
     first = chosen(net, sources, ADDRESS["A"], NODE_PORT)
     assert set(first.values()) == {"a1", "a2"}
     assert chosen(net, sources, ADDRESS["A"], NODE_PORT) == first
+
+
+def test_affinity_without_sets_keeps_a_hundred_clients(net: ServiceNet) -> None:
+    """By the match `recent`, for hosts without ipset; it remembers a hundred clients of an endpoint."""
+    with mock.patch.dict(net.firewalls, A=Iptables(net.flavour, affinity="recent")):
+        net.serve(service(*TWO, affinity_s=HOUR_S))
+    assert net.clients_known() == 0
+    sources = clients(100)
+    first = chosen(net, sources)
+    assert set(first.values()) == set(TWO)
+    assert chosen(net, sources) == first

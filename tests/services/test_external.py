@@ -25,7 +25,7 @@ from helpers.service_net import (
     service,
     udp,
 )
-from services.cases import Case
+from services.cases import Case, Outcome
 
 from overlaynet.state import ServicePortPolicy
 
@@ -182,6 +182,22 @@ def test_external_ip(net: ServiceNet, case: Case) -> None:
 @pytest.mark.parametrize("case", INGRESSES, ids=str)
 def test_ingress_ip(net: ServiceNet, case: Case) -> None:
     case.check(net)
+
+
+@pytest.mark.parametrize(
+    ("case", "ranges"),
+    [({"b1": "A"}, ("10.9.0.0/16", f"{A}/32")), (SILENT, ("10.9.0.0/16",))],
+    ids=["host-in-range", "host-not-in-range"],
+)
+def test_host_that_has_the_ingress_address_itself(
+    net: ServiceNet, case: Outcome, ranges: tuple[str, ...]
+) -> None:
+    """It uses that very address as source when it speaks to it."""
+    net.places["A"].run(f"ip address add {INGRESS}/32 dev lo")
+    try:
+        to_ingress("own-address", (ingress("b1", ranges=ranges),), "A", case).check(net)
+    finally:
+        net.places["A"].run(f"ip address del {INGRESS}/32 dev lo")
 
 
 def test_health_check_node_port_is_let_in_where_the_host_drops(net: ServiceNet) -> None:

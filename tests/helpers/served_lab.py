@@ -1,0 +1,170 @@
+"""A lab whose containers answer, and the services and slices that a test puts in front of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from helpers.answering import PATIENCE_S, Answer, Servers, ask, servers
+from helpers.calling import Calling, calling, named_netns
+from helpers.eventually import eventually
+from helpers.private_netns import PrivateNetns
+
+from overlaynet.core.keys import Keys
+from overlaynet.errors import OverlayError
+from overlaynet.lab import process
+from overlaynet.lab.client import UnixConnection
+from overlaynet.lab.lab import Lab
+from overlaynet.lab.netns_driver import namespace
+from overlaynet.lab.topology import Topology
+from overlaynet.model import Settings
+from overlaynet.ports import Delete, Put, Store
+from overlaynet.store import services
+
+KEYS = Keys()
+PORT = 8080
+VIP, SLICED_VIP = "10.112.0.10", "10.112.0.11"
+NODE_PORT = 30_080
+NODE_TTL_S = 5
+CLIENT = "web-3"
+"""The container that calls, on node-3; its own host is never the one that is hurt, but for its agent."""
+
+
+def web(name: str, vip: str, **spec: object) -> dict[str, Any]:
+    """A Service at TCP and UDP port 80."""
+    ports = [
+        {"name": protocol.lower(), "protocol": protocol, "port": 80, "targetPort": PORT}
+        for protocol in ("TCP", "UDP")
+    ]
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"clusterIP": vip, "ports": ports, **spec},
+    }
+
+
+def by_selector() -> dict[str, Any]:
+    """`web`: every container of the lab, also at a nodePort."""
+    found = web("web", VIP, selector={"app": "web"}, type="NodePort")
+    found["spec"]["ports"][0]["nodePort"] = NODE_PORT
+    return found
+
+
+def slice_of(name: str, *addresses: str) -> dict[str, Any]:
+    """The EndpointSlice of a service without selector."""
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": f"{name}-1",
+            "namespace": "default",
+            "labels": {"kubernetes.io/service-name": name},
+        },
+        "addressType": "IPv4",
+        "ports": [{"name": p.lower(), "protocol": p, "port": PORT} for p in ("TCP", "UDP")],
+        "endpoints": [{"addresses": [address], "conditions": {"ready": True}} for address in addresses],
+    }
+
+
+@dataclass
+class ServedLab:
+    """`lab` is looked up anew after `up`, since processes are others then."""
+
+    lab: Lab
+    servers: Servers
+    places: Mapping[str, PrivateNetns]
+    store: Store
+
+    def apply(self, *objects: Mapping[str, Any]) -> None:
+        services.apply(self.store, KEYS, [dict(value) for value in objects])
+
+    def put(self, key: str, value: bytes) -> None:
+        """Whatever it is."""
+        self.store.commit([], [Put(key, value)])
+
+    def delete(self, *keys: str) -> None:
+        self.store.commit([], [Delete(key) for key in keys])
+
+    def ask(self, place: str, address: str, port: int = 80, protocol: str = "tcp") -> Answer | str:
+        with self.places[place].entered():
+            return ask(protocol, address, port, patience_s=PATIENCE_S)
+
+    def calling(self, address: str, patience_s: float = 1.0) -> AbstractContextManager[Calling]:
+        return calling(self.places[CLIENT], address, 80, patience_s=patience_s)
+
+    def status(self, host: str) -> dict[str, Any]:
+        """What the agent says; an AssertionError, to wait by, if it does not answer."""
+        try:
+            return dict(self.lab.agent(host).get("/v1/status"))
+        except OverlayError as error:
+            raise AssertionError(error.message) from error
+
+    def well(self, host: str) -> bool:
+        now = self.status(host)
+        return bool(now["agent"]["state"] == "ready" and now["pending"] == 0)
+
+    def metric(self, host: str, name: str) -> float:
+        """The sum over all labels of one family; an AssertionError if the agent has no such family."""
+        connection = UnixConnection(self.lab.agent(host).socket_path, PATIENCE_S)
+        with closing(connection):
+            connection.request("GET", "/metrics")
+            lines = connection.getresponse().read().decode().splitlines()
+        found = [float(line.rpartition(" ")[2]) for line in lines if re.match(rf"{name}[ {{]", line)]
+        assert found, f"no metric {name}"
+        return sum(found)
+
+    def kill(self, host: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """End the agent of a host and see it gone."""
+        pid = self.lab.pid(f"agent/{host}")
+        assert pid is not None
+        os.kill(pid, number)
+        eventually(lambda: process.start_time(pid) is None, deadline_s=20)
+
+    def up(self) -> None:
+        """Start what is missing."""
+        result = Lab.up(self.lab.topology)
+        assert result.converged, result.waiting
+        self.lab = Lab.open(self.lab.name)
+
+    def cut_off(self, host: str) -> None:
+        """No packet reaches the host any more, nor leaves it."""
+        self.lab.driver.run(host, ["ip", "link", "set", "eth0", "down"])
+
+
+def topology(name: str) -> Topology:
+    """Three hosts with a container each. node-3 has the legacy iptables, which has a lock."""
+    simple = Topology.simple(name, hosts=3, containers=1)
+    flavours = ("nft", "nft", "legacy")
+    hosts = [
+        replace(host, agent={"firewall": {"backend": flavour}})
+        for host, flavour in zip(simple.hosts, flavours, strict=True)
+    ]
+    return replace(simple, hosts=tuple(hosts), settings=Settings(node_ttl_s=NODE_TTL_S))
+
+
+@contextmanager
+def served_lab(name: str) -> Iterator[ServedLab]:
+    """Up, with `web` in place and answered by every container."""
+    with ExitStack() as stack:
+        lab = stack.enter_context(Lab.running(topology(name)))
+        listening = stack.enter_context(servers())
+        places = {
+            place: stack.enter_context(named_netns(namespace(name, place)))
+            for place in (*(host.name for host in lab.hosts), *(c.name for c in lab.containers), "outside")
+        }
+        for container in lab.containers:
+            for protocol in ("tcp", "udp"):
+                listening.listen(places[container.name], container.name, protocol, PORT)
+        store = lab.store()
+        stack.callback(store.close)
+        served = ServedLab(lab, listening, places, store)
+        served.apply(by_selector())
+        for host in lab.hosts:
+            eventually(lambda host=host: isinstance(served.ask(host.name, VIP), Answer), deadline_s=20)
+        yield served
