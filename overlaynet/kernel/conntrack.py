@@ -6,9 +6,9 @@ include/uapi/linux/netfilter/nfnetlink_conntrack.h, the answers those of
 net/netfilter/nf_conntrack_netlink.c (ctnetlink_fill_info).
 
 A busy host has hundreds of thousands of entries and we want few of them, so the kernel is asked to leave out
-other protocols (Linux 5.8; older ones send all, and what is not wanted is passed over here). What is left is
-taken apart by one prepared struct, since the kernel writes the two tuples of an IPv4 entry first and always
-in the same shape; anything else goes the plain way.
+other protocols (Linux 5.8) and, if wanted, what was answered (5.15); older ones send all, and what is not
+wanted is passed over here. What is left is taken apart by one prepared struct, since the kernel writes the two
+tuples of an IPv4 entry first and always in the same shape; anything else goes the plain way.
 
 A deletion without a tuple would mean all entries; every one here names its tuple. Between the reading and
 the deletion a handshake may have been completed, so a TCP entry is looked at once more.
@@ -49,7 +49,7 @@ TCP_STATE = {
 
 GET, DELETE = 1, 2
 IPS_SEEN_REPLY = 1 << 1
-TUPLE_ORIG, TUPLE_REPLY, STATUS, PROTOINFO, FILTER = 1, 2, 3, 4, 25
+TUPLE_ORIG, TUPLE_REPLY, STATUS, PROTOINFO, FILTER, STATUS_MASK = 1, 2, 3, 4, 25, 26
 ZONE = 18
 TUPLE_IP, TUPLE_PROTO, TUPLE_ZONE = 1, 2, 3
 IP_SRC, IP_DST = {4: 1, 6: 3}, {4: 2, 6: 4}
@@ -83,13 +83,12 @@ class ConntrackAdapter:
         self._family = wire.FAMILY[family]
         self._nfnl: Nfnl | None = None
 
-    def flows(self, protocols: Collection[str]) -> Iterator[Flow]:
+    def flows(self, protocols: Collection[str], *, unanswered: bool = False) -> Iterator[Flow]:
         """Entries of another zone than the common one are somebody's private table, and left out."""
         for word in protocols:
-            number = PROTOCOL_NUMBER[word]
-            for answer in self._dump(_dump(self._family, number)):
+            for answer in self._dump(_dump(self._family, PROTOCOL_NUMBER[word], unanswered=unanswered)):
                 flow = _flow(answer)
-                if flow and flow.protocol == word:
+                if flow and flow.protocol == word and not (unanswered and flow.replied):
                     yield flow
 
     def delete(self, flow: Flow) -> None:
@@ -125,12 +124,14 @@ class ConntrackAdapter:
 # --- requests -------------------------------------------------------------------------------------
 
 
-def _dump(family: int, number: int) -> bytes:
+def _dump(family: int, number: int, *, unanswered: bool) -> bytes:
     """For the entries of one protocol."""
     looked_at = wire.attribute(FILTER_ORIG_FLAGS, BY_PROTOCOL.to_bytes(4, sys.byteorder))
     nothing = wire.attribute(FILTER_REPLY_FLAGS, bytes(4))
     protocol = nested(TUPLE_PROTO, wire.attribute(PROTO_NUM, bytes([number])))
     attributes = nested(FILTER, looked_at, nothing) + nested(TUPLE_ORIG, protocol)
+    if unanswered:
+        attributes += nfnl.u32(STATUS, 0) + nfnl.u32(STATUS_MASK, IPS_SEEN_REPLY)
     return nfnl.message(CONNTRACK, GET, wire.NLM_F_DUMP, family, attributes)
 
 

@@ -61,11 +61,11 @@ class FakeConntrack:
         self.dumps: list[frozenset[str]] = []
         self.missing = False
 
-    def flows(self, protocols: Collection[str]) -> Iterable[Flow]:
+    def flows(self, protocols: Collection[str], *, unanswered: bool = False) -> Iterable[Flow]:
         if self.missing:
             raise NoConntrack(errno.EINVAL)
         self.dumps.append(frozenset(protocols))
-        return [flow for flow in self.table if flow.protocol in protocols]
+        return [f for f in self.table if f.protocol in protocols and not (unanswered and f.replied)]
 
     def delete(self, flow: Flow) -> None:
         if self._failures:

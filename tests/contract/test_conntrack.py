@@ -67,6 +67,11 @@ def test_only_the_protocols_asked_for_are_read(bench: Bench):
     assert bench.found("tcp", "sctp") == {SYN_SENT, ESTABLISHED, SCTP}
 
 
+def test_only_what_nobody_answered_is_read_if_that_is_asked_for(bench: Bench):
+    bench.insert(*ALL)
+    assert set(bench.conntrack.flows(["tcp", "udp"], unanswered=True)) == {UNANSWERED, SYN_SENT}
+
+
 def test_one_connection_is_forgotten_and_no_other(bench: Bench):
     bench.insert(*ALL)
     bench.conntrack.delete(UDP)
