@@ -271,7 +271,8 @@ class Conntrack(Protocol):
     """One network namespace's table of connections."""
 
     def flows(self, protocols: Collection[str], *, unanswered: bool = False) -> Iterable[Flow]:
-        """Those of these protocols; with `unanswered` only where no packet came back yet. Raises NoConntrack, or another KernelError."""
+        """Those of these protocols; with `unanswered` only where no packet came back yet. Raises NoConntrack,
+        or another KernelError."""
 
     def delete(self, flow: Flow) -> None:
         """Forget a flow; its next packet begins a new one. One that is gone already is no error, and a TCP flow

@@ -4,24 +4,30 @@
 of what was there, so that a peer's change costs the same among a hundred peers and among twenty thousand;
 the next look corrects whatever the cache had wrong. Nothing here stops at the first failure: each change
 succeeds or fails alone, and what failed is in the Outcome with its reason.
+
+Services are served by rules and by what goes with them, in this order: sets of clients that rules will refer
+to, the rules, sets that no rule refers to any more, and last the connections that were led by rules that are
+gone. Each step is safe to stop after.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from overlaynet.addr import IPNetwork
+from overlaynet.addr import IPAddress, IPNetwork
 from overlaynet.core.diff import additions, changes, links_of, satisfied, touched_changes
+from overlaynet.core.flows import PROTOCOLS, Cleanup, Verdicts
 from overlaynet.core.ownership import have, owned, shadowed, stands_for
 from overlaynet.core.settled import Settled
-from overlaynet.errors import KernelError
-from overlaynet.ports import Failure, Firewall, Kernel
+from overlaynet.errors import FirewallBusy, KernelError, OverlayError
+from overlaynet.ports import AffinitySets, Conntrack, Failure, Firewall, Kernel
 from overlaynet.state import (
     ChainKey,
     Change,
+    Flow,
     KernelState,
     Key,
     Kind,
@@ -181,23 +187,119 @@ def sync_firewall(
     firewall: Firewall,
     want: Mapping[str, Policy],
     *,
+    sets: AffinitySets | None = None,
     additions_only: bool = False,
     leave: Collection[ChainKey] = (),
     fresh: bool = True,
 ) -> FirewallOutcome:
     """Read the rules, write what differs, but for the chains in `leave`; with `additions_only` only what is
-    missing. Unless `fresh`, rules that are known and that nobody has changed since are not read again.
-    Raises FirewallError or ToolMissing."""
+    missing. A set of clients is made before a rule refers to it, and goes once none does. Unless `fresh`, rules
+    that are known and that nobody has changed since are not read again. Raises FirewallError or ToolMissing."""
 
     def allowed(rules: RuleSet) -> tuple[RuleChange, ...]:
         pending = _not_left(firewall.pending(want, rules), rules, leave)
         return tuple(c for c in pending if c.op == "missing") if additions_only else pending
 
+    unused = _make_sets(sets, firewall.affinity_sets(want)) if sets else frozenset()
     rules = (None if fresh else firewall.recall()) or firewall.observe()
     blockers, pending = firewall.blockers(want, rules), allowed(rules)
     if pending:
         rules = firewall.apply(pending, rules)
-    return FirewallOutcome(pending, blockers, rules.generation, not pending or not allowed(rules))
+    gone = not sets or additions_only or _destroy_sets(sets, unused)
+    return FirewallOutcome(pending, blockers, rules.generation, gone and (not pending or not allowed(rules)))
+
+
+def _make_sets(sets: AffinitySets, wanted: Mapping[str, int]) -> frozenset[str]:
+    """Have all that are wanted; answer those of ours that are not."""
+    present = sets.observe()
+    for name, timeout_s in sorted(wanted.items()):
+        if present.get(name) != timeout_s:
+            sets.create(name, timeout_s)
+    return frozenset(present.keys() - wanted.keys())
+
+
+def _destroy_sets(sets: AffinitySets, unused: Collection[str]) -> bool:
+    """Whether all are gone. One may still be in use: by a rule that is left alone on request, or for the
+    moment that the kernel takes to let go of a rule that is deleted."""
+    used = 0
+    for name in sorted(unused):
+        try:
+            sets.destroy(name)
+        except FirewallBusy:
+            used += 1
+    return not used
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceDoors:
+    """What serving services takes beside rules: sets of clients, the table of connections, and this host's own
+    addresses. None where this kernel has no such thing; `lacks` says so."""
+
+    sets: AffinitySets | None = None
+    conntrack: Conntrack | None = None
+    own_addresses: Callable[[], Collection[IPAddress]] = tuple
+    lacks: tuple[OverlayError, ...] = ()
+
+
+class Forgotten(NamedTuple):
+    """How many connections were deleted that led to where nobody serves any more; and the first failure, if
+    there is more to forget. `looked`: the table was read at all."""
+
+    deleted: int = 0
+    error: OverlayError | None = None
+    looked: bool = False
+
+
+def forget_flows(
+    doors: ServiceDoors,
+    cleanup: Cleanup,
+    policies: Mapping[str, Policy],
+    networks: tuple[IPNetwork, ...] = (),
+    *,
+    again: bool = False,
+) -> Forgotten:
+    """Forget the connections that these policies, whose rules are in force, would not lead to where they lead.
+    The table is read only if something has changed by which they are judged, if the last time failed, or to
+    judge all `again`. `networks` are the service networks."""
+    if doors.conntrack is None:
+        return Forgotten()
+    try:
+        own = frozenset(doors.own_addresses())
+    except OverlayError as error:
+        return Forgotten(error=error)
+    protocols = PROTOCOLS if again else cleanup.due(policies, own)
+    if not protocols:
+        return Forgotten()
+    verdicts = cleanup.verdicts(policies, own, networks)
+    forgotten = _forget(doors.conntrack, verdicts, protocols)
+    if forgotten.error:
+        cleanup.failed(policies, own, protocols)
+    else:
+        cleanup.succeeded(policies, own)
+    return forgotten
+
+
+def _forget(conntrack: Conntrack, verdicts: Verdicts, protocols: frozenset[str]) -> Forgotten:
+    """One that cannot be forgotten is no reason to keep the rest."""
+    count, first = 0, None
+    try:
+        for flow in _stale(conntrack, verdicts, protocols):
+            try:
+                conntrack.delete(flow)
+                count += 1
+            except OverlayError as error:
+                first = first or error
+    except OverlayError as error:
+        first = first or error
+    return Forgotten(count, first, looked=True)
+
+
+def _stale(conntrack: Conntrack, verdicts: Verdicts, protocols: frozenset[str]) -> list[Flow]:
+    """Of TCP only what nobody answered can be stale, and that is read quickly."""
+    found = list(verdicts.stale(conntrack.flows(protocols - {"tcp"})))
+    if "tcp" in protocols:
+        found += verdicts.stale(conntrack.flows({"tcp"}, unanswered=True))
+    return found
 
 
 def _not_left(

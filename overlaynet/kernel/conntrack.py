@@ -80,6 +80,7 @@ class ConntrackAdapter:
     first need, in the calling thread's namespace; not for two threads at once."""
 
     def __init__(self, family: int = 4) -> None:
+        self._version = family
         self._family = wire.FAMILY[family]
         self._nfnl: Nfnl | None = None
 
@@ -98,6 +99,17 @@ class ConntrackAdapter:
         if refusal and refusal.errno != errno.ENOENT:
             raise KernelError(f"deletion of the connection {_words(flow)}", refusal.errno, refusal.text)
 
+    def check(self) -> None:
+        """Raises NoConntrack where there is nothing to ask, KernelError where it is not answered."""
+        ip = address(bytes(wire.WIDTH[self._version]))
+        nobody = Flow("udp", ip, 0, ip, 0, ip, 0, ip, 0)
+        try:
+            answer = self._get(nobody)
+        except KernelError as error:
+            raise _lacking(error) from error
+        if isinstance(answer, Refusal) and answer.errno in nfnl.LACKING:
+            raise NoConntrack(answer.errno)
+
     def close(self) -> None:
         if self._nfnl:
             self._nfnl.close()
@@ -111,13 +123,14 @@ class ConntrackAdapter:
         try:
             return self._open().dump(message)
         except KernelError as error:
-            if error.errno in nfnl.LACKING:
-                raise NoConntrack(error.errno) from error
-            raise
+            raise _lacking(error) from error
+
+    def _get(self, flow: Flow) -> Answer | Refusal:
+        return self._open().get(nfnl.message(CONNTRACK, GET, 0, self._family, _original(flow)))
 
     def _still(self, flow: Flow) -> bool:
         """Whether an entry is as it was read."""
-        answer = self._open().get(nfnl.message(CONNTRACK, GET, 0, self._family, _original(flow)))
+        answer = self._get(flow)
         return not isinstance(answer, Refusal) and _flow(answer) == flow
 
 
@@ -150,6 +163,11 @@ def _original(flow: Flow) -> bytes:
         wire.attribute(PROTO_DST_PORT, _U16.pack(flow.dport)),
     )
     return nested(TUPLE_ORIG, ips, protocol)
+
+
+def _lacking(error: KernelError) -> KernelError:
+    """What a failure means if it is the plainest request that failed."""
+    return NoConntrack(error.errno) if error.errno in nfnl.LACKING else error
 
 
 def _words(flow: Flow) -> str:

@@ -25,11 +25,11 @@ PROTOCOL_VERSION = 6
 """Understood by every kernel since 2.6.39; 7 of Linux 4.20 adds nothing needed here."""
 REVISION = 3
 """Of hash:ip: the first with `forceadd` (Linux 3.14)."""
-TYPE = "hash:ip"
+HASH_IP = "hash:ip"
 MAX_CLIENTS = 262_144
 """In one set, that is, of one endpoint."""
 
-CREATE, DESTROY, LIST = 2, 3, 7
+CREATE, DESTROY, LIST, TYPE = 2, 3, 7, 13
 PROTOCOL, SETNAME, TYPENAME, SET_REVISION, FAMILY, FLAGS, DATA = 1, 2, 3, 4, 5, 6, 7
 TIMEOUT, CADT_FLAGS, MAXELEM = 6, 8, 19
 LIST_HEADER = 1 << 2
@@ -52,7 +52,7 @@ class AffinitySetsAdapter:
 
     def __init__(self, is_ours: Callable[[str], bool], family: int = 4) -> None:
         self._is_ours = is_ours
-        self._family = wire.FAMILY[family]
+        self._family = wire.attribute(FAMILY, bytes([wire.FAMILY[family]]))
         self._nfnl: Nfnl | None = None
 
     def observe(self) -> Mapping[str, int]:
@@ -60,9 +60,7 @@ class AffinitySetsAdapter:
         try:
             answers = self._open().dump(_request(LIST, nfnl.u32(FLAGS, LIST_HEADER)))
         except KernelError as error:
-            if error.errno in nfnl.LACKING:
-                raise NoIpset("the kernel has no ipsets", evidence=str(error), next=_LOAD) from error
-            raise FirewallError("the ipsets cannot be listed", evidence=str(error)) from error
+            raise _lacking(error) from error
         return {name: timeout_s for name, timeout_s in _timed(answers) if self._is_ours(name)}
 
     def create(self, name: str, timeout_s: int) -> None:
@@ -81,6 +79,15 @@ class AffinitySetsAdapter:
         if refusal.errno in IN_USE:
             raise FirewallBusy(f"ipset {name} is still used by a rule", evidence=_words(refusal))
         raise FirewallError(f"the kernel would not destroy ipset {name}", evidence=_words(refusal))
+
+    def check(self) -> None:
+        """Raises NoIpset where sets cannot be made, FirewallError where there is no answer."""
+        try:
+            answer = self._open().get(_request(TYPE, _text(TYPENAME, HASH_IP), self._family))
+        except KernelError as error:
+            raise _lacking(error) from error
+        if isinstance(answer, Refusal):
+            raise NoIpset("the kernel has no ipsets", evidence=_words(answer), next=_LOAD)
 
     def close(self) -> None:
         if self._nfnl:
@@ -107,15 +114,15 @@ def _request(command: int, *rest: bytes) -> bytes:
     return nfnl.message(IPSET, command, wire.NLM_F_DUMP if command == LIST else 0, 0, protocol + b"".join(rest))
 
 
-def _create(name: str, timeout_s: int, family: int) -> bytes:
+def _create(name: str, timeout_s: int, family: bytes) -> bytes:
     data = nested(
         DATA,
         nfnl.u32(MAXELEM | NETWORK_ORDER, MAX_CLIENTS),
         nfnl.u32(TIMEOUT | NETWORK_ORDER, timeout_s),
         nfnl.u32(CADT_FLAGS | NETWORK_ORDER, WITH_FORCEADD),
     )
-    revision, version = wire.attribute(SET_REVISION, bytes([REVISION])), wire.attribute(FAMILY, bytes([family]))
-    return _request(CREATE, _text(SETNAME, name), _text(TYPENAME, TYPE), revision, version, data)
+    revision = wire.attribute(SET_REVISION, bytes([REVISION]))
+    return _request(CREATE, _text(SETNAME, name), _text(TYPENAME, HASH_IP), revision, family, data)
 
 
 def _text(kind: int, text: str) -> bytes:
@@ -127,8 +134,15 @@ def _timed(answers: list[Answer]) -> Iterator[tuple[str, int]]:
     for buffer, start, end in answers:
         found = attributes(buffer, start + nfnl.GENERIC_BYTES, end)
         timeout = parse.nested(found, DATA).get(TIMEOUT)
-        if timeout and parse.text(found[TYPENAME]) == TYPE:
+        if timeout and parse.text(found[TYPENAME]) == HASH_IP:
             yield parse.text(found[SETNAME]), int.from_bytes(timeout, "big")
+
+
+def _lacking(error: KernelError) -> FirewallError:
+    """What a failure means if it is the plainest request that failed."""
+    if error.errno in nfnl.LACKING:
+        return NoIpset("the kernel has no ipsets", evidence=str(error), next=_LOAD)
+    return FirewallError("the ipsets cannot be listed", evidence=str(error))
 
 
 def _words(refusal: Refusal) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from overlaynet.addr import IPAddress
 from overlaynet.kernel import parse, sysctl, wire
 from overlaynet.kernel.handle import Rtnl
 from overlaynet.state import KernelState, LinkInfo, visible_altnames
@@ -29,6 +30,11 @@ def glance(rtnl: Rtnl, instance: str = "") -> KernelState:
     found = links(rtnl, instance)
     names = {link.ifindex: link.name for link in found.values()}
     return KernelState(links=found, addresses=tuple(parse.addresses(rtnl.dump(wire.dump_addresses()), names)))
+
+
+def own_addresses(rtnl: Rtnl, family: int = 4) -> frozenset[IPAddress]:
+    """The addresses of one family (4 or 6) that are this host's. Raises KernelError."""
+    return parse.own_addresses(rtnl.dump(wire.dump_addresses(wire.FAMILY[family])))
 
 
 def observe(

@@ -162,6 +162,13 @@ def addresses(answers: Iterable[Answer], names: Names) -> Iterable[Address]:
             yield Address(names[index], interface(octets, prefixlen))
 
 
+def own_addresses(answers: Iterable[Answer]) -> frozenset[IPAddress]:
+    """The addresses alone, on whatever device."""
+    found = (attributes(buffer, start + 8, end) for buffer, start, end in answers)
+    octets = (each.get(wire.IFA_LOCAL) or each.get(wire.IFA_ADDRESS) for each in found)
+    return frozenset(address(each) for each in octets if each)
+
+
 # --- the big tables -------------------------------------------------------------------------------
 
 _tuple = tuple.__new__

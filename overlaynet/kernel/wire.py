@@ -269,8 +269,9 @@ def dump_links() -> bytes:
     return message(RTM_GETLINK, NLM_F_DUMP, bytes(16), _no_stats())
 
 
-def dump_addresses() -> bytes:
-    return message(RTM_GETADDR, NLM_F_DUMP, bytes(8))
+def dump_addresses(family: int = 0) -> bytes:
+    """Of every family, or of one."""
+    return message(RTM_GETADDR, NLM_F_DUMP, IFADDRMSG.pack(family, 0, 0, 0, 0))
 
 
 def dump_neighs() -> bytes:
