@@ -10,6 +10,7 @@ import contextlib
 import gc
 import logging
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -19,17 +20,19 @@ from overlaynet import __version__
 from overlaynet.addr import IPNetwork
 from overlaynet.config import AgentConfig
 from overlaynet.core import leasing, plan
+from overlaynet.core.backoff import delay
 from overlaynet.core.diff import changes
+from overlaynet.core.flows import Cleanup
 from overlaynet.core.jsonstate import change_to_json, rule_change_to_json
 from overlaynet.core.ownership import owned
 from overlaynet.core.view import View
-from overlaynet.errors import Conflict, NetworkNotConfigured, OverlayError
+from overlaynet.errors import Conflict, FirewallBusy, NetworkNotConfigured, OverlayError
 from overlaynet.events import Changed, Claimed, ClaimSubnet, Event, Raced
 from overlaynet.firewall.iptables import Iptables
 from overlaynet.kernel.apply import KernelAdapter
 from overlaynet.model import Lease, LocalHost, Workload
 from overlaynet.ports import Compare, Put
-from overlaynet.reconcile import Outcome, Reconciler, sync_firewall
+from overlaynet.reconcile import Outcome, Reconciler, ServiceDoors, forget_flows, sync_firewall
 from overlaynet.state import Change, Link, RuleChange, Source, Sysctl
 from overlaynet.store import codec, disk
 from overlaynet.store.etcd import EtcdStore
@@ -42,6 +45,8 @@ from overlaynet_agent.storeworker import StoreWorker
 log = logging.getLogger("overlaynet.agent")
 
 CLAIM_ATTEMPTS = 10
+SETS_TRIES, SETS_AGAIN_S = 7, 0.02
+"""For sets to be let go of by rules that are deleted already; 1.3 seconds in all."""
 GARBAGE_OBJECTS = 50_000
 """New objects between searches for cycles among them. We make hardly any, and a lease alone is some twenty
 objects: at Python's own 700, the searches took a quarter of the time in which thousands of peers are planned.
@@ -60,8 +65,8 @@ def run(config: AgentConfig, reread: Callable[[], AgentConfig]) -> int:
     wire.require_capabilities()
     flanneld.refuse_beside("an agent")
     alone = files.only_one_in_netns(config.node.instance)
-    with files.only_one(config.paths.pid_file), alone, opened(config) as (kernel, etcd, rules):
-        loop = wire.loop(config, kernel, etcd, rules, reread)
+    with files.only_one(config.paths.pid_file), alone, opened(config) as (kernel, etcd, rules, doors):
+        loop = wire.loop(config, kernel, etcd, rules, reread, doors)
         log.info(
             "start version=%s node=%s node_id=%s public_ip=%s interface=%s mtu=%d endpoints=%s rules=%s",
             __version__, loop.engine.local.name, loop.engine.local.identity.node_id,
@@ -102,10 +107,11 @@ def _linger(loop: Loop) -> None:
 
 
 @contextlib.contextmanager
-def opened(config: AgentConfig) -> Iterator[tuple[KernelAdapter, EtcdStore, Iptables]]:
+def opened(config: AgentConfig) -> Iterator[tuple[KernelAdapter, EtcdStore, Iptables, ServiceDoors]]:
     kernel, etcd = KernelAdapter.open(config.node.instance), wire.store(config)
     try:
-        yield kernel, etcd, wire.firewall(config)
+        with wire.service_doors(config) as doors:
+            yield kernel, etcd, wire.firewall(config, doors), doors
     finally:
         etcd.close()
         kernel.close()
@@ -145,7 +151,7 @@ def survey_host(config: AgentConfig, kernel: KernelAdapter, etcd: EtcdStore, *, 
 def show_plan(config: AgentConfig) -> dict[str, Any]:
     """What this host's agent would change now. Writes to neither kernel nor etcd."""
     wire.require_capabilities()
-    with opened(config) as (kernel, etcd, rules):
+    with opened(config) as (kernel, etcd, rules, _):
         survey = survey_host(config, kernel, etcd, create=False)
         desired = survey.desired
         assert survey.view.network is not None
@@ -187,14 +193,17 @@ def once(config: AgentConfig) -> dict[str, Any]:
     """Claim a subnet if this host has none, then make the host right, once."""
     wire.require_capabilities()
     flanneld.refuse_beside("making this host right")
-    with files.only_one(config.paths.pid_file), opened(config) as (kernel, etcd, rules):
+    with files.only_one(config.paths.pid_file), opened(config) as (kernel, etcd, rules, doors):
         survey = survey_host(config, kernel, etcd, create=True)
         survey = _claim(config, survey, etcd) if survey.own is None else _sign(config, survey, etcd)
         desired = survey.desired
         assert survey.view.network is not None
         outcome = Reconciler(kernel).look(desired.objects, survey.view.network.networks)
-        chains = sync_firewall(rules, desired.policies).changes
-    return {**document_of("Once", outcome.changes, chains, desired), "failures": failures_of(outcome)}
+        chains = sync_firewall(rules, desired.policies, sets=doors.sets).changes
+        networks = (survey.view.settings.service_network,)
+        forgotten = forget_flows(doors, Cleanup(), desired.policies, networks)
+    failures = failures_of(outcome) + not_done("connections to forget", forgotten.error)
+    return {**document_of("Once", outcome.changes, chains, desired), "failures": failures}
 
 
 def _sign(config: AgentConfig, survey: Survey, etcd: EtcdStore) -> Survey:
@@ -244,15 +253,33 @@ def clean(config: AgentConfig) -> dict[str, Any]:
     """Remove everything of ours from this host's kernel and nothing else; etcd and the identity stay."""
     wire.require_capabilities()
     with files.only_one(config.paths.pid_file):
-        kernel, rules = KernelAdapter.open(config.node.instance), wire.firewall(config)
+        kernel = KernelAdapter.open(config.node.instance)
         try:
-            chains = sync_firewall(rules, {}).changes
+            with wire.service_doors(config) as doors:
+                chains, left = remove_rules(wire.firewall(config, doors), doors)
             outcome = _clean_kernel(kernel, files.networks_in(config.paths.subnet_file))
         finally:
             kernel.close()
         for path in (config.paths.subnet_file, config.paths.workloads):
             path.unlink(missing_ok=True)
-    return {**document_of("Clean", outcome.changes, chains, None), "failures": failures_of(outcome)}
+    return {**document_of("Clean", outcome.changes, chains, None), "failures": failures_of(outcome) + left}
+
+
+def remove_rules(rules: Iptables, doors: ServiceDoors) -> tuple[tuple[RuleChange, ...], list[dict[str, Any]]]:
+    """All rules of ours, and the sets of clients they used, which the kernel may hold on to for a moment more;
+    and what is left all the same. Raises FirewallError or ToolMissing."""
+    outcome = sync_firewall(rules, {}, sets=doors.sets)
+    for attempt in range(1, SETS_TRIES):
+        if outcome.settled:
+            return outcome.changes, []
+        time.sleep(delay(attempt, 0.0, SETS_AGAIN_S))
+        again = sync_firewall(rules, {}, sets=doors.sets)
+        outcome = again._replace(changes=(*outcome.changes, *again.changes))
+    used = FirewallBusy(
+        "a set of clients is still used by a rule of somebody's",
+        next=["ipset list -terse", "iptables-save", "overlaynet-agent clean"],
+    )
+    return outcome.changes, [] if outcome.settled else not_done("ipsets to remove", used)
 
 
 def _clean_kernel(kernel: KernelAdapter, networks: tuple[IPNetwork, ...]) -> Outcome:
@@ -276,6 +303,11 @@ def document_of(
     listed = [change_to_json(c, sources.get(c.obj.key, nowhere)) for c in pending]
     listed += [rule_change_to_json(change) for change in chains]
     return {"schema": "overlaynet/v1", "kind": kind, "lab": None, "count": len(listed), "changes": listed}
+
+
+def not_done(what: str, error: OverlayError | None) -> list[dict[str, Any]]:
+    """As `failures_of`, of something else."""
+    return [{"change": what, "error": error.as_json()}] if error else []
 
 
 def failures_of(outcome: Outcome) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
 """The agent's hands on iptables: a thread, because a restore can wait seconds for the xtables lock.
 
 There is one writer. While it is busy only the latest wanted policies are remembered, so a hundred changes
-in a row cost two restores, not a hundred.
+in a row cost two restores, not a hundred. The first change after a quiet time is written at once; after a
+round the next waits for `min_sync_s`, unless it is a repair or a further attempt. Connections come last in
+each round: they are judged by what the rules in force were made from.
 
 In between it asks twice a second whether anybody has changed rules (`Firewall.generation`), and reads them back
 if so; when other policies are wanted and nobody has, the rules are known without reading. Where others change
@@ -12,54 +14,79 @@ longer the reading took.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
+from overlaynet.addr import IPNetwork
+from overlaynet.core.flows import Cleanup
 from overlaynet.errors import OverlayError
 from overlaynet.ports import Firewall
-from overlaynet.reconcile import FirewallOutcome, sync_firewall
+from overlaynet.reconcile import FirewallOutcome, Forgotten, ServiceDoors, forget_flows, sync_firewall
 from overlaynet.state import ChainKey, Policy
 from overlaynet_agent.durations import Durations
 
 log = logging.getLogger("overlaynet.firewall")
 
 POLL_S = 0.5
+NO_DOORS = ServiceDoors()
+NOTHING_FORGOTTEN = Forgotten()
 REST = 10
 """After a reading that found nothing to mend, polling pauses so many times as long as that took."""
 
 
 @dataclass(frozen=True, slots=True)
 class FirewallDone:
-    """One round is over: what differed and was written, or why it could not be. `why` there was a round."""
+    """One round is over: what differed and was written, or why it could not be; which connections were
+    forgotten. `why` there was a round."""
 
     outcome: FirewallOutcome
     error: OverlayError | None = None
     why: str = "event"
+    forgotten: Forgotten = NOTHING_FORGOTTEN
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """Make the rules like this; with `additions_only` take nothing away; leave those chains alone. `why` this
-    is to be done."""
+    is to be done. `networks` are the service networks."""
 
     policies: Mapping[str, Policy]
     additions_only: bool = False
     leave: Collection[ChainKey] = ()
     why: str = "event"
+    networks: tuple[IPNetwork, ...] = ()
+
+    @property
+    def is_repair(self) -> bool:
+        """Whether whatever differs has gone wrong by itself."""
+        return self.why not in ("event", "retry")
 
 
 class FirewallWorker:
-    """Brings the rules to the latest policies given; tells `post` after each round."""
+    """Brings the rules to the latest policies given; tells `post` after each round. `min_sync_s`: seconds of
+    rest between rounds; `durations` are those of rules, `cleanups` those of reading and forgetting flows."""
 
-    def __init__(self, firewall: Firewall, post: Callable[[FirewallDone], None]) -> None:
+    def __init__(
+        self,
+        firewall: Firewall,
+        post: Callable[[FirewallDone], None],
+        doors: ServiceDoors = NO_DOORS,
+        min_sync_s: float = 0.0,
+    ) -> None:
         self._firewall = firewall
         self._post = post
+        self.doors = doors
+        self.min_sync_s = min_sync_s
+        self._cleanup = Cleanup()
         self._wanted: Task | None = None
         self._settled: tuple[Task, FirewallOutcome] | None = None
         self._rested = 0.0
+        self._ended = -math.inf
         self.durations = Durations()
+        self.cleanups = Durations()
         self._stopped = False
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="firewall", daemon=True)
@@ -69,6 +96,8 @@ class FirewallWorker:
         return self._firewall.flavour
 
     def start(self) -> None:
+        for error in self.doors.lacks:
+            log.warning("services make do without error=%s evidence=%s", error, error.evidence)
         self._thread.start()
 
     def want(self, task: Task) -> None:
@@ -86,11 +115,9 @@ class FirewallWorker:
 
     def _run(self) -> None:
         while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self._stopped or self._wanted is not None, POLL_S)
-                if self._stopped:
-                    return
-                task, self._wanted = self._wanted, None
+            task = self._taken()
+            if self._stopped:
+                return
             try:
                 if task := task or self._poll():
                     self._carry_out(task)
@@ -98,6 +125,21 @@ class FirewallWorker:
                 log.exception("firewall round failed: this is a bug")
                 bug = OverlayError("the agent failed at the firewall; its log says where", evidence=repr(error))
                 self._fail(bug, task)
+
+    def _taken(self) -> Task | None:
+        """What is wanted, when its time has come; None after a while without anything."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._stopped or self._wanted is not None, POLL_S)
+            while not self._stopped and (rest_s := self._rest_s()) > 0:
+                self._wake.wait(rest_s)
+            task, self._wanted = self._wanted, None
+            return task
+
+    def _rest_s(self) -> float:
+        """Seconds before the next round."""
+        if self._wanted is None or self._wanted.why != "event":
+            return 0.0
+        return self._ended + self.min_sync_s - time.monotonic()
 
     def _poll(self) -> Task | None:
         """What to do, if anybody has changed rules since the last reading."""
@@ -112,22 +154,37 @@ class FirewallWorker:
         began = time.monotonic()
         try:
             with self.durations.timed():
-                outcome = sync_firewall(
-                    self._firewall,
-                    task.policies,
-                    additions_only=task.additions_only,
-                    leave=task.leave,
-                    fresh=task.why != "event",
-                )
+                outcome = self._sync(task)
         except OverlayError as error:
             self._fail(error, task)
         else:
             self._settled = task, outcome
-            self._post(FirewallDone(outcome, why=task.why))
+            self._post(FirewallDone(outcome, None, task.why, self._forget(task, outcome)))
             ended = time.monotonic()
             self._rested = ended if outcome.changes else ended + REST * (ended - began)
+            if outcome.changes or not task.is_repair:
+                self._ended = ended
+
+    def _sync(self, task: Task) -> FirewallOutcome:
+        return sync_firewall(
+            self._firewall,
+            task.policies,
+            sets=self.doors.sets,
+            additions_only=task.additions_only,
+            leave=task.leave,
+            fresh=task.why != "event",
+        )
+
+    def _forget(self, task: Task, outcome: FirewallOutcome) -> Forgotten:
+        """Nothing while we do not know all that is wanted. While rules were wrong, connections began that they
+        did not lead."""
+        if task.additions_only:
+            return NOTHING_FORGOTTEN
+        with self.cleanups.timed():
+            again = task.is_repair and bool(outcome.changes)
+            return forget_flows(self.doors, self._cleanup, task.policies, task.networks, again=again)
 
     def _fail(self, error: OverlayError, task: Task | None) -> None:
         """Whoever asked decides when to try again; until then there is nothing to poll for."""
-        self._settled = None
+        self._settled, self._ended = None, time.monotonic()
         self._post(FirewallDone(FirewallOutcome(), error, task.why if task else "poll"))

@@ -20,11 +20,11 @@ from overlaynet.core.overlay import container_mtu
 from overlaynet.errors import Conflict, NotReady
 from overlaynet.model import Lease, NodeRecord, Stored, Workload
 from overlaynet.ports import Compare, Delete, Firewall, Put
-from overlaynet.reconcile import Outcome, sync_firewall
+from overlaynet.reconcile import Outcome
 from overlaynet.store import codec, disk
 from overlaynet.store.etcd import EtcdStore
 from overlaynet_agent import files, flanneld, wire
-from overlaynet_agent.commands import Survey, document_of, failures_of, opened, survey_host
+from overlaynet_agent.commands import Survey, document_of, failures_of, opened, remove_rules, survey_host
 from overlaynet_agent.storeworker import MAX_WRITES
 
 FORWARD = ("filter", "FORWARD")
@@ -38,7 +38,7 @@ AGAIN = "overlaynet-agent hand-over, once flanneld runs: our iptables chains go 
 def hand_over(config: AgentConfig) -> dict[str, Any]:
     """Do what can be done now. Raises NotReady if this host has no lease to hand over."""
     wire.require_capabilities()
-    with files.only_one(config.paths.pid_file), opened(config) as (kernel, etcd, rules):
+    with files.only_one(config.paths.pid_file), opened(config) as (kernel, etcd, rules, doors):
         survey = survey_host(config, kernel, etcd, create=False)
         network = survey.view.network
         assert network is not None
@@ -48,11 +48,11 @@ def hand_over(config: AgentConfig) -> dict[str, Any]:
         if not outcome.failures:
             _leave_store(survey, lease, etcd, wire.keys(config))
         served = _flannel_serves(rules)
-        chains = sync_firewall(rules, {}).changes if served else ()
+        chains, left = remove_rules(rules, doors) if served else ((), [])
     _leave_files(config, survey, lease.value)
     return {
         **document_of("HandOver", outcome.changes, chains, None),
-        "failures": failures_of(outcome),
+        "failures": failures_of(outcome) + left,
         "flanneld": (pids := flanneld.running()),
         "next": [*([] if pids else [START]), *([] if served else [AGAIN])],
     }

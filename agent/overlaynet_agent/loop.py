@@ -54,6 +54,9 @@ LOOK_REST = 2
 DETACH_AGAIN_S = 1.0
 """Between attempts to unwire a container whose time is over."""
 
+RULES_AGAIN_S = 0.02
+"""After rules or connections were refused, before the first further attempt."""
+
 SAVE_AGAIN_S = 5.0
 """Between attempts to write to a disk that refused."""
 
@@ -78,7 +81,9 @@ Item: TypeAlias = Event | Noticed | FirewallDone | Probed | Request | Stop
 class FirewallState:
     """What the firewall thread last said. `asked` are the policies it was last given, and whether it was
     told to take nothing away; at `due` it is asked to read the rules in full, for the reason `why`; `reads`
-    counts its rounds."""
+    counts its rounds, `failures` those that failed, `restores` those that wrote, `deleted` the connections
+    that were forgotten. `flows_error`: why not all were that should be. `synced_at`: when it was last done, in
+    the loop's seconds."""
 
     asked: tuple[Mapping[str, Policy], bool] | None = None
     due: float = math.inf
@@ -88,6 +93,10 @@ class FirewallState:
     error: OverlayError | None = None
     attempt: int = 0
     restores: int = 0
+    failures: int = 0
+    deleted: int = 0
+    flows_error: OverlayError | None = None
+    synced_at: float | None = None
     blockers: tuple[str, ...] = ()
 
 
@@ -356,25 +365,38 @@ class Loop:
         changed = rules.asked != (policies, additions_only)
         if self.host.active and (changed or self.clock() >= rules.due):
             why = "event" if changed else rules.why
-            self.firewall.want(Task(dict(policies), additions_only, holds.chains, why))
+            networks = (self.engine.view.settings.service_network,)
+            self.firewall.want(Task(dict(policies), additions_only, holds.chains, why, networks))
             rules.asked, rules.due = (dict(policies), additions_only), math.inf
 
     def _firewall_done(self, done: FirewallDone) -> None:
         rules, changes = self.rules, done.outcome.changes
         if rules.tried and rules.error is None and done.why != "event":
             self.host.drift.count_rules(changes, done.why, self.clock())
-        rules.error, rules.tried = done.error, True
+        rules.error, rules.flows_error, rules.tried = done.error, done.forgotten.error, True
         rules.reads += 1
+        rules.deleted += done.forgotten.deleted
         if changes:
             rules.restores += 1
             log.info("firewall written chains=%s", ",".join(sorted({c.chain for c in changes})))
+        if done.forgotten.deleted:
+            log.info("connections forgotten count=%d", done.forgotten.deleted)
         if done.error is None:
-            rules.attempt, rules.blockers = 0, done.outcome.blockers
-            rules.due, rules.why = self.clock() + self.config.firewall.resync_s, "timer"
+            rules.blockers, rules.synced_at = done.outcome.blockers, self.clock()
+        self._firewall_again(done.error or done.forgotten.error)
+
+    def _firewall_again(self, error: OverlayError | None) -> None:
+        """When the next round is due: soon after one that failed, and less soon after each further one."""
+        rules = self.rules
+        if error is None:
+            rules.attempt = 0
+            every_s = min(self.config.firewall.resync_s, self.config.service.max_sync_s)
+            rules.due, rules.why = self.clock() + every_s, "timer"
             return
         rules.attempt += 1
-        log.warning("firewall refused attempt=%d error=%s", rules.attempt, done.error)
-        rules.due, rules.why = self.clock() + delay(rules.attempt, 0.0), "retry"
+        rules.failures += 1
+        log.warning("firewall refused attempt=%d error=%s", rules.attempt, error)
+        rules.due, rules.why = self.clock() + delay(rules.attempt, 0.0, RULES_AGAIN_S), "retry"
 
     # --- what is kept on disk ---------------------------------------------------------------------
 
@@ -411,7 +433,8 @@ class Loop:
         return self.host.tried and self.rules.tried
 
     def problems(self) -> list[OverlayError]:
-        own = (self.underlay_error, self.rules.error, self._save_error, self._reload_error)
+        rules = (self.rules.error, self.rules.flows_error)
+        own = (self.underlay_error, *rules, self._save_error, self._reload_error)
         mine = [error for error in own if error]
         return [*self.engine.problems(), *self.host.problems(), *mine]
 
@@ -463,6 +486,7 @@ class Loop:
         live, rest = [k for k in keys if k in settings.LIVE], [k for k in keys if k not in settings.LIVE]
         self.config = settings.merged(self.config, new)
         logs.configure(self.config.log)
+        self.firewall.min_sync_s = self.config.service.min_sync_s
         local = settings.local_host(self.engine.local, self.config)
         if local != self.engine.local:
             self.submit(self.engine.handle(HostChanged(local), self.clock()))

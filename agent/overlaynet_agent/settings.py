@@ -23,6 +23,8 @@ LIVE: frozenset[Key] = frozenset(
         ("firewall", "resync_s"),
         ("firewall", "masquerade"),
         ("firewall", "vxlan_peers_only"),
+        ("service", "min_sync_s"),
+        ("service", "max_sync_s"),
         ("log", "level"),
         ("log", "format"),
     }

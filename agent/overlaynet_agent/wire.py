@@ -6,8 +6,10 @@ import os
 import queue
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from overlaynet import __version__
@@ -15,16 +17,23 @@ from overlaynet.config import AgentConfig
 from overlaynet.core.engine import Engine
 from overlaynet.core.keys import Keys
 from overlaynet.core.underlay import local_host, traces
-from overlaynet.errors import ConfigError, NameInvalid
+from overlaynet.errors import ConfigError, NameInvalid, NoConntrack, NoIpset, OverlayError
+from overlaynet.firewall.chains import is_ours
 from overlaynet.firewall.iptables import Iptables
+from overlaynet.firewall.services import Affinity
 from overlaynet.kernel import capability
 from overlaynet.kernel.apply import KernelAdapter
+from overlaynet.kernel.conntrack import ConntrackAdapter
+from overlaynet.kernel.handle import Rtnl
+from overlaynet.kernel.ipset import AffinitySetsAdapter
 from overlaynet.kernel.notices import Notices
+from overlaynet.kernel.observe import own_addresses
 from overlaynet.model import Identity, LocalHost, check_name
+from overlaynet.reconcile import ServiceDoors
 from overlaynet.store import disk
 from overlaynet.store.etcd import EtcdStore
 from overlaynet_agent import files
-from overlaynet_agent.firewallworker import FirewallWorker
+from overlaynet_agent.firewallworker import NO_DOORS, FirewallWorker
 from overlaynet_agent.host import Host
 from overlaynet_agent.loop import Item, Loop
 from overlaynet_agent.memory import Memory
@@ -94,8 +103,37 @@ def identity(config: AgentConfig, *, create: bool) -> Identity:
     return found
 
 
-def firewall(config: AgentConfig) -> Iptables:
-    return Iptables(config.firewall.backend, instance=config.node.instance)
+def firewall(config: AgentConfig, doors: ServiceDoors = NO_DOORS) -> Iptables:
+    """Where there are no sets of clients, services remember them by the match `recent`."""
+    affinity: Affinity = "ipset" if doors.sets else "recent"
+    return Iptables(config.firewall.backend, instance=config.node.instance, affinity=affinity)
+
+
+@contextmanager
+def service_doors(config: AgentConfig) -> Iterator[ServiceDoors]:
+    """What this kernel has for services beside rules. A host that serves none may have sets to be removed."""
+    with ExitStack() as stack:
+        sets = AffinitySetsAdapter(partial(is_ours, instance=config.node.instance))
+        conntrack, rtnl = ConntrackAdapter(), stack.enter_context(Rtnl.open())
+        for each in (sets, conntrack):
+            stack.callback(each.close)
+        lacks = [error for check in (sets.check, conntrack.check) if (error := _refusal_of(check))]
+        kinds = {type(error) for error in lacks}
+        serving = config.service.mode != "off"
+        yield ServiceDoors(
+            None if NoIpset in kinds else sets,
+            conntrack if serving and NoConntrack not in kinds else None,
+            partial(own_addresses, rtnl),
+            tuple(lacks) if serving else (),
+        )
+
+
+def _refusal_of(check: Callable[[], None]) -> OverlayError | None:
+    try:
+        check()
+    except (NoIpset, NoConntrack) as error:
+        return error
+    return None
 
 
 def engine(config: AgentConfig, local: LocalHost) -> Engine:
@@ -118,6 +156,7 @@ def loop(
     etcd: EtcdStore,
     rules: Iptables,
     reread: Callable[[], AgentConfig] | None = None,
+    doors: ServiceDoors = NO_DOORS,
 ) -> Loop:
     """One agent, wired and not started. `reread` reads its settings again."""
     inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
@@ -130,7 +169,7 @@ def loop(
         inbox=inbox,
         store=StoreWorker(calls, keys(config), inbox.put, before=memory.before),
         keepalive=KeepAlive(calls, inbox.put, lambda: made.is_alive()),
-        firewall=FirewallWorker(rules, inbox.put),
+        firewall=FirewallWorker(rules, inbox.put, doors, config.service.min_sync_s),
         memory=memory,
         calls=calls,
         upkeep=Upkeep(config.paths.run, inbox.put, disk.read_kept(config.paths.workloads, mind.local.name)),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
 from helpers.agent import configured
 from helpers.cluster import put_network
+from helpers.flows import flow
 from helpers.model import (
     KEYS,
     add_veth,
@@ -33,6 +36,7 @@ from overlaynet.core.view import View
 from overlaynet.errors import (
     EnvironmentProblem,
     FlannelRunning,
+    KernelError,
     NetworkNotConfigured,
     NotReady,
     PoolExhausted,
@@ -40,11 +44,13 @@ from overlaynet.errors import (
 )
 from overlaynet.model import Claim, NodeRecord
 from overlaynet.ports import Delete, Put
+from overlaynet.reconcile import ServiceDoors
 from overlaynet.state import Kind, Link, Object, Route, Sysctl
 from overlaynet.store import codec, disk
 from overlaynet.store.memory import MemoryStore
 from overlaynet.testing.fake_firewall import FakeFirewall
 from overlaynet.testing.fake_kernel import FakeKernel
+from overlaynet.testing.fake_services import FakeConntrack, FakeSets
 from overlaynet_agent import __main__, commands, files, flanneld, handover, wire
 
 pytestmark = pytest.mark.fake
@@ -56,11 +62,14 @@ class Box:
     def __init__(self, config: AgentConfig, patch: pytest.MonkeyPatch) -> None:
         self.config = config
         self.store, self.kernel, self.rules = MemoryStore(), kernel(1), FakeFirewall()
+        self.sets, self.flows = FakeSets(), FakeConntrack()
         put_network(self.store, network(count=199))
         self.store.close = lambda: None  # type: ignore[method-assign]
         patch.setattr(wire, "require_capabilities", lambda: None)
         patch.setattr(wire, "store", lambda config: self.store)
-        patch.setattr(wire, "firewall", lambda config: self.rules)
+        doors = ServiceDoors(self.sets, self.flows)
+        patch.setattr(wire, "service_doors", lambda config: contextlib.nullcontext(doors))
+        patch.setattr(wire, "firewall", lambda config, doors: self.rules)
         patch.setattr(commands, "KernelAdapter", self)
 
     def open(self, instance: str) -> FakeKernel:
@@ -209,6 +218,31 @@ def test_clean_removes_ours_and_nothing_else(box):
     assert disk.read_identity(box.config.paths.identity)
     assert box.store.read([KEYS.subnets]).items
     assert commands.clean(box.config)["count"] == 0
+
+
+def test_clean_removes_sets_that_rules_let_go_of_late(box, monkeypatch):
+    box.sets.sets = {"OVL-SEP-A": 10, "OVL-SEP-B": 10, "KUBE-A": 10}
+    box.sets.used = {"OVL-SEP-B"}
+    monkeypatch.setattr(commands.time, "sleep", lambda seconds: box.sets.used.clear())
+    assert commands.clean(box.config)["failures"] == []
+    assert box.sets.sets == {"KUBE-A": 10}
+
+
+def test_clean_says_which_sets_stay(box, monkeypatch):
+    box.sets.sets, box.sets.used = {"OVL-SEP-A": 10}, {"OVL-SEP-A"}
+    monkeypatch.setattr(commands.time, "sleep", lambda seconds: None)
+    (failure,) = commands.clean(box.config)["failures"]
+    assert failure["error"]["code"] == "OVL-601"
+
+
+def test_once_forgets_connections_that_lead_nowhere_and_says_which_it_could_not(box):
+    dead = flow("udp", "10.244.1.7:4000", "10.112.0.10:53", "10.244.2.2:53")
+    box.flows.table = [dead, dead._replace(dst=ip_address("8.8.8.8"))]
+    box.flows.fail(KernelError("a deletion", errno.EBUSY))
+    (failure,) = commands.once(box.config)["failures"]
+    assert failure["error"]["code"] == "OVL-500"
+    assert commands.once(box.config)["failures"] == []
+    assert box.flows.deleted == [dead]
 
 
 # --- flannel --------------------------------------------------------------------------------------
