@@ -1,8 +1,8 @@
 """What the lab itself keeps in etcd: the network's config and settings, and the end of hosts that left.
 
 Everything else there is the agents'. A config that is there already is the operator's and stays; settings
-follow the topology. A host that was taken out of the topology is gone for good, so its lease does not wait
-for its time to run out.
+follow the topology, and so do its services, while those that others made stay. A host that was taken out of
+the topology is gone for good, so its lease does not wait for its time to run out.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from overlaynet.core.keys import Keys
 from overlaynet.lab.topology import Topology
 from overlaynet.model import Claim, Lease, NodeRecord, Settings, Workload
 from overlaynet.ports import Compare, Delete, KeyValue, Put, Store
-from overlaynet.store import codec
+from overlaynet.store import codec, kubernetes, services
+from overlaynet.store.kubernetes import ENDPOINT_SLICE, SERVICE
 
 
 def tend(store: Store, keys: Keys, topology: Topology, previous: Settings | None) -> int:
@@ -32,6 +33,28 @@ def tend(store: Store, keys: Keys, topology: Topology, previous: Settings | None
         if node is not None and node not in hosts:
             writes.append((Compare(item.key, item.mod_revision), Delete(item.key)))
     return sum(store.commit([compare], [write]).ok for compare, write in writes)
+
+
+def serve(store: Store, keys: Keys, topology: Topology, previous: Topology | None) -> int:
+    """Write the topology's services and slices, delete those that only `previous` had; answer how many objects
+    were changed. Raises AllocationTaken, ServicesFull, StoreErrors."""
+    had, wanted = (_ids(one) for one in (previous, topology))
+    gone = services.delete(
+        store,
+        keys,
+        sorted(had[SERVICE] - wanted[SERVICE]),
+        sorted(had[ENDPOINT_SLICE] - wanted[ENDPOINT_SLICE]),
+    )
+    written = services.apply(store, keys, topology.services)
+    return len(gone) + sum(one.action != services.UNCHANGED for one in written)
+
+
+def _ids(topology: Topology | None) -> dict[str, set[str]]:
+    """The objects of a topology, each ``namespace/name``, by kind."""
+    found: dict[str, set[str]] = {SERVICE: set(), ENDPOINT_SLICE: set()}
+    for value in topology.services if topology else ():
+        found[str(value["kind"])].add("/".join(kubernetes.identity(value)))
+    return found
 
 
 def _settings(keys: Keys, settings: Settings, present: KeyValue | None) -> tuple[Compare, Put]:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 from overlaynet import data
 from overlaynet.errors import TopologyError
+from overlaynet.store.place import Path, dotted
 
-Path: TypeAlias = tuple[str | int, ...]
 ADVICE = ("correct it there; labs/quickstart.yaml is a small file that works",)
-MAX_DEPTH = 12
+MAX_DEPTH = 20
 """Deeper than any topology; a document that contains itself by an alias ends here."""
 
 
@@ -37,12 +37,6 @@ class Document:
             where += f":{line}"
         spot = f"{dotted(path)}: " if path else ""
         return TopologyError(f"{where}: {spot}{message}", evidence=evidence, next=ADVICE)
-
-
-def dotted(path: Path) -> str:
-    """``hosts[1].zone``"""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return text.removeprefix(".")
 
 
 def read_yaml(text: str, file: str) -> Document:

@@ -232,8 +232,9 @@ class _Up:
         store = EtcdStore([f"unix://{self.paths.etcd_socket}"])
         try:
             self.builder.await_etcd(self.processes[ETCD])
-            previous = self.old.topology.settings if self.old else None
-            return cluster_store.tend(store, Keys(), self.topology, previous)
+            previous = self.old.topology if self.old else None
+            changes = cluster_store.tend(store, Keys(), self.topology, previous.settings if previous else None)
+            return changes + cluster_store.serve(store, Keys(), self.topology, previous)
         finally:
             store.close()
             self.progress("etcd", 1, 1)

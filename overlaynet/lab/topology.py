@@ -30,11 +30,16 @@ from typing import Any
 
 from overlaynet import config
 from overlaynet.addr import Mac
-from overlaynet.errors import ConfigError, NameInvalid, OverlayError, TopologyError
+from overlaynet.core.keys import Keys
+from overlaynet.errors import ConfigError, NameInvalid, ObjectInvalid, OverlayError, TopologyError
 from overlaynet.lab.document import Document, check_schema, read_yaml
-from overlaynet.lab.document import Path as Place
 from overlaynet.model import NO_LABELS, NetworkConfig, Port, Settings, check_name
+from overlaynet.ports import Listing
+from overlaynet.store import kubernetes
 from overlaynet.store.codec import encode_settings, parse_network_config, parse_settings
+from overlaynet.store.place import Path as Place
+from overlaynet.store.place import dotted
+from overlaynet.store.services import Catalogue
 
 API_VERSION = "overlaynet/v1"
 DEFAULT_NAME = "default"
@@ -253,7 +258,7 @@ def from_document(document: Document, name: str | None = None) -> Topology:
         containers=containers,
         network=network,
         settings=_settings(document, value.get("lease", {})),
-        services=tuple(MappingProxyType(dict(s)) for s in value.get("services", [])),
+        services=_services(document, value.get("services", [])),
         outside=value.get("outside", True),
     )
 
@@ -348,6 +353,32 @@ def _agent_place(document: Document, path: Place, error: ConfigError) -> Place:
         if len(place) > len(path) and place[: len(path)] == path and str(place[-1]) in error.message
     ]
     return max(named, key=len, default=path)
+
+
+def _services(document: Document, items: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    """The Kubernetes objects: each is correct and there once, and no two ask for the same VIP or nodePort."""
+    places: dict[str, int] = {}
+    for index, item in enumerate(items):
+        title = kubernetes.title(item)
+        if title in places:
+            raise document.error(("services", index, "metadata", "name"), f"{title} is there twice")
+        places[title] = index
+        _check_object(document, places, [item])
+    _check_object(document, places, items)
+    return tuple(MappingProxyType(dict(item)) for item in items)
+
+
+def _check_object(document: Document, places: Mapping[str, int], items: Sequence[Mapping[str, Any]]) -> None:
+    """Whether these objects can be written side by side into an etcd that has none."""
+    try:
+        json.dumps(items, allow_nan=False)
+        Catalogue(Listing(0, 0, ()), Keys()).puts(items)
+    except ObjectInvalid as error:
+        (path, problem), *others = error.mistakes
+        evidence = "; ".join(f"{dotted(place)}: {words}" for place, words in others)
+        raise document.error(("services", places[error.subject], *path), problem, evidence) from None
+    except (TypeError, ValueError) as error:
+        raise document.error(("services", len(places) - 1), f"cannot be written as JSON: {error}") from None
 
 
 def _containers(

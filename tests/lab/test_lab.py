@@ -185,9 +185,16 @@ def test_damage_is_mended(harm: Callable[[Lab], None]) -> None:
 
 
 def test_hosts_and_containers_come_and_go() -> None:
-    small = two_hosts("grown")
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "web"},
+        "spec": {"ports": [{"port": 80}]},
+    }
+    small = replace(two_hosts("grown"), services=(service,))
     large = Topology.simple(small.name, hosts=3, containers=2)
     with Lab.running(small) as lab:
+        assert Lab.up(small).changes == 0
         agents = {lab.pid("agent/node-1"), lab.pid("agent/node-2")}
         grown = up(large)
         assert everyone_reaches_everyone(grown)

@@ -18,6 +18,10 @@ from overlaynet.model import Port
 pytestmark = pytest.mark.unit
 
 HEAD = "apiVersion: overlaynet/v1\nkind: Lab\n"
+WEB = "{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {ports: [{port: 80}]}}"
+VIP = (
+    "{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {clusterIP: 10.112.0.9, ports: [{port: 80}]}}"
+)
 FULL = HEAD + dedent(
     """\
     name: demo
@@ -36,7 +40,7 @@ FULL = HEAD + dedent(
       command: [python3, -m, http.server]
       probe: {http: {port: 80}}
     services:
-    - {kind: Service, metadata: {name: web}}
+    - {apiVersion: v1, kind: Service, metadata: {name: web}, spec: {ports: [{port: 80}]}}
     outside: false
     """
 )
@@ -53,6 +57,28 @@ def test_everything_written_is_read() -> None:
     (web,) = lab.containers
     assert (web.host, web.namespace, web.command) == ("node-2", "shop", ("python3", "-m", "http.server"))
     assert web.ports == (Port(80), Port(53, "UDP", "dns"))
+
+
+@pytest.mark.parametrize(
+    ("services", "words"),
+    [
+        ("- {kind: Pod}", "demo.yaml:5: services[0].kind: must be one of Service and EndpointSlice"),
+        (f"- {WEB}\n- {WEB}", "demo.yaml:6: services[1].metadata.name: Service default/web is there twice"),
+        (
+            "- apiVersion: v1\n  kind: Service\n  metadata: {name: a}\n  spec:\n    ports:\n    - {port: x}",
+            'demo.yaml:10: services[0].spec.ports[0].port: must be a whole number, not "x"',
+        ),
+        (
+            f"- {VIP}\n- {VIP.replace('web', 'api')}",
+            "demo.yaml:6: services[1].spec.clusterIP: VIP 10.112.0.9 belongs to service default/web",
+        ),
+        ("- {a: 2024-01-01}", "services[0]"),
+    ],
+)
+def test_wrong_service_is_told_with_its_line(services: str, words: str) -> None:
+    with pytest.raises(TopologyError) as caught:
+        parse(HEAD + "hosts: [{name: node-1}]\nservices:\n" + services, "demo.yaml")
+    assert words in caught.value.message
 
 
 def test_document_of_a_topology_gives_the_same_topology() -> None:
