@@ -119,6 +119,11 @@ class ServedLab:
         assert found, f"no metric {name}"
         return sum(found)
 
+    def forgotten(self, host: str) -> int:
+        """How many connections the host's agents have deleted, by their log, which outlives each of them."""
+        text = self.lab.paths.host(host).log.read_text()
+        return sum(map(int, re.findall(r"connections forgotten count=(\d+)", text)))
+
     def kill(self, host: str, number: signal.Signals = signal.SIGKILL) -> None:
         """End the agent of a host and see it gone."""
         pid = self.lab.pid(f"agent/{host}")
@@ -150,7 +155,8 @@ def topology(name: str) -> Topology:
 
 @contextmanager
 def served_lab(name: str) -> Iterator[ServedLab]:
-    """Up, with `web` in place and answered by every container."""
+    """Up, with `web` in place and answered by every container. Hosts refuse each call at once, where otherwise
+    the kernel would tell one client of at most one a second (icmp(7), icmp_ratelimit)."""
     with ExitStack() as stack:
         lab = stack.enter_context(Lab.running(topology(name)))
         listening = stack.enter_context(servers())
@@ -161,6 +167,7 @@ def served_lab(name: str) -> Iterator[ServedLab]:
         for container in lab.containers:
             for protocol in ("tcp", "udp"):
                 listening.listen(places[container.name], container.name, protocol, PORT)
+            lab.driver.run(container.host, ["sysctl", "-w", "net.ipv4.icmp_ratelimit=0"])
         store = lab.store()
         stack.callback(store.close)
         served = ServedLab(lab, listening, places, store)

@@ -87,7 +87,7 @@ def test_datagrams_of_one_socket_follow_the_endpoints(sliced: ServedLab) -> None
         eventually(lambda: REFUSED in calls.udp.failures)
         sliced.apply(slice_of("api", ADDRESS["web-3"]))
         eventually(lambda: "web-3" in calls.udp.names)
-    assert SILENT not in calls.udp.failures
+    assert calls.udp.failures[SILENT] <= 3, "an answer under way at each of three changes may be lost, no more"
 
 
 def test_hundred_changes_at_once_cost_few_restores_and_end_right(sliced: ServedLab) -> None:
@@ -143,6 +143,7 @@ def test_bad_objects_are_named_by_their_field_and_good_ones_are_served(sliced: S
 def test_agent_that_starts_again_costs_no_call_and_writes_nothing(
     lab: ServedLab, host: str, number: signal.Signals
 ) -> None:
+    before = lab.forgotten(host)
     with lab.calling(VIP) as calls:
         lab.kill(host, number)
         lab.up()
@@ -152,7 +153,7 @@ def test_agent_that_starts_again_costs_no_call_and_writes_nothing(
     assert not calls.udp.failures
     assert len(calls.udp.names) == 1
     assert lab.status(host)["writes"] == {"kernel": 0, "firewall": 0}
-    assert lab.metric(host, "overlaynet_conntrack_deleted_total") == 0
+    assert lab.forgotten(host) == before
 
 
 def test_agent_that_is_stopped_for_longer_than_a_node_may_be_silent_keeps_its_endpoints(lab: ServedLab) -> None:
