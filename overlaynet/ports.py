@@ -159,7 +159,8 @@ class Wiring:
 
 
 class Kernel(Protocol):
-    """One network namespace's links, addresses, tables and sysctls."""
+    """One network namespace's links, addresses, tables and sysctls. For one thread; another one, of the same
+    namespace, may `observe` at the same time."""
 
     def observe(self, sysctls: Sequence[str] = ()) -> KernelState:
         """All of it, ours and foreign; and the named sysctls (None where one does not exist)."""

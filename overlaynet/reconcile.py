@@ -2,7 +2,16 @@
 
 `look` reads the whole kernel and is the authority. `follow` handles what one event touched against a cache
 of what was there, so that a peer's change costs the same among a hundred peers and among twenty thousand;
-the next look corrects whatever the cache had wrong. Nothing here stops at the first failure: each change
+the next look corrects whatever the cache had wrong.
+
+A look takes long where there are thousands of peers, so its reading half (`read`) may run on another thread
+while this one goes on following events: `begin`, then `read` there, then `take` here. By the time it is taken
+a reading is old. What was written, announced or wanted differently since `begin` (`Recent`) is newer, and stays
+as it is; of what the reading says has to change, all that concerns it is left to `follow`. So what is written
+is always what is wanted now; and where the kernel may have removed more than it told, whoever heard of it asks
+for the next look.
+
+Nothing here stops at the first failure: each change
 succeeds or fails alone, and what failed is in the Outcome with its reason.
 
 Services are served by rules and by what goes with them, in this order: sets of clients that rules will refer
@@ -60,11 +69,36 @@ class Outcome:
         return len(self.changes) - len(self.failures)
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the kernel held at some moment, of that what is ours, and what would have to change."""
+
+    seen: KernelState
+    cache: dict[Key, Object]
+    pending: tuple[Change, ...]
+    refused: dict[Key, str]
+    shadowed: dict[Key, str]
+
+
+@dataclass(slots=True)
+class Recent:
+    """What a reading under way may not know of: keys, and devices that were looked at since it began."""
+
+    keys: set[Key] = field(default_factory=set)
+    devices: set[str] = field(default_factory=set)
+
+
+def _at_once() -> None:
+    """Where no reading runs on another thread there is none to wait for."""
+
+
 @dataclass(slots=True)
 class Reconciler:
     """One host's writer. `seen` is the kernel at the last look, with links and addresses as of the last
     write of any; `leave` are keys that nothing is to be written for. While `additions_only`, nothing is taken
-    away: what is wanted is then known from a time before this start. Not for use across threads."""
+    away: what is wanted is then known from a time before this start.
+
+    Not for use across threads but for `read`, once at a time: `rest` waits for the one begun elsewhere."""
 
     kernel: Kernel
     additions_only: bool = False
@@ -75,18 +109,59 @@ class Reconciler:
     shadowed: dict[Key, str] = field(default_factory=dict)
     leave: Collection[Key] = ()
     networks: tuple[IPNetwork, ...] = ()
+    recent: Recent | None = None
+    rest: Callable[[], None] = _at_once
 
     def observe(self, want: Mapping[Key, Object], networks: tuple[IPNetwork, ...]) -> tuple[Change, ...]:
-        """Read the kernel; answer what would have to change. Writes nothing."""
-        names = [obj.name for obj in want.values() if isinstance(obj, Sysctl)]
-        self.seen, self.networks = self.kernel.observe(names), networks
-        rest, rest_seen = self.settled.rest(want, self.seen)
+        """Read the kernel; answer what would have to change. Writes nothing. A reading that was begun before
+        is not worth taking any more."""
+        self.rest()
+        self.recent, self.networks = None, networks
+        return self.take(self.read(want, networks))
+
+    def begin(self, networks: tuple[IPNetwork, ...]) -> None:
+        """From now on remember what a reading that begins now may not know."""
+        self.recent, self.networks = Recent(), networks
+
+    def end(self) -> None:
+        """What the last reading found has been written; or it has failed."""
+        self.recent = None
+
+    def read(self, want: Mapping[Key, Object], networks: tuple[IPNetwork, ...]) -> Reading:
+        """Read the kernel and compare. `want` must not change meanwhile. Raises KernelError."""
+        seen = self.kernel.observe([obj.name for obj in want.values() if isinstance(obj, Sysctl)])
+        rest, rest_seen = self.settled.rest(want, seen)
         found = have(rest, rest_seen, networks)
         pending = changes(rest, found.objects, found.refused)
         self.settled.learn(rest, found.objects, pending)
-        self.refused, self.shadowed = found.refused, shadowed(want, rest_seen, found.objects)
-        self.cache = _all_but(want, rest) | found.objects
-        return self._allowed(pending)
+        passed_over = shadowed(want, rest_seen, found.objects)
+        return Reading(seen, _all_but(want, rest) | found.objects, pending, found.refused, passed_over)
+
+    def take(self, reading: Reading) -> tuple[Change, ...]:
+        """Believe a reading, but for what is known to be newer; answer what would have to change."""
+        recent, known, before = self.recent or Recent(), self.cache, self.seen
+        self.cache, self.seen = reading.cache, reading.seen
+        self.refused, self.shadowed = reading.refused, reading.shadowed
+        for key in recent.keys:
+            if key in known:
+                self.cache[key] = known[key]
+            else:
+                self.cache.pop(key, None)
+        if recent.devices:
+            self.adopt(before, recent.devices)
+        return self._allowed(reading.pending)
+
+    def note(self, keys: Iterable[Key]) -> None:
+        """These were written, announced or wanted differently just now."""
+        if self.recent is not None:
+            self.recent.keys.update(keys)
+
+    def write_part(self, pending: Sequence[Change]) -> Outcome:
+        """Write some of what a reading found to differ, but for what became of it since."""
+        newer = self.recent.keys if self.recent else set()
+        if newer:
+            pending = [c for c in pending if newer.isdisjoint((c.obj.key, stands_for(c.obj)))]
+        return self._apply(self.not_left(pending))
 
     def look(self, want: Mapping[Key, Object], networks: tuple[IPNetwork, ...]) -> Outcome:
         """Read everything, write what differs. Raises KernelError if it cannot be read."""
@@ -94,7 +169,7 @@ class Reconciler:
 
     def write(self, pending: Sequence[Change]) -> Outcome:
         """Write what `observe` found to differ."""
-        return replace(self._apply(self._not_left(pending)), whole=True)
+        return replace(self._apply(self.not_left(pending)), whole=True)
 
     def follow(
         self, touched: Iterable[Key], want: Mapping[Key, Object], networks: tuple[IPNetwork, ...]
@@ -102,7 +177,8 @@ class Reconciler:
         """Write what differs among some keys, going by the cache. A change of a link means a look, since
         the kernel drops what hangs on a link on its own. Raises KernelError if that look fails."""
         keys = [*touched, *(key for key in self.leave if kind_of(key) is Kind.LINK)]
-        pending = self._not_left(self._allowed(touched_changes(keys, want, self.cache, self.refused)))
+        self.note(keys)
+        pending = self.not_left(self._allowed(touched_changes(keys, want, self.cache, self.refused)))
         if any(kind_of(change.obj.key) is Kind.LINK for change in pending):
             return self.look(want, networks)
         return self._apply(pending)
@@ -110,7 +186,7 @@ class Reconciler:
     def _allowed(self, pending: tuple[Change, ...]) -> tuple[Change, ...]:
         return additions(pending) if self.additions_only else pending
 
-    def _not_left(self, pending: Sequence[Change]) -> Sequence[Change]:
+    def not_left(self, pending: Sequence[Change]) -> Sequence[Change]:
         """Without what is to be left alone, and what hangs on a link that is wrong and left alone."""
         if not self.leave:
             return pending
@@ -120,6 +196,8 @@ class Reconciler:
     def adopt(self, now: KernelState, names: Collection[str]) -> None:
         """From now on take these devices, and the addresses on them, as seen like this. Only those: what
         happened to another is still to be noticed."""
+        if self.recent is not None:
+            self.recent.devices.update(names)
         links = {name: link for name, link in self.seen.links.items() if name not in names}
         links |= {name: now.links[name] for name in names if name in now.links}
         kept = [address for address in self.seen.addresses if address.dev not in names]

@@ -54,7 +54,7 @@ def status(loop: Loop) -> Document:
         "peers": [_peer(loop, item) for item in _peers(loop)],
         "containers": [{**container(w), **loop.upkeep.document(w.id)} for w in engine.workloads.values()],
         "stray_containers": stray_veths(engine.desired.objects, host.reconciler.seen),
-        "pending": len(host.failures) + len(host.refused) + (loop.rules.error is not None),
+        "pending": len(host.failures) + len(host.due) + len(host.refused) + (loop.rules.error is not None),
         "failures": [
             {"change": describe(failure.change.obj), "error": failure.error.as_json()}
             for failure in host.failures.values()

@@ -144,12 +144,15 @@ class Drift:
                 self._believe((Kind.FDB, workload.device, *key[2:]), None, "notice", by)
 
     def _believe(self, key: Key, obj: Object | None, why: str, by: str = "") -> None:
-        """From now on take this for what the kernel holds."""
-        cache = self.reconciler.cache
-        if cache.get(key) == obj:
+        """From now on take this for what the kernel holds. Known already, it is still newer than a reading that
+        is under way, which then leaves it to be compared here."""
+        reconciler = self.reconciler
+        reconciler.note((key,))
+        cache = reconciler.cache
+        if cache.get(key) == obj and reconciler.recent is None:
             return
         if obj is None:
-            del cache[key]
+            cache.pop(key, None)
         else:
             cache[key] = obj
         self.suspect(key, why, by)

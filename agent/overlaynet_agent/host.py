@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_interface
 
 from overlaynet.addr import IPAddress, IPNetwork, container_mac, gateway_address
@@ -39,9 +39,12 @@ from overlaynet.reconcile import Outcome, Reconciler
 from overlaynet.state import Change, Key, Kind, describe, kind_of
 from overlaynet_agent.drift import STRUCTURE, Drift
 from overlaynet_agent.durations import Durations
+from overlaynet_agent.lookworker import Look, Looked
 
 log = logging.getLogger("overlaynet.host")
 
+PART = 1_000
+"""Changes written before anybody else has a turn: some thirty milliseconds."""
 MAX_LINES = 3
 """Log lines about one round's changes: a lost device alone is thousands of them."""
 
@@ -66,7 +69,10 @@ class AttachRequest:
 class Host:
     """The dataplane of this host. `failures` are the writes that are still due, by key; `blind` is why the
     last look failed, if it did; `tried` says that one look was made. `asked` collects the engine's intents
-    until the loop takes them: they must not get lost when the call that caused them fails."""
+    until the loop takes them: they must not get lost when the call that caused them fails.
+
+    `looking` is the look whose reading is under way on another thread, `due` what the last one found to
+    differ and is still to be written, for the reason `due_why`."""
 
     engine: Engine
     kernel: Kernel
@@ -79,6 +85,10 @@ class Host:
     writes: Counter[tuple[str, str]] = field(default_factory=Counter)
     drift: Drift = field(init=False)
     durations: Durations = field(default_factory=Durations)
+    looking: Look | None = None
+    due: list[Change] = field(default_factory=list)
+    due_why: str = ""
+    _failed_before: set[Key] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.reconciler = Reconciler(self.kernel)
@@ -111,8 +121,59 @@ class Host:
 
     # --- reconciling ------------------------------------------------------------------------------
 
+    def begin_look(self, why: str, now: float) -> Look:
+        """Begin to read the whole kernel, on another thread: have the answer's `read` called there, and `land`
+        here with what comes of it. What is still due from the look before, this one finds again."""
+        self.due, self.drift.look = [], None
+        want, networks = dict(self.engine.desired.objects), self.networks
+        self.reconciler.begin(networks)
+        self.looking = Look(lambda: self.reconciler.read(want, networks), why, now)
+        return self.looking
+
+    def land(self, looked: Looked, now: float) -> bool:
+        """Take a reading, and begin to mend what differs. Answers whether it was the one that is waited for:
+        another look may have overtaken it."""
+        if looked.look is not self.looking or self._is_overtaken(looked.look.why):
+            return False
+        self.looking = None
+        if isinstance(looked.found, KernelError):
+            self.reconciler.end()
+            self._cannot_see(looked.found)
+            return True
+        pending = self.reconciler.not_left(self.reconciler.take(looked.found))
+        self.due, self.due_why, self._failed_before = list(pending), looked.look.why, set(self.failures)
+        self._has_looked()
+        if self._drop_vanished(now):
+            self.follow(now)
+        if self.reconciler.recent is not None:  # else that was a look of its own
+            self._write_part(now, whole=True)
+        return True
+
+    def write_due(self, now: float) -> None:
+        """Write some more of what the last look found, no more than takes a moment."""
+        if self.due and not self._is_overtaken(self.due_why):
+            self._write_part(now, whole=False)
+
+    def _is_overtaken(self, why: str) -> bool:
+        """Whether somebody has read everything since, and the rest of this look is not to be trusted. He may
+        have written nothing, so another look follows."""
+        if self.reconciler.recent is not None:
+            return False
+        self.looking, self.due = None, []
+        self.drift.look = self.drift.look or why
+        return True
+
+    def _write_part(self, now: float, *, whole: bool) -> None:
+        part, self.due = self.due[:PART], self.due[PART:]
+        before = self._failed_before
+        why = {c.obj.key: "retry" if c.obj.key in before else self.due_why for c in part}
+        outcome = self._carry_out(lambda: self.reconciler.write_part(part), self.due_why, now)
+        self._count(replace(outcome, whole=whole), why, now)
+        if not self.due:
+            self.reconciler.end()
+
     def look(self, why: str, now: float) -> Outcome:
-        """Read the whole kernel and mend what differs."""
+        """Read the whole kernel and mend what differs, at once. What other looks have begun is over then."""
         if not self.active:
             return Outcome()
         why = why if self.tried else "start"
@@ -164,11 +225,15 @@ class Host:
             self._cannot_see(error)
             return Outcome()
         if outcome.whole:
-            self.looks += 1
-            self.tried, self.blind = True, None
-            self.drift.rewatch()
+            self.looking, self.due = None, []
+            self._has_looked()
         self._log(outcome, why)
         return outcome
+
+    def _has_looked(self) -> None:
+        self.looks += 1
+        self.tried, self.blind = True, None
+        self.drift.rewatch()
 
     def _cannot_see(self, error: KernelError) -> None:
         self.blind = error
@@ -324,7 +389,7 @@ class Host:
 
     def _is_stray(self, workload_id: str) -> bool:
         instance = self.engine.local.instance
-        link = self.kernel.observe().links.get(host_device(workload_id, instance))
+        link = self.kernel.glance().links.get(host_device(workload_id, instance))
         return link is not None and link.tag == veth_tag(workload_id, instance)
 
     def _plan_workload(self, request: AttachRequest) -> Workload:

@@ -2,9 +2,11 @@
 
     store threads ─┐
     API threads  ──┼──► inbox ──► engine ──► Host (kernel, on this thread) ──► firewall thread
-    signals      ──┘                 └─────► store thread (intents)
+    signals      ──┤                 ├─────► store thread (intents)
+    readings     ──┘                 └─────► look thread (what is there?)
 
-The loop owns the engine and the netlink socket, so neither needs a lock. A request from the API is an item
+The loop owns the engine and the netlink socket, so neither needs a lock. It never works long at a stretch: full
+looks are read on another thread and written part by part. A request from the API is an item
 of the inbox like any other and is answered through a future. A round handles all that is waiting and then
 writes once.
 """
@@ -36,6 +38,7 @@ from overlaynet_agent import files, logs, settings
 from overlaynet_agent.drift import FOUGHT_CAP_S, QUIET_S
 from overlaynet_agent.firewallworker import FirewallDone, FirewallWorker, Task
 from overlaynet_agent.host import Host
+from overlaynet_agent.lookworker import Look, Looked, LookWorker
 from overlaynet_agent.memory import Memory
 from overlaynet_agent.notify import Manager, Notifier
 from overlaynet_agent.pace import Pace
@@ -74,7 +77,7 @@ class Stop:
     """End the loop, leaving the dataplane as it is."""
 
 
-Item: TypeAlias = Event | Noticed | FirewallDone | Probed | Request | Stop
+Item: TypeAlias = Event | Noticed | FirewallDone | Looked | Probed | Request | Stop
 
 
 @dataclass(slots=True)
@@ -111,6 +114,7 @@ class Loop:
     store: StoreWorker
     keepalive: KeepAlive
     firewall: FirewallWorker
+    looker: LookWorker
     memory: Memory
     calls: TimedStore
     upkeep: Upkeep
@@ -123,6 +127,7 @@ class Loop:
     underlay_error: OverlayError | None = None
     _next_look: float = 0.0
     _noticed_look: float = 0.0
+    _noticed: str | None = None
     _looks: Pace = field(default_factory=lambda: Pace(FOUGHT_CAP_S, QUIET_S))
     _failed_looks: int = 0
     _saved: object = None
@@ -133,9 +138,9 @@ class Loop:
     _stopped: bool = False
 
     @property
-    def threads(self) -> tuple[StoreWorker, FirewallWorker, KeepAlive, Memory]:
+    def threads(self) -> tuple[StoreWorker, FirewallWorker, LookWorker, KeepAlive, Memory]:
         """The workers, to be started before `run` and stopped after it in the other order."""
-        return (self.store, self.firewall, self.keepalive, self.memory)
+        return (self.store, self.firewall, self.looker, self.keepalive, self.memory)
 
     def run(self) -> None:
         """Turn until told to stop."""
@@ -187,9 +192,11 @@ class Loop:
     def _wait(self) -> list[Item]:
         """All that is waiting; or nothing, once it is time to do something anyway."""
         now = self.last_tick = self.clock()
-        deadlines = [now + IDLE_S, self._next_look, self.engine.deadline() or now + IDLE_S]
+        deadlines = [now + IDLE_S, self.engine.deadline() or now + IDLE_S]
         deadlines += [self.host.drift.deadline(), self.rules.due, self.upkeep.deadline()]
-        deadlines += [self._noticed_look] if self.host.drift.look else []
+        deadlines += [now] if self.host.due else []
+        if self.host.looking is None:
+            deadlines += [self._next_look, *([self._noticed_look] if self.host.drift.look else [])]
         items: list[Item] = []
         try:
             items.append(self.inbox.get(timeout=max(0.0, min(deadlines) - now)))
@@ -214,6 +221,8 @@ class Loop:
                 self.host.hear(item, self.clock())
             case Probed():
                 self._change(self.upkeep.hear(item, self.engine.workloads.get(item.id)))
+            case Looked():
+                self._land(item)
             case Stop():
                 pass
             case _:
@@ -227,14 +236,14 @@ class Loop:
         self._trust_the_store()
         self.expire_holds(now)
         self.host.poll(now)
-        if now >= self._next_look:
+        if now >= self._next_look and not self.host.tried:
             self.full_look("timer")
-        elif self.host.drift.look and now >= self._noticed_look:
-            self._look_at_notice(self.host.drift.look)
         else:
             self.host.follow(now)
-            if self.host.blind:
+            self.host.write_due(now)
+            if self.host.blind and self.host.looking is None:
                 self._look_again()
+            self._begin_look(now)
         self._see_to_containers(now)
         self.submit(self.host.take_asked())
         self._ask_firewall()
@@ -303,17 +312,38 @@ class Loop:
     # --- looking and writing ----------------------------------------------------------------------
 
     def full_look(self, why: str) -> Outcome:
-        """Look at everything in the kernel, and mend what differs; and at our files with the next save."""
+        """Look at everything in the kernel, and mend what differs; and at our files with the next save.
+
+        At once, for those who wait for it, and for the first time: it takes long among thousands of peers."""
         self._saved = None
         self._next_look = self.clock() + self.config.firewall.resync_s
         outcome = self.host.look(why, self.clock())
+        self._after_look()
+        return outcome
+
+    def _begin_look(self, now: float) -> None:
+        """The same, without waiting: by the timer, or for what was noticed."""
+        noticed = self.host.drift.look if now >= self._noticed_look else None
+        if self.host.looking is not None or not (noticed or now >= self._next_look):
+            return
+        self._saved = None
+        self._next_look = now + self.config.firewall.resync_s
+        self._noticed = noticed
+        self.looker.begin(self.host.begin_look(noticed or "timer", now))
+
+    def _land(self, looked: Looked) -> None:
+        if self.host.land(looked, self.clock()):
+            self._after_look()
+            if self._noticed:
+                self._pace_looks(looked.look)
+
+    def _after_look(self) -> None:
         self._follow_underlay()
         if self.host.blind is None:
             self._failed_looks = 0
         else:
             self._look_again()
             self._failed_looks += 1
-        return outcome
 
     def _follow_underlay(self) -> None:
         """Take up another address or MTU of the underlay. An underlay that is gone is told and waited for."""
@@ -338,14 +368,13 @@ class Loop:
         soon = self.clock() + delay(self._failed_looks + 1, 0.0)
         self._next_look = min(self._next_look, soon)
 
-    def _look_at_notice(self, why: str) -> None:
-        """A full look that somebody's doing asked for: the more of them in a row, the later the next one, and
-        never so that they take all the time there is."""
-        began = self.clock()
-        self.full_look(why)
+    def _pace_looks(self, look: Look) -> None:
+        """After a full look that somebody's doing asked for: the more of them in a row, the later the next one,
+        and never so that they take all the time there is."""
         ended = self.clock()
         self._looks.prune(ended)
-        self._noticed_look = max(self._looks.strike((why,), ended).due, ended + LOOK_REST * (ended - began))
+        due = self._looks.strike((self._noticed,), ended).due
+        self._noticed_look = max(due, ended + LOOK_REST * (ended - look.began))
 
     def expire_holds(self, now: float) -> None:
         """End the holds whose time is up."""

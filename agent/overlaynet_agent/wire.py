@@ -35,6 +35,7 @@ from overlaynet.store.etcd import EtcdStore
 from overlaynet_agent import files
 from overlaynet_agent.firewallworker import NO_DOORS, FirewallWorker
 from overlaynet_agent.host import Host
+from overlaynet_agent.lookworker import LookWorker
 from overlaynet_agent.loop import Item, Loop
 from overlaynet_agent.memory import Memory
 from overlaynet_agent.notify import Manager
@@ -170,12 +171,14 @@ def loop(
         store=StoreWorker(calls, keys(config), inbox.put, before=memory.before),
         keepalive=KeepAlive(calls, inbox.put, lambda: made.is_alive()),
         firewall=FirewallWorker(rules, inbox.put, doors, config.service.min_sync_s),
+        looker=LookWorker(inbox.put),
         memory=memory,
         calls=calls,
         upkeep=Upkeep(config.paths.run, inbox.put, disk.read_kept(config.paths.workloads, mind.local.name)),
         manager=Manager.from_environ(os.environ),
         reread=reread,
     )
+    made.host.reconciler.rest = made.looker.rest
     return made
 
 

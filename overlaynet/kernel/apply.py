@@ -62,9 +62,11 @@ NO_DEVICE = Refusal(errno.ENODEV, "")
 class KernelAdapter:
     """`ports.Kernel` on rtnetlink. Needs CAP_NET_ADMIN over the socket's namespace, and nothing else."""
 
-    def __init__(self, rtnl: Rtnl, instance: str = "") -> None:
-        """Takes over `rtnl`. Of the links' marks it shows those of `instance`."""
+    def __init__(self, rtnl: Rtnl, reading: Rtnl, instance: str = "") -> None:
+        """Takes over both: all but `observe` goes through `rtnl`. Of the links' marks it shows those of
+        `instance`."""
         self._rtnl = rtnl
+        self._reading = reading
         self._instance = instance
         self._known = parse.Known()
         self._indices: dict[str, int] = {}
@@ -72,10 +74,10 @@ class KernelAdapter:
     @classmethod
     def open(cls, instance: str = "") -> KernelAdapter:
         """On the calling thread's network namespace."""
-        return cls(Rtnl.open(), instance)
+        return cls(Rtnl.open(), Rtnl.open(), instance)
 
     def observe(self, sysctls: Sequence[str] = ()) -> KernelState:
-        return observe(self._rtnl, sysctls, self._known, self._instance)
+        return observe(self._reading, sysctls, self._known, self._instance)
 
     def glance(self) -> KernelState:
         return glance(self._rtnl, self._instance)
@@ -104,6 +106,7 @@ class KernelAdapter:
 
     def close(self) -> None:
         self._rtnl.close()
+        self._reading.close()
 
     # --- tables -------------------------------------------------------------------------------
 

@@ -145,9 +145,10 @@ class RealAgent:
     def quiet(self) -> bool:
         """Whether there is nothing to do: nothing failed, nothing suspected. That it was all broken often is
         no matter here."""
-        drift, problems = self.loop.host.drift, self.loop.problems()
+        host, problems = self.loop.host, self.loop.problems()
         troubles = [problem for problem in problems if not isinstance(problem, Contested)]
-        return not (self.loop.host.failures or drift.suspects or drift.look or troubles)
+        under_way = host.failures or host.drift.suspects or host.drift.look or host.looking or host.due
+        return not (under_way or troubles)
 
 
 @contextmanager
