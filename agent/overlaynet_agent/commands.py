@@ -10,6 +10,7 @@ import contextlib
 import gc
 import logging
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -52,6 +53,10 @@ GARBAGE_OBJECTS = 50_000
 objects: at Python's own 700, the searches took a quarter of the time in which thousands of peers are planned.
 """
 
+TURN_S = 0.001
+"""How long a thread of ours computes while another waits. The loop makes many short calls of the kernel, and
+after each it waits so long for a thread that reads twenty thousand peers; at Python's own 5 ms that adds up."""
+
 
 class Worker(Protocol):
     """Something with a thread of its own beside the loop's."""
@@ -83,6 +88,7 @@ def run(config: AgentConfig, reread: Callable[[], AgentConfig]) -> int:
             thread.start()
         gc.freeze()  # what was imported is not garbage either
         gc.set_threshold(GARBAGE_OBJECTS)
+        sys.setswitchinterval(TURN_S)
         try:
             loop.run()
         finally:

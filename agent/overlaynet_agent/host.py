@@ -43,8 +43,8 @@ from overlaynet_agent.lookworker import Look, Looked
 
 log = logging.getLogger("overlaynet.host")
 
-PART = 1_000
-"""Changes written before anybody else has a turn: some thirty milliseconds."""
+PART = 500
+"""Changes written before anybody else has a turn: some twenty milliseconds."""
 MAX_LINES = 3
 """Log lines about one round's changes: a lost device alone is thousands of them."""
 
