@@ -165,6 +165,7 @@ class Handler(BaseHTTPRequestHandler):
             "/v1/ready": self._ready,
             "/v1/status": lambda: self._on_loop(documents.status),
             "/v1/state": lambda: self._on_loop(documents.state),
+            "/v1/stale": lambda: self._on_loop(documents.stale),
             "/v1/plan": self._plan,
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from typing import Any
@@ -14,6 +15,7 @@ from overlaynet.core.plan import peers_of
 from overlaynet.errors import OverlayError
 from overlaynet.model import VXLAN, Lease, Stored, Workload
 from overlaynet.state import describe, kind_of
+from overlaynet.store import codec
 from overlaynet_agent.holds import Hold
 from overlaynet_agent.loop import Loop
 
@@ -112,6 +114,21 @@ def _peer(loop: Loop, item: Stored[Lease]) -> Document:
         "node": lease.node_name,
         "backend_type": lease.backend_type,
         "stale": item.key in loop.engine.view.stale,
+    }
+
+
+def stale(loop: Loop) -> Document:
+    """What etcd no longer has and this host keeps on purpose; values as flannel writes them."""
+    kept, until, now = loop.engine.view.stale, loop.engine.departures.until, loop.clock()
+    return {
+        "leases": [
+            {
+                "key": item.key,
+                "value": json.loads(codec.encode_lease(item.value)),
+                "expires_in_s": round(max(0.0, until[item.key] - now), 3),
+            }
+            for item in kept.values()
+        ]
     }
 
 

@@ -53,6 +53,7 @@ MEMBERS = [
         id="status",
     ),
     pytest.param("/v1/state", {"objects", "policies"}, id="state"),
+    pytest.param("/v1/stale", {"leases"}, id="stale"),
     pytest.param("/v1/plan", {"count", "changes"}, id="plan"),
 ]
 

@@ -16,6 +16,7 @@ from helpers.model import KEYS, lease, network, vtep_mac
 
 from overlaynet.addr import Mac
 from overlaynet.config import AgentConfig, parse
+from overlaynet.core.departures import HOLD_DOWN_S
 from overlaynet.errors import ConfigError, StoreUnavailable
 from overlaynet.model import Stored
 from overlaynet.ports import Delete, Put
@@ -145,6 +146,10 @@ def test_agent_that_starts_into_an_emptied_etcd_keeps_its_peers_for_as_long_as_a
     try:
         again.until_state("degraded")
         assert [problem["code"] for problem in again.status()["problems"]] == ["OVL-409"]
+        (kept,) = again.get("/v1/stale")["leases"]
+        assert kept["key"] == KEYS.lease(lease(250).subnets)
+        assert kept["value"] == json.loads(codec.encode_lease(lease(250)))
+        assert 0 < kept["expires_in_s"] <= HOLD_DOWN_S
         again.loop.call(lambda loop: loop.full_look("timer"))
         assert has_route(again, 250)
         assert again.kernel.writes == writes

@@ -16,7 +16,7 @@ from overlaynet.cli import main as program
 from overlaynet.cli.app import App
 from overlaynet.cli.cluster import readable
 from overlaynet.errors import LabFailed, NotPermitted, StoreUnavailable
-from overlaynet.ports import Put
+from overlaynet.ports import Delete, Put
 from overlaynet.state import ROUTE_PROTOCOL, Change, Fdb, Op, Route
 
 pytestmark = pytest.mark.fake
@@ -318,6 +318,20 @@ def test_diff_is_1_and_names_what_is_missing_and_why_it_is_wanted(run, cluster):
         "next: overlaynet repair\n",
         "",
     )
+
+
+def test_diff_of_a_peer_that_etcd_lost_is_0_while_the_agent_keeps_it_and_1_where_no_agent_does(run, cluster):
+    (gone,) = [i for i in cluster.memory.read([cluster.keys().subnets]).items if "10.244.2.0" in i.key]
+    cluster.memory.commit([], [Delete(gone.key)])
+    code, out, _ = run("diff", "node-1", "-o", "json")
+    (host,) = document(out)["hosts"]
+    found = [(change["op"], change["object"]) for change in host["changes"]]
+    assert (code, found) == (1, [("extra", "route"), ("extra", "fdb"), ("extra", "neigh")])
+    kept = {"key": gone.key, "value": json.loads(gone.value), "expires_in_s": 12.0}
+    cluster.agents["node-1"] = {**ready_agent("node-1"), "/v1/stale": {"leases": [kept]}}
+    assert run("diff", "node-1") == (0, "0 differences on 1 host\n", "")
+    routes = document(run("get", "routes", "node-1", "-o", "json")[1])["items"]
+    assert {item["state"] for item in routes if item["owner"] == "overlaynet"} == {"ok"}
 
 
 def test_diff_document_tells_rules_and_objects_alike(run, cluster):

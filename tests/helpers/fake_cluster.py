@@ -185,7 +185,11 @@ def ready_agent(host: str) -> dict[str, Any]:
         "problems": [],
         "failures": [],
     }
-    return {"/v1/status": status, "/v1/repair": {"changes": 0, "failures": []}}
+    return {
+        "/v1/status": status,
+        "/v1/stale": {"leases": []},
+        "/v1/repair": {"changes": 0, "failures": []},
+    }
 
 
 def _number(host: str) -> int:
