@@ -138,7 +138,7 @@ class LocalCluster:
 
     def __init__(self, paths: Paths) -> None:
         self._config = load(None, {k: v for k, v in os.environ.items() if k != "OVERLAYNET_LAB"})
-        self._socket = paths.run_root / "agent.sock"
+        self._socket = paths.agent.socket
 
     def hosts(self) -> Sequence[Host]:
         node = self._status().get("node") or {}

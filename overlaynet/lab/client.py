@@ -22,6 +22,7 @@ from overlaynet.errors import (
     OverlayError,
     all_errors,
 )
+from overlaynet.lab.paths import HostPaths
 from overlaynet.lab.process import last_lines
 
 TIMEOUT_S = 10.0
@@ -111,15 +112,15 @@ class AgentClient:
                 evidence=f"{error}; it answers root and its socket's group",
                 next=["run it again with sudo"],
             )
-        beside = self.socket_path.parent
+        beside = HostPaths(run=self.socket_path.parent)
         try:
-            pid = (beside / "agent.pid").read_text().strip() or "empty"
+            pid = beside.pid_file.read_text().strip() or "empty"
         except OSError:
             pid = "none"
         return AgentUnreachable(
             f"no agent answers at {self.socket_path}",
-            evidence=f"{error}; pid file: {pid}; last log lines:\n{last_lines(beside / 'agent.log')}",
-            next=["overlaynet status", f"tail {beside / 'agent.log'}"],
+            evidence=f"{error}; pid file: {pid}; last log lines:\n{last_lines(beside.log)}",
+            next=["overlaynet status", f"tail {beside.log}"],
         )
 
 

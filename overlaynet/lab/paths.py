@@ -9,7 +9,7 @@ for what lives as long as the lab runs (`/run`, gone after a reboot) and one for
     /run/overlaynet/labs/LAB/hosts/HOST/                agent.{toml,sock,pid,log} subnet.env xtables.lock
     /var/lib/overlaynet/labs/LAB/lab.json               the same, to be known after a reboot
     /var/lib/overlaynet/labs/LAB/etcd/                  etcd's data
-    /var/lib/overlaynet/labs/LAB/hosts/HOST/            identity.json
+    /var/lib/overlaynet/labs/LAB/hosts/HOST/            {identity,workloads,etcd}.json
 """
 
 from __future__ import annotations
@@ -17,48 +17,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-RUN_ROOT = Path("/run/overlaynet")
-STATE_ROOT = Path("/var/lib/overlaynet")
+from overlaynet.config import PathConfig
+
+_MACHINE = PathConfig()
 
 
 @dataclass(frozen=True, slots=True)
-class HostPaths:
-    """The directories of one host of a lab."""
-
-    run: Path
-    state: Path
+class HostPaths(PathConfig):
+    """The directories of one host of a lab: what its agent's `[paths]` say, and what the lab puts beside."""
 
     @property
     def config(self) -> Path:
         return self.run / "agent.toml"
 
     @property
-    def socket(self) -> Path:
-        return self.run / "agent.sock"
-
-    @property
-    def pid_file(self) -> Path:
-        return self.run / "agent.pid"
-
-    @property
     def log(self) -> Path:
         return self.run / "agent.log"
 
     @property
-    def subnet_file(self) -> Path:
-        return self.run / "subnet.env"
-
-    @property
     def xtables_lock(self) -> Path:
         return self.run / "xtables.lock"
-
-    @property
-    def identity(self) -> Path:
-        return self.state / "identity.json"
-
-    @property
-    def workloads(self) -> Path:
-        return self.state / "workloads.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +67,21 @@ class LabPaths:
         return self.run / f"{name}.log"
 
     def host(self, name: str) -> HostPaths:
-        return HostPaths(self.run / "hosts" / name, self.state / "hosts" / name)
+        run = self.run / "hosts" / name
+        return HostPaths(run, self.state / "hosts" / name, run / "subnet.env")
 
 
 @dataclass(frozen=True, slots=True)
 class Paths:
     """The two roots under which all labs are."""
 
-    run_root: Path = RUN_ROOT
-    state_root: Path = STATE_ROOT
+    run_root: Path = _MACHINE.run
+    state_root: Path = _MACHINE.state
+
+    @property
+    def agent(self) -> PathConfig:
+        """Those of this machine's own agent, which has the roots to itself."""
+        return PathConfig(self.run_root, self.state_root)
 
     @property
     def labs(self) -> Path:

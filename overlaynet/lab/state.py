@@ -181,7 +181,7 @@ def choose(name: str | None, environ: Mapping[str, str], paths: Paths) -> str:
     `LOCAL` if there is none but an agent of this machine's own. Raises LabChoice or NameInvalid."""
     labs = running_labs(paths)
     wanted = name or environ.get(ENVIRONMENT)
-    if wanted == LOCAL or (not wanted and not labs and (paths.run_root / "agent.sock").exists()):
+    if wanted == LOCAL or (not wanted and not labs and paths.agent.socket.exists()):
         return LOCAL
     if wanted:
         if check_name(wanted, "lab") in labs:
