@@ -18,7 +18,7 @@ from overlaynet.core.view import View
 from overlaynet.errors import NotFound, NotPermitted, OverlayError
 from overlaynet.lab.client import AgentClient
 from overlaynet.model import Identity, Port, Workload
-from overlaynet.ports import Store
+from overlaynet.ports import Listing, Store
 
 R = TypeVar("R")
 
@@ -150,11 +150,16 @@ def readable(file: Path) -> Path:
 
 def read_view(cluster: Cluster) -> View:
     """What etcd says now. Raises StoreError."""
-    from overlaynet.store import codec
-
     keys, store = cluster.keys(), cluster.store()
     try:
         listing = store.read(keys.watched)
     finally:
         store.close()
+    return view_of(listing, keys)
+
+
+def view_of(listing: Listing, keys: Keys) -> View:
+    """A listing of what agents watch, understood."""
+    from overlaynet.store import codec
+
     return View.of((codec.decode(item, keys) for item in listing.items), keys, listing.revision)

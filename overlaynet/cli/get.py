@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import click
 
 from overlaynet.addr import Mac
-from overlaynet.cli import inventory, surveys
+from overlaynet.cli import inventory, serving, surveys
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.cluster import pick_hosts, read_view
 from overlaynet.cli.inventory import Items
@@ -68,6 +68,28 @@ def _leases(app: App, name: str | None) -> Found:
     return Found(_named(items, name, "lease", ("key", "subnet", "node")))
 
 
+def _services(app: App, name: str | None) -> Found:
+    catalogue = _catalogue(app)
+    return Found(_named(serving.service_items(catalogue), name, "service", ("id", "name")))
+
+
+def _endpoints(app: App, name: str | None) -> Found:
+    catalogue = _catalogue(app)
+    chosen = [item for item in catalogue.services if name in (None, item.value.id, item.value.name)]
+    if name is not None and not chosen:
+        known = ", ".join(item.value.id for item in catalogue.services) or "none"
+        raise NotFound(f"there is no service {name!r}", evidence=f"services: {known}")
+    return Found(serving.endpoint_items(catalogue.view, chosen))
+
+
+def _catalogue(app: App) -> serving.Catalogue:
+    """etcd's services; those that cannot be understood are warned of."""
+    catalogue = serving.read_catalogue(app.cluster)
+    for problem in catalogue.problems():
+        app.warn(problem)
+    return catalogue
+
+
 def _labs(app: App, name: str | None) -> Found:
     from overlaynet.cli.contexts import lab_items
 
@@ -114,6 +136,13 @@ def _kernels_own(item: Mapping[str, Any]) -> bool:
 
 
 _COMMENT = re.compile(r'-m comment --comment (?:"((?:[^"\\\\]|\\\\.)*)"|\S+) ?')
+
+
+def rule_text(item: Mapping[str, Any]) -> str:
+    """A rule as iptables has it, without its comment."""
+    return _COMMENT.sub("", item["text"])
+
+
 _JUDGED = (*members("OWNER", spare=True), *members("STATE"), Column("SOURCE", _source))
 
 KINDS: Mapping[str, Kind] = {
@@ -185,11 +214,18 @@ KINDS: Mapping[str, Kind] = {
             *members("BYTES", "OWNER", wide=True),
             *members("STATE"),
             Column("SOURCE", _source, spare=True),
-            Column("RULE", lambda i: _COMMENT.sub("", i["text"])),
+            Column("RULE", rule_text),
             Column("COMMENT", lambda i: next(iter(_COMMENT.findall(i["text"])), None), wide=True),
         ),
         _kernel("rules"),
         "{host}:{table}:{chain}:{position}",
+    ),
+    "service": Kind(("services", "svc", "se"), serving.SERVICE_COLUMNS, _services, "{id}"),
+    "endpoint": Kind(
+        ("endpoints", "ep", "en"),
+        serving.ENDPOINT_COLUMNS,
+        _endpoints,
+        "{namespace}/{service}:{address}:{port}",
     ),
     "lab": Kind(
         ("labs", "la"),
@@ -204,13 +240,15 @@ _WORDS = {word: kind for kind, row in KINDS.items() for word in (kind, *row.word
 @click.command()
 @click.argument("kind")
 @click.argument("name", required=False)
+@click.option("-n", "--namespace", metavar="NS", help="Only containers, services, endpoints of this namespace.")
 @shared
 @pass_app
-def get(app: App, kind: str, name: str | None) -> int:
+def get(app: App, kind: str, name: str | None, namespace: str | None) -> int:
     """List what there is.
 
-    KIND is one of hosts, containers, leases, routes, neighs, fdb, rules and labs, in the singular or
-    plural or by its first two letters. NAME chooses one thing; for routes, neighs, fdb and rules, a host.
+    KIND is one of hosts, containers, services, endpoints, leases, routes, neighs, fdb, rules and labs, in the
+    singular or plural or by its first two letters. NAME chooses one thing; for routes, neighs, fdb and rules a
+    host, for endpoints a service. Services may be named as NAME or as NAMESPACE/NAME.
 
     The plain table leaves out what the kernel enters by itself (multicast groups and the addresses of bridge
     ports in fdb, noarp entries in neighs) and, on a narrow terminal, some columns. -o wide and -o json have
@@ -218,12 +256,13 @@ def get(app: App, kind: str, name: str | None) -> int:
     """
     chosen = KINDS[_kind(kind)]
     found = chosen.find(app, name)
-    shown = [item for item in found.items if app.wide or not chosen.leaves_out(item)]
+    items = [i for i in found.items if namespace is None or i.get("namespace", namespace) == namespace]
+    shown = [item for item in items if app.wide or not chosen.leaves_out(item)]
     app.result(
         "List",
-        {"items": found.items},
+        {"items": items},
         lambda: table(chosen.columns, shown, wide=app.wide, width=app.width),
-        chosen.names(found.items),
+        chosen.names(items),
     )
     return found.exit_code
 

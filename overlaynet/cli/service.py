@@ -164,8 +164,9 @@ def _refuse_present(app: App, service_id: str) -> None:
 @shared
 @pass_app
 def delete(app: App, name: str, namespace: str | None) -> None:
-    """Delete the service NAME with its VIP, its nodePorts and the EndpointSlices that name it."""
-    service_id = f"{namespace or DEFAULT_NAMESPACE}/{name}"
+    """Delete the service NAME (or NAMESPACE/NAME) with all it holds: its VIP, its nodePorts, and the
+    EndpointSlices that name it."""
+    service_id = name if "/" in name else f"{namespace or DEFAULT_NAMESPACE}/{name}"
     keys, store = app.cluster.keys(), app.cluster.store()
     try:
         known = [item.key.removeprefix(keys.services) for item in store.read([keys.services]).items]

@@ -1,10 +1,9 @@
 """`python -m overlaynet.probe`: one job in, one document out.
 
-A job is one line of JSON on standard input with a member `op`: ``observe``, ``addresses``, ``ping`` or
-``capture``. The
-answer is the last line of standard output; a failure is an Error document there, and the exit code is that
-of the error. What an operation needs is imported when it is asked for, because starting up is most of what
-a short ping costs.
+A job is one line of JSON on standard input with a member `op`: ``observe``, ``addresses``, ``connections``,
+``ping`` or ``capture``. The answer is the last line of standard output; a failure is an Error document there,
+and the exit code is that of the error. What an operation needs is imported when it is asked for, because
+starting up is most of what a short ping costs.
 """
 
 from __future__ import annotations
@@ -62,8 +61,12 @@ def _do(job: Mapping[str, Any]) -> dict[str, Any]:
                 from overlaynet.probe import observe
 
                 return observe.addresses(job)
+            case "connections":
+                from overlaynet.probe import connections
+
+                return connections.run(job)
             case other:
-                known = "operations: observe, addresses, ping, capture"
+                known = "operations: observe, addresses, connections, ping, capture"
                 raise UsageError(f"there is no operation {other!r}", evidence=known)
     except OSError as error:
         raise EnvironmentProblem("the probe could not do its job", evidence=str(error)) from error

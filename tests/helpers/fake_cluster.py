@@ -64,6 +64,7 @@ class FakeCluster:
         self.store_error: OverlayError | None = None
         self.probe_errors: dict[str, OverlayError] = {}
         self.agents: dict[str, Mapping[str, Any]] = {}
+        self.connections: dict[str, list[dict[str, Any]]] = {}
         self.unreachable: dict[str, tuple[str, str]] = {}
         self.kernels = {host.name: _kernel(host) for host in self.hosts()}
         self.rules = {host.name: FakeFirewall(random_fully=True) for host in self.hosts()}
@@ -110,6 +111,8 @@ class FakeCluster:
             raise self.probe_errors[host]
         if job["op"] == "ping":
             return {"results": [self._ping(item) for item in job["pings"]]}
+        if job["op"] == "connections":
+            return {"endpoints": self.connections.get(host, [])}
         kernel = self.kernels[host].observe(job["sysctls"])
         return {"kernel": kernel_to_json(kernel), "rules": rules_to_json(self.rules[host].observe())}
 
