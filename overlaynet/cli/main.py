@@ -43,7 +43,7 @@ VERBS: Mapping[str, Verb] = {
     "down": Verb(_LAB, "lifecycle:down", "Take a lab down and remove all of it."),
     "clean": Verb(_LAB, "lifecycle:clean", "Remove what labs that are not running left behind."),
     "status": Verb(_LOOK, "status:status", "How the cluster is."),
-    "get": Verb(_LOOK, "get:get", "List hosts, containers, services, endpoints, routes, rules and more."),
+    "get": Verb(_LOOK, "get:get", "List hosts, containers, services, endpoints, routes, rules, ..."),
     "describe": Verb(_LOOK, "describe:describe", "A service with its endpoints, connections and chains."),
     "logs": Verb(_LOOK, "logs:logs", "What a host's agent said."),
     "exec": Verb(_LOOK, "execute:execute", "Run a command in a container or host."),

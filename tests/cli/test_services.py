@@ -82,7 +82,12 @@ def test_endpoints_come_from_containers_and_slices(run, cluster):
     assert found.keys() == {"10.244.1.2", "10.244.2.2", "192.0.2.9"}
     assert (found["10.244.1.2"]["port"], found["10.244.1.2"]["container"]) == (8080, "web-1")
     outside = found["192.0.2.9"]
-    assert (outside["port"], outside["host"], outside["ready"], outside["serving"]) == (9090, "vm-1", False, True)
+    assert (outside["port"], outside["host"], outside["ready"], outside["serving"]) == (
+        9090,
+        "vm-1",
+        False,
+        True,
+    )
 
 
 def test_namespaces_and_names_choose(run, cluster):
@@ -130,7 +135,10 @@ def test_describe_shows_frontends_endpoints_connections_and_chains(run, cluster)
         ("clusterIP", "10.112.0.9", 80),
         ("nodePort", None, 30080),
     ]
-    assert {e["address"]: e["connections"] for e in found["endpoint_items"]} == {"10.244.1.2": 7, "10.244.2.2": 0}
+    assert {e["address"]: e["connections"] for e in found["endpoint_items"]} == {
+        "10.244.1.2": 7,
+        "10.244.2.2": 0,
+    }
     chains = list(dict.fromkeys(rule["chain"].split("-")[1] for rule in found["rules"]["items"]))
     assert chains == ["SERVICES", "NODEPORTS", "EXT", "SVC", "SEP"]
     assert {rule["state"] for rule in found["rules"]["items"]} == {"ok"}
