@@ -36,6 +36,7 @@
     │   ├── Contested                   OVL-410  another program keeps undoing what is ours
     │   ├── MtuProblem                  OVL-412  packets of some containers are larger than the path carries
     │   ├── ServicesFull                OVL-413  no VIP or nodePort is left
+    │   ├── StaleEndpoints              OVL-415  endpoints vanished by expiry and stay in use (transient)
     │   └── ServiceNotServed            OVL-414  a service, or an address of it, that cannot be served as asked
     ├── KernelError               3     OVL-5xx  the kernel refused a request; carries errno
     │   └── NoConntrack                 OVL-501  the kernel does not let anybody read its connections
@@ -264,6 +265,11 @@ class ServicesFull(NetworkError):
 
 class ServiceNotServed(NetworkError):
     code = "OVL-414"
+
+
+class StaleEndpoints(NetworkError):
+    code = "OVL-415"
+    transient = True
 
 
 class KernelError(OverlayError):

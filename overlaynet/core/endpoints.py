@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 
-from overlaynet.model import EndpointSlice, Port, Service, ServicePort, Workload
+from overlaynet.model import EndpointSlice, Port, Service, ServicePort, SliceEndpoint, Workload
 from overlaynet.state import Endpoint
 
 SAME_ZONE = frozenset({"PreferClose", "PreferSameZone"})
@@ -58,6 +58,18 @@ class Members(NamedTuple):
     slices: tuple[EndpointSlice, ...] = ()
 
 
+def has_usable(service: Service, workloads: Iterable[Workload], slices: Iterable[EndpointSlice]) -> bool:
+    """Whether traffic for any port of a service has somewhere to go."""
+    entries: list[Workload | SliceEndpoint] = [*workloads, *(e for some in slices for e in some.endpoints)]
+    return any(is_ready(service, one) or (one.serving and one.terminating) for one in entries)
+
+
+def is_ready(service: Service, one: Workload | SliceEndpoint) -> bool:
+    if isinstance(one, SliceEndpoint):
+        return one.ready
+    return service.publish_not_ready or (one.ready and not one.terminating)
+
+
 def port_endpoints(
     service: Service, port: ServicePort, members: Members, zone_of: ZoneOf, here: str = ""
 ) -> tuple[ServiceEndpoint, ...]:
@@ -91,7 +103,7 @@ def _of_workload(
     number = target_port(port, workload)
     if number is None:
         return
-    ready = service.publish_not_ready or (workload.ready and not workload.terminating)
+    ready = is_ready(service, workload)
     zones, nodes = _hints(service, workload.node, zone_of) if ready else ((), ())
     for ip in workload.ips:
         yield ServiceEndpoint(

@@ -33,6 +33,7 @@ from overlaynet.core import leasing, plan
 from overlaynet.core.backoff import delay
 from overlaynet.core.departures import Departures
 from overlaynet.core.keys import Keys
+from overlaynet.core.vanishing import Vanishing
 from overlaynet.core.view import View
 from overlaynet.errors import (
     ChangePending,
@@ -41,6 +42,7 @@ from overlaynet.errors import (
     NetworkNotConfigured,
     OverlayError,
     PoolExhausted,
+    StaleEndpoints,
     StalePeers,
     Unconfirmed,
     ValueInvalid,
@@ -114,6 +116,7 @@ class Engine:
     version: str
     view: View = field(init=False)
     departures: Departures = field(init=False)
+    vanishing: Vanishing = field(init=False)
     desired: plan.Desired = field(default_factory=plan.Desired)
     workloads: dict[str, Workload] = field(default_factory=dict)
     lease: Stored[Lease] | None = None
@@ -136,6 +139,7 @@ class Engine:
     def __post_init__(self) -> None:
         self.view = View(self.keys)
         self.departures = Departures(self.view)
+        self.vanishing = Vanishing(self.view, self.local.name)
 
     # --- in ---------------------------------------------------------------------------------------
 
@@ -195,6 +199,8 @@ class Engine:
         """What may be asked for by now."""
         self._now = now
         self._replan_leases(self.departures.let_go(now))
+        self.vanishing.let_go(now)
+        self._replan_services()
         self._obstacle = None
         wanted = {topic_of(intent): intent for intent in self._wants()}
         self._forget_unwanted(wanted, now)
@@ -228,8 +234,8 @@ class Engine:
 
     def deadline(self) -> float | None:
         """When `tick` has something to do next, if nothing happens before."""
-        kept = self.departures.deadline()
-        return min(self._waiting if kept is None else [*self._waiting, kept], default=None)
+        kept = (self.departures.deadline(), self.vanishing.deadline())
+        return min([*self._waiting, *(at for at in kept if at is not None)], default=None)
 
     def take_touched(self) -> set[Key]:
         """Keys whose wanted object may have changed since the last call."""
@@ -257,8 +263,7 @@ class Engine:
             yield self._obstacle
         yield from self._lease_problems()
         yield from (retry.error for retry in self.retries.values())
-        if services := self.desired.services:
-            yield from (problem for some in services.problems.values() for problem in some)
+        yield from self._service_problems()
         for key, reason in self.view.problems.items():
             if key != self.keys.network_config:
                 yield ValueInvalid(f"key {key} cannot be understood", evidence=reason)
@@ -292,6 +297,17 @@ class Engine:
         strays = self.strays()
         if strays or (self.lease is None and self._usurper):
             yield self._displaced(strays)
+
+    def _service_problems(self) -> Iterator[OverlayError]:
+        if services := self.desired.services:
+            yield from (problem for some in services.problems.values() for problem in some)
+        if stale := self.vanishing.stale():
+            yield StaleEndpoints(
+                f"{len(stale)} endpoints and services vanished from etcd; they stay in use until they return, "
+                f"or for {(self.vanishing.deadline() or self._now) - self._now:.0f} s more",
+                evidence=", ".join(key.removeprefix(self.keys.overlay) for key in stale[:8]),
+                next=["overlaynet get endpoints", "overlaynet get hosts"],
+            )
 
     def _unconfirmed(self, lease: Stored[Lease]) -> Unconfirmed:
         gone = lease.key not in self.view.leases
@@ -328,10 +344,11 @@ class Engine:
 
     def _fold(self, event: Synced | Changed | Gone) -> None:
         before = (self.view.network, self.view.settings)
-        peers = self._peers_at_stake(event)
+        peers, at_stake = self._peers_at_stake(event), self.vanishing.at_stake(event)
         doubted = isinstance(event, Synced) and self.view.is_another_history(event)
         changed = self.view.fold(event)
         self._follow_departures(changed, peers, new_history=doubted)
+        self.vanishing.follow(event, at_stake, self._now, new_history=doubted)
         if isinstance(event, Synced):
             self.synced, self.store_error = True, None
             self._lost.clear()

@@ -131,12 +131,16 @@ class ServiceIndex:
         touched, self.touched = self.touched, set()
         return touched
 
-    def touch_choosing(self, workload: Workload) -> None:
-        """The services that choose this workload are to be planned anew."""
+    def choosing(self, workload: Workload) -> Iterator[str]:
+        """Keys of the services that choose this workload."""
         for pair in workload.labels.items():
             for key, service in self._choosing.of((workload.namespace, pair)).items():
                 if selects(service, workload):
-                    self.touched.add(key)
+                    yield key
+
+    def touch_choosing(self, workload: Workload) -> None:
+        """The services that choose this workload are to be planned anew."""
+        self.touched.update(self.choosing(workload))
 
     def key_of(self, service_id: str) -> str | None:
         return self._keys.get(service_id)

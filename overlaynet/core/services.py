@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 from overlaynet.addr import IPAddress, IPNetwork
-from overlaynet.core.endpoints import Members, ServiceEndpoint, port_endpoints
+from overlaynet.core.endpoints import Members, ServiceEndpoint, has_usable, port_endpoints
 from overlaynet.core.overlay import vxlan_device
 from overlaynet.core.serviceindex import (
     HEALTH,
@@ -359,8 +359,14 @@ class Services:
         return found
 
 
-def members_of(view: View, key: str, service: Service, own: Iterable[Workload], here: str) -> Members:
-    """What stands behind a service, by the store's word for all hosts but `here`, which knows its `own`."""
-    far = [(k, w) for k, w in view.index.labelled.chosen(service) if w.node != here]
-    far.sort(key=lambda pair: pair[0])
-    return Members((*own, *(w for _, w in far)), (), view.index.slices_of(service))
+def members_of(view: View, key: str, service: Service, own: Sequence[Workload], here: str) -> Members:
+    """What stands behind a service, by the store's word for all hosts but `here`, which knows its `own`. Its
+    last known endpoints only if there are no others that could be used."""
+    far = sorted((k, w) for k, w in view.index.labelled.chosen(service) if w.node != here)
+    known = [*own, *(w for k, w in far if k not in view.kept)]
+    kept = [w for k, w in far if k in view.kept]
+    slices = view.index.slices_of(service)
+    last = view.last.get(key, {})
+    if last and not has_usable(service, (*known, *kept), slices):
+        kept += [last[k] for k in sorted(last)]
+    return Members(tuple(known), tuple(kept), slices)

@@ -42,6 +42,9 @@ class View:
 
     `stale` are leases that the store no longer has and that stay in use all the same (`departures.py`).
 
+    So are services, slices, nodes and workloads in `kept`; and in `last`, by the service's key, the last
+    known endpoints of services that have no others (`vanishing.py`).
+
     `index` finds services, what they choose and who else wants their addresses (`serviceindex.py`).
     """
 
@@ -60,6 +63,8 @@ class View:
     tombstones: dict[str, int] = field(default_factory=dict)
     services: dict[str, Stored[Service]] = field(default_factory=dict)
     slices: dict[str, Stored[EndpointSlice]] = field(default_factory=dict)
+    kept: dict[str, Stored[Any]] = field(default_factory=dict)
+    last: dict[str, dict[str, Workload]] = field(default_factory=dict)
     index: ServiceIndex = field(default_factory=ServiceIndex)
     _wired: dict[str, dict[str, Workload]] = field(default_factory=dict)
 
@@ -115,6 +120,23 @@ class View:
         """The keys of the addresses and MACs that this node claims."""
         return [key for key, item in self.claims.items() if item.value.node_id == node_id]
 
+    def record(self, key: str) -> Stored[Any] | None:
+        """What the store has under this key, if that is a workload, node, service or slice."""
+        return self.workloads.get(key) or self.nodes.get(key) or self.services.get(key) or self.slices.get(key)
+
+    def records(self) -> list[Stored[Any]]:
+        """Every workload, node, service and slice that the store has."""
+        tables: tuple[dict[str, Stored[Any]], ...] = (self.workloads, self.nodes, self.services, self.slices)
+        return [item for table in tables for item in table.values()]
+
+    def keep(self, item: Stored[Any]) -> None:
+        """Go on using a record that the store has no more."""
+        self._follow(item.key, lambda: self.kept.update({item.key: item}))
+
+    def let_go(self, key: str) -> None:
+        """Use a record no longer that is only kept."""
+        self._follow(key, lambda: self.kept.pop(key, None))
+
     def workloads_of(self, node: str) -> Iterator[Workload]:
         return iter(self._wired.get(node, {}).values())
 
@@ -142,7 +164,7 @@ class View:
     def _tables(self) -> tuple[dict[str, Stored[Any]], ...]:
         return (self.leases, self.nodes, self.workloads, self.claims, self.services, self.slices)
 
-    def _follow(self, key: str, step: Callable[[], None]) -> None:
+    def _follow(self, key: str, step: Callable[[], object]) -> None:
         """Take a step that concerns one key, and have the index follow."""
         before = self._indexed(key)
         step()
@@ -150,10 +172,10 @@ class View:
 
     def _indexed(self, key: str) -> Stored[Any] | None:
         """The record that this key has in the index, if it is of a kind that is indexed."""
-        return self.workloads.get(key) or self.nodes.get(key) or self.services.get(key) or self.slices.get(key)
+        return self.record(key) or self.kept.get(key)
 
     def _replace_all(self, event: Synced) -> set[str]:
-        before = self._everything()
+        before, held = self._everything(), dict(self.kept)
         bad = {item.key for item in event.items if isinstance(item.value, Unreadable)}
         for table in self._tables():
             table.clear()
@@ -169,12 +191,14 @@ class View:
         after = self._everything()
         changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
         for key in changed:
-            self.index.replace(key, before.get(key), after.get(key))
+            self.index.replace(key, before.get(key) or held.get(key), self._indexed(key))
         return changed | {self.keys.network_config, self.keys.settings}
 
     def _put(self, item: Stored[Any]) -> None:
         """A value that has become unreadable removes nobody: the last good record stays."""
         self.unreadable.pop(item.key, None)
+        if not isinstance(item.value, Unreadable):
+            self.kept.pop(item.key, None)
         match item.value:
             case NetworkConfig():
                 self.offered = item.value

@@ -30,6 +30,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overlaynet.core import plan
+from overlaynet.core.departures import HOLD_DOWN_S
 from overlaynet.core.engine import Engine
 from overlaynet.core.view import View
 from overlaynet.errors import Conflict, StoreUnavailable
@@ -622,6 +623,9 @@ service_moves = st.one_of(
     of_services.map(lambda value: ("put", stored(value))),
     of_services.map(lambda value: ("put", stored(value))),
     st.integers(0, 99).map(lambda n: ("lose", n)),
+    st.sampled_from([2, 3]).map(lambda n: ("die", f"node-{n}")),
+    st.sampled_from([1.0, HOLD_DOWN_S]).map(lambda seconds: ("wait", seconds)),
+    st.just(("emptied", None)),
     of_services.map(lambda value: ("bad", key_of(value))),
     pods.map(lambda one: ("attach", replace(one, node="node-1"))),
     st.sampled_from(["10.112.0.0/16", "10.96.0.0/16"]).map(
@@ -635,14 +639,21 @@ def play(mind: Engine, steps, first: int = 100) -> dict[Key, Object]:
     """Feed the events, each with a revision of its own; answer what a follower of `take_touched` holds."""
     held: dict[Key, Object] = {}
     for revision, (what, value) in enumerate(steps, first):
+        if what == "wait":
+            mind.tick(mind._now + value)
         for event in events_of(mind, what, value, revision):
-            mind.handle(event, 0.0)
-            for key in mind.take_touched():
-                if key in mind.desired.objects:
-                    held[key] = mind.desired.objects[key]
-                else:
-                    held.pop(key, None)
+            mind.handle(event, mind._now)
+            follow(mind, held)
+    follow(mind, held)
     return held
+
+
+def follow(mind: Engine, held: dict[Key, Object]) -> None:
+    for key in mind.take_touched():
+        if key in mind.desired.objects:
+            held[key] = mind.desired.objects[key]
+        else:
+            held.pop(key, None)
 
 
 def events_of(mind: Engine, what: str, value, revision: int) -> list[Event]:
@@ -652,6 +663,11 @@ def events_of(mind: Engine, what: str, value, revision: int) -> list[Event]:
             return [Changed(replace(value, create_revision=made, mod_revision=revision))]
         case "gone":
             return [Gone(value, revision)]
+        case "die":
+            gone = [KEYS.node(value), *(KEYS.workload(value, one.id) for one in mind.view.workloads_of(value))]
+            return [Gone(key, revision) for key in gone]
+        case "emptied":
+            return [Synced(revision, (stored(network()), stored(lease(1))), new_history=True)]
         case "lose":
             keys = sorted(item.key for item in known(mind) if item.key != mind.lease.key)
             return [Gone(keys[value % len(keys)], revision)] if keys else []
@@ -661,6 +677,8 @@ def events_of(mind: Engine, what: str, value, revision: int) -> list[Event]:
             return [Attached(value)]
         case "detach":
             return [Detached(value)]
+        case "wait":
+            return []
         case "mtu":
             return [HostChanged(replace(mind.local, underlay_mtu=value))]
     return [Synced(revision, (stored(network()), stored(mind.view.settings, key=KEYS.settings), *known(mind)))]
@@ -719,6 +737,9 @@ def same_as_from_scratch(mind: Engine, steps, revision: int = 100) -> plan.Desir
     held_after = play(mind, steps, revision)
     fresh = View.of([stored(network()), stored(mind.view.settings, key=KEYS.settings), *known(mind)], KEYS)
     fresh.stale = dict(mind.view.stale)
+    for item in mind.view.kept.values():
+        fresh.keep(item)
+    fresh.last = dict(mind.view.last)
     scratch = plan.desired(fresh, mind.local, mind.lease.value, mind.workloads.values())
     assert mind.desired.objects == scratch.objects
     assert mind.desired.policies == scratch.policies
