@@ -507,6 +507,7 @@ class Engine:
             self.workloads[now.id] = replace(
                 workload, ready=now.ready, serving=now.serving, terminating=now.terminating
             )
+            self._replan_workload(now.id)
 
     # --- planning ---------------------------------------------------------------------------------
 

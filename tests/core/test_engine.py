@@ -628,6 +628,9 @@ service_moves = st.one_of(
     st.just(("emptied", None)),
     of_services.map(lambda value: ("bad", key_of(value))),
     pods.map(lambda one: ("attach", replace(one, node="node-1"))),
+    st.tuples(st.sampled_from([2, 3]), st.booleans(), st.booleans()).map(
+        lambda has: ("probed", Conditions(pod(1, has[0]).id, has[1], has[2], has[1]))
+    ),
     st.sampled_from(["10.112.0.0/16", "10.96.0.0/16"]).map(
         lambda text: ("put", stored(Settings(service_network=ip_network(text)), key=KEYS.settings))
     ),
@@ -677,6 +680,8 @@ def events_of(mind: Engine, what: str, value, revision: int) -> list[Event]:
             return [Attached(value)]
         case "detach":
             return [Detached(value)]
+        case "probed":
+            return [value]
         case "wait":
             return []
         case "mtu":
