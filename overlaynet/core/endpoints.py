@@ -77,14 +77,13 @@ def port_endpoints(
     node `here` counts, then a workload's, then the first."""
     families = {ip.version for ip in service.cluster_ips}
     found: dict[str, ServiceEndpoint] = {}
-    for one in _local_first(_candidates(service, port, members, zone_of), here):
-        if one.at.ip.version in families or not families:
-            found.setdefault(str(one.at), one)
-    return tuple(found[text] for text in sorted(found))
-
-
-def _local_first(candidates: Iterable[ServiceEndpoint], here: str) -> list[ServiceEndpoint]:
-    return sorted(candidates, key=lambda one: one.host != here)
+    for one in _candidates(service, port, members, zone_of):
+        if families and one.at.ip.version not in families:
+            continue
+        text = str(one.at)
+        if text not in found or (one.host == here and found[text].host != here):
+            found[text] = one
+    return tuple([found[text] for text in sorted(found)])
 
 
 def _candidates(

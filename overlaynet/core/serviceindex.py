@@ -150,9 +150,9 @@ class ServiceIndex:
         found = self._slices.of((service.namespace, service.name))
         return tuple(found[key] for key in sorted(found))
 
-    def claimants(self, frontend: Frontend) -> Iterator[Claimant]:
-        for claims in self._claims.of(frontend).values():
-            yield from claims
+    def first(self, frontend: Frontend) -> Claimant:
+        """Who gets a frontend that somebody claims."""
+        return min(min(claims) for claims in self._claims.of(frontend).values())
 
     def on(self, node: str) -> Iterable[Workload]:
         return self._on.of(node).values()
@@ -195,7 +195,7 @@ class ServiceIndex:
         if group := _group(service):
             self._choosing.put(group, key, service)
         for frontend, claimants in claims(item).items():
-            self.touched |= self._claims.of(frontend).keys()
+            self.touched.update(self._claims.of(frontend))
             self._claims.put(frontend, key, claimants)
         self.touched.add(key)
 
@@ -207,7 +207,7 @@ class ServiceIndex:
             self._choosing.drop(group, key)
         for frontend in claims(item):
             self._claims.drop(frontend, key)
-            self.touched |= self._claims.of(frontend).keys()
+            self.touched.update(self._claims.of(frontend))
         self.touched.add(key)
 
     def _touch_service(self, one: EndpointSlice) -> None:

@@ -23,9 +23,9 @@ Sources: kubernetes/kubernetes, pkg/proxy (topology.go, serviceport.go, iptables
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from overlaynet.addr import IPAddress, IPNetwork
 from overlaynet.core.endpoints import Members, ServiceEndpoint, has_usable, port_endpoints
@@ -160,33 +160,6 @@ class Wish(NamedTuple):
     field: str
 
 
-Wins: TypeAlias = Callable[[Wish], bool]
-"""Whether a service gets what it asks for."""
-
-
-def granted(service: Service, number: int, wins: Wins) -> Fronts:
-    """The frontends that the port at position `number` gets."""
-    port = service.ports[number]
-    protocol = port.protocol.lower()
-
-    def some(ips: tuple[IPAddress, ...], where: str) -> tuple[IPAddress, ...]:
-        wishes = [Wish(Frontend(ip, protocol, port.port), where.format(i)) for i, ip in enumerate(ips)]
-        return tuple(ip for ip, wish in zip(ips, wishes, strict=True) if wins(wish))
-
-    node_port = Wish(Frontend(None, protocol, port.node_port), f"spec.ports[{number}].nodePort")
-    health = health_port(service)
-    return Fronts(
-        some(service.cluster_ips, "spec.clusterIPs[{}]"),
-        some(service.external_ips, "spec.externalIPs[{}]"),
-        some(service.ingress_ips, "status.loadBalancer.ingress[{}]"),
-        port.node_port if port.node_port and wins(node_port) else 0,
-        health.port if health and wins(Wish(health, HEALTH_FIELD)) else 0,
-    )
-
-
-HEALTH_FIELD = "spec.healthCheckNodePort"
-
-
 @dataclass(slots=True)
 class Grants:
     """Decides for one service who gets what, and keeps who did not."""
@@ -196,15 +169,30 @@ class Grants:
     lost: dict[Wish, Claimant] = field(default_factory=dict)
 
     def of_port(self, number: int) -> Fronts:
-        return granted(self.item.value, number, lambda wish: self._wins(wish, number))
+        """The frontends that the port at position `number` gets."""
+        service, port = self.item.value, self.item.value.ports[number]
+        health, node_port = health_port(service), Frontend(None, port.protocol.lower(), port.node_port)
+        return Fronts(
+            self._addresses(service.cluster_ips, number, "spec.clusterIPs"),
+            self._addresses(service.external_ips, number, "spec.externalIPs"),
+            self._addresses(service.ingress_ips, number, "status.loadBalancer.ingress"),
+            port.node_port
+            if port.node_port and self._wins(node_port, number, f"spec.ports[{number}].nodePort")
+            else 0,
+            health.port if health and self._wins(health, HEALTH, "spec.healthCheckNodePort") else 0,
+        )
 
-    def _wins(self, wish: Wish, number: int) -> bool:
-        position = HEALTH if wish.field == HEALTH_FIELD else number
-        me = Claimant(self.item.create_revision, self.item.value.id, position)
-        first = min(self.index.claimants(wish.frontend), default=me)
-        if first != me:
-            self.lost[wish] = first
-        return first == me
+    def _addresses(self, ips: tuple[IPAddress, ...], number: int, where: str) -> tuple[IPAddress, ...]:
+        port = self.item.value.ports[number]
+        wanted = ((i, ip, Frontend(ip, port.protocol.lower(), port.port)) for i, ip in enumerate(ips))
+        return tuple([ip for i, ip, frontend in wanted if self._wins(frontend, number, f"{where}[{i}]")])
+
+    def _wins(self, frontend: Frontend, number: int, where: str) -> bool:
+        first = self.index.first(frontend)
+        mine = first.service == self.item.value.id and first.port == number
+        if not mine:
+            self.lost[Wish(frontend, where)] = first
+        return mine
 
     def problems(self) -> tuple[ServiceNotServed, ...]:
         service = self.item.value
