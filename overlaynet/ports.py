@@ -238,6 +238,10 @@ class Firewall(Protocol):
         """Foreign rules in front of our hooks that may end a packet's walk before it: to be told, never
         fought. Pure."""
 
+    def strangers(self, want: Mapping[str, Policy]) -> tuple[str, ...] | None:
+        """Rules of others that `observe` does not show, in a packet filter beside this one, and that stop what
+        ours accept: to be told. None where they cannot be read. Takes some hundredths of a second."""
+
     def apply(self, changes: Sequence[RuleChange], have: RuleSet) -> RuleSet:
         """Make it so, each table in one atomic commit; chains that do not differ are not named. Answers the
         rules as they are read back."""

@@ -40,12 +40,13 @@ REST = 10
 @dataclass(frozen=True, slots=True)
 class FirewallDone:
     """One round is over: what differed and was written, or why it could not be; which connections were
-    forgotten. `why` there was a round."""
+    forgotten. `why` there was a round. `strangers` are rules of others that no iptables shows."""
 
     outcome: FirewallOutcome
     error: OverlayError | None = None
     why: str = "event"
     forgotten: Forgotten = NOTHING_FORGOTTEN
+    strangers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class FirewallWorker:
         self._settled: tuple[Task, FirewallOutcome] | None = None
         self._rested = 0.0
         self._ended = -math.inf
+        self._strangers: tuple[str, ...] | None = None
         self.durations = Durations()
         self.cleanups = Durations()
         self._stopped = False
@@ -159,11 +161,19 @@ class FirewallWorker:
             self._fail(error, task)
         else:
             self._settled = task, outcome
-            self._post(FirewallDone(outcome, None, task.why, self._forget(task, outcome)))
+            self._look_beside(task)
+            self._post(
+                FirewallDone(outcome, None, task.why, self._forget(task, outcome), self._strangers or ())
+            )
             ended = time.monotonic()
             self._rested = ended if outcome.changes else ended + REST * (ended - began)
             if outcome.changes or not task.is_repair:
                 self._ended = ended
+
+    def _look_beside(self, task: Task) -> None:
+        """At the first round, and then as often as the rules are read because it is time."""
+        if self._strangers is None or task.why not in ("event", "poll"):
+            self._strangers = self._firewall.strangers(task.policies) or ()
 
     def _sync(self, task: Task) -> FirewallOutcome:
         return sync_firewall(

@@ -411,7 +411,8 @@ class Loop:
         if done.forgotten.deleted:
             log.info("connections forgotten count=%d", done.forgotten.deleted)
         if done.error is None:
-            rules.blockers, rules.synced_at = done.outcome.blockers, self.clock()
+            rules.blockers = (*done.outcome.blockers, *done.strangers)
+            rules.synced_at = self.clock()
         self._firewall_again(done.error or done.forgotten.error)
 
     def _firewall_again(self, error: OverlayError | None) -> None:

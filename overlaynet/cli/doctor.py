@@ -25,6 +25,7 @@ from overlaynet.kernel import capability, netns
 from overlaynet.lab.lifecycle import CAPABILITIES
 from overlaynet.lab.paths import Paths
 from overlaynet.lab.state import running_labs
+from overlaynet.state import VxlanGuard
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 _SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
@@ -97,6 +98,7 @@ def checks(paths: Paths) -> Iterator[Check]:
     yield from (_tool(tool) for tool in TOOLS)
     if netns.can_make_and_enter():
         yield from _features()
+    yield _nftables()
     yield _user_namespaces()
     yield _labs(paths)
     yield _leftovers(paths)
@@ -173,6 +175,22 @@ def _firewall() -> Check:
     except OverlayError as error:
         return Check("rules", FAIL, error.message, next(iter(error.next), None))
     return Check("rules", OK, f"iptables-{flavour} can be read")
+
+
+def _nftables() -> Check:
+    """What an agent on this very host would meet; labs are in namespaces of their own."""
+    from overlaynet.firewall.iptables import Iptables
+
+    guard = VxlanGuard(8472, (), devices=("cni0", "flannel.1"))
+    try:
+        found = Iptables().strangers({"vxlan": guard})
+    except OverlayError as error:
+        return Check("nftables", OK, f"not read: {error.message}")
+    if found is None:
+        return Check("nftables", OK, "not read: that takes the program nft, and root")
+    if found:
+        return Check("nftables", WARN, "; ".join(found), "nft list ruleset")
+    return Check("nftables", OK, "no chain of nftables' own would stop an agent on this host")
 
 
 def _user_namespaces() -> Check:

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from overlaynet.errors import FirewallBusy, FirewallError, NotPermitted, OverlayError, ToolMissing
-from overlaynet.firewall import compare
+from overlaynet.firewall import compare, native
 from overlaynet.firewall.chains import TABLE_ORDER, Rendered, is_any_instances, is_ours
 from overlaynet.firewall.compare import Comparison
 from overlaynet.firewall.foresee import entries, forms, written
@@ -150,6 +150,19 @@ class Iptables:
     def blockers(self, want: Mapping[str, Policy], have: RuleSet) -> tuple[str, ...]:
         """Foreign rules that decide before ours are asked, for the status."""
         return compare.blockers(self.rendered(want), have)
+
+    def strangers(self, want: Mapping[str, Policy]) -> tuple[str, ...] | None:
+        """Chains of nftables' own that stop what ours accept; None without the program nft, or the right to use
+        it."""
+        program = _which("nft")
+        if program is None:
+            return None
+        try:
+            text = self._run([program, "-j", "list", "ruleset"], "")
+            found = native.stops(text, want, with_iptables=self.flavour == "legacy")
+        except (OverlayError, ValueError, KeyError, TypeError):  # an nft that speaks otherwise than we know
+            return None
+        return tuple(map(native.sentence, found))
 
     # --- which variant ----------------------------------------------------------------------------
 

@@ -41,7 +41,8 @@ class FakeFirewall:
     """`spell` is how this filter prints a rule; by default as it was written.
 
     `fail` makes the next commits fail; `restore` is any other program's hand on the same rules; `hit`
-    lets packets match. `restores` and `bytes_written` count as the real adapter does."""
+    lets packets match. `restores` and `bytes_written` count as the real adapter does;
+    `beside` is what others have that it does not show."""
 
     def __init__(
         self,
@@ -62,6 +63,7 @@ class FakeFirewall:
         self._failures: deque[OverlayError] = deque()
         self._generation = 0
         self._known: RuleSet | None = None
+        self.beside: tuple[str, ...] = ()
         self.restores: Counter[str] = Counter()
         self.bytes_written = 0
 
@@ -104,6 +106,9 @@ class FakeFirewall:
 
     def blockers(self, want: Mapping[str, Policy], have: RuleSet) -> tuple[str, ...]:
         return compare.blockers(self.rendered(want), have)
+
+    def strangers(self, want: Mapping[str, Policy]) -> tuple[str, ...] | None:
+        return self.beside
 
     def fail(self, *errors: OverlayError) -> None:
         """Let the next commits fail with these, one each; nothing is written then."""

@@ -458,3 +458,10 @@ def test_keeper_starts_renews_and_stops():
     keep.keep()
     keep.stop()
     assert not keep._thread.is_alive()
+
+
+def test_rules_of_others_that_iptables_does_not_show_are_told_with_those_in_front(start):
+    one = start()
+    one.rules.beside = ("table inet firewalld chain filter_FORWARD",)
+    one.loop.call(lambda loop: loop.ask_firewall_again("timer"))
+    eventually(lambda: one.status()["firewall"]["foreign_rules_in_front"] == list(one.rules.beside))
