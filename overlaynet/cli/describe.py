@@ -56,8 +56,8 @@ class Connections(NamedTuple):
 def describe(app: App, target: str, name: str | None, namespace: str | None, host: str | None) -> int:
     """Show a service with its frontends, endpoints, connections and chains.
 
-    TARGET is svc/NAME, or svc/NAMESPACE/NAME, or `svc` with NAME behind it. CONNECTIONS are those that the
-    hosts hold in their tables now, over all hosts; chains and their counters are of one host.
+    TARGET is svc/NAME, or svc/NAMESPACE/NAME, or `svc` with NAME behind it. CONNECTIONS are those that
+    all hosts hold in their tables now, but for TCP that has ended; chains and their counters are of one host.
     """
     service_id = _service_id(target, name, namespace)
     catalogue = serving.read_catalogue(app.cluster)

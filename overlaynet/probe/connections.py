@@ -1,8 +1,9 @@
 """How many connections each endpoint of a service has, by the table of one network namespace.
 
 A connection of a service is one whose first packet went to a frontend of it and whose replies come from
-somewhere else: there, at the endpoint, it was led to. Only the host that translated the address has such an
-entry, so the counts of several hosts add up.
+somewhere else: there, at the endpoint, it was led to. TCP that has ended stays in the table for minutes and is
+not counted; that UDP has ended only the entry's going says. Only the host that translated the address has such
+an entry, so the counts of several hosts add up.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from overlaynet.kernel.conntrack import ConntrackAdapter
 from overlaynet.kernel.netns import entered
 from overlaynet.probe.job import member, netns, objects
 from overlaynet.state import Flow
+
+ENDED = frozenset({"TIME_WAIT", "CLOSE"})
 
 
 class Frontend(NamedTuple):
@@ -53,11 +56,12 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def count(flows: Iterable[Flow], frontends: set[Frontend]) -> Counter[At]:
-    """Connections by where they lead to."""
+    """Connections that have not ended, by where they lead to."""
     return Counter(
         At(flow.protocol, str(flow.reply_src), flow.reply_sport)
         for flow in flows
-        if (flow.reply_src, flow.reply_sport) != (flow.dst, flow.dport)
+        if flow.state not in ENDED
+        and (flow.reply_src, flow.reply_sport) != (flow.dst, flow.dport)
         and {
             Frontend(flow.protocol, str(flow.dst), flow.dport),
             Frontend(flow.protocol, None, flow.dport),

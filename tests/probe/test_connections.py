@@ -25,6 +25,7 @@ def test_connections_are_counted_by_endpoint() -> None:
 def test_what_was_not_led_on_or_is_another_services_is_not_counted() -> None:
     flows = [
         flow("tcp", "10.244.3.2:4000", VIP),
+        flow("tcp", "10.244.3.2:4001", VIP, ONE, state="TIME_WAIT"),
         flow("udp", "10.244.3.2:4000", VIP, ONE),
         flow("tcp", "10.244.3.2:4000", "10.112.0.10:80", ONE),
         flow("tcp", "10.244.3.2:4000", "192.168.50.11:30081", ONE),
