@@ -59,11 +59,12 @@ def test_restart_on_one_side_loses_the_other_no_packet(four, number, how):
     host, peer = four.hosts[number - 1], four.hosts[2 if number == 1 else 0]
     kind = running(host)
     subnet = host.bridge_address
-    with pinging(peer.container.path, host.container_ip) as stream:
+    with pinging(peer.container.path, host.container_ip, least_s=2.5) as stream:
         (host.flanneld if kind == "flannel" else host.agent).end(how)
         starter(kind)(host)
     tell(f"{kind} restarted after {how.name}: {stream.lost} of {stream.sent} packets lost")
     assert (stream.lost, host.bridge_address) == (0, subnet)
+    assert stream.sent >= 100
 
 
 def test_renewal_by_flannel_leaves_our_tables_alone(four):
