@@ -37,6 +37,7 @@ from overlaynet.store import disk
 from overlaynet_agent import files, logs, settings
 from overlaynet_agent.drift import FOUGHT_CAP_S, QUIET_S
 from overlaynet_agent.firewallworker import FirewallDone, FirewallWorker, Task
+from overlaynet_agent.healthports import HealthPorts, wanted
 from overlaynet_agent.host import Host
 from overlaynet_agent.lookworker import Look, Looked, LookWorker
 from overlaynet_agent.memory import Memory
@@ -125,6 +126,7 @@ class Loop:
     last_tick: float = field(default_factory=time.monotonic)
     rules: FirewallState = field(default_factory=FirewallState)
     underlay_error: OverlayError | None = None
+    health_ports: HealthPorts = field(init=False)
     _next_look: float = 0.0
     _noticed_look: float = 0.0
     _noticed: str | None = None
@@ -137,10 +139,13 @@ class Loop:
     _said_ready: bool = False
     _stopped: bool = False
 
+    def __post_init__(self) -> None:
+        self.health_ports = HealthPorts(lambda: self.is_alive() and self.rules.tried)
+
     @property
-    def threads(self) -> tuple[StoreWorker, FirewallWorker, LookWorker, KeepAlive, Memory]:
+    def threads(self) -> tuple[StoreWorker, FirewallWorker, LookWorker, KeepAlive, Memory, HealthPorts]:
         """The workers, to be started before `run` and stopped after it in the other order."""
-        return (self.store, self.firewall, self.looker, self.keepalive, self.memory)
+        return (self.store, self.firewall, self.looker, self.keepalive, self.memory, self.health_ports)
 
     def run(self) -> None:
         """Turn until told to stop."""
@@ -397,6 +402,8 @@ class Loop:
             networks = (self.engine.view.settings.service_network,)
             self.firewall.want(Task(dict(policies), additions_only, holds.chains, why, networks))
             rules.asked, rules.due = (dict(policies), additions_only), math.inf
+            services = self.engine.local.services
+            self.health_ports.follow(wanted(policies, services.node_ips if services else ()))
 
     def _firewall_done(self, done: FirewallDone) -> None:
         rules, changes = self.rules, done.outcome.changes
@@ -466,7 +473,7 @@ class Loop:
         rules = (self.rules.error, self.rules.flows_error)
         own = (self.underlay_error, *rules, self._save_error, self._reload_error)
         mine = [error for error in own if error]
-        return [*self.engine.problems(), *self.host.problems(), *mine]
+        return [*self.engine.problems(), *self.host.problems(), *self.health_ports.problems(), *mine]
 
     @property
     def state_word(self) -> str:
