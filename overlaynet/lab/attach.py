@@ -8,41 +8,59 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from overlaynet.core.probes import probe_document
 from overlaynet.errors import NotFound
 from overlaynet.kernel import netns
 from overlaynet.lab.client import AgentClient
 from overlaynet.lab.topology import Container
 
 
-def attach(agent: AgentClient, container: Container, name: str) -> dict[str, Any]:
-    """Wire the namespace called `name` as this container; answer the agent's document.
+def attach(
+    agent: AgentClient,
+    container: Container,
+    where: str | Path,
+    *,
+    ips: Sequence[str] = (),
+    helper: Path | None = None,
+) -> dict[str, Any]:
+    """Wire the namespace `where`, a name or a path, as this container; answer the agent's document. `helper`:
+    the socket of who runs its probe's command.
 
     Raises the agent's WorkloadErrors, AgentUnreachable, NotFound, NotPermitted, KernelError."""
-    with netns.socket_in(name, socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
-        fd = os.open(netns.path(name), os.O_RDONLY | os.O_CLOEXEC)
+    body = {
+        **_body(container),
+        "netns": str(where),
+        "ips": list(ips) or None,
+        "probe_socket": str(helper) if helper else None,
+    }
+    path = netns.path(where) if isinstance(where, str) else where
+    with netns.socket_in(where, socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return agent.post("/v1/containers", _body(container, name), [fd, netlink.fileno()])
+            return agent.post("/v1/containers", body, [fd, netlink.fileno()])
         finally:
             os.close(fd)
 
 
-def detach(agent: AgentClient, namespace: str, name: str) -> bool:
-    """Unwire; answer whether it had been wired."""
+def detach(agent: AgentClient, namespace: str, name: str, grace_s: float = 0) -> bool:
+    """Unwire, now or in so many seconds; answer whether it had been wired."""
+    query = f"?grace_s={grace_s:g}" if grace_s else ""
     try:
-        agent.delete(f"/v1/containers/{namespace}/{name}")
+        agent.delete(f"/v1/containers/{namespace}/{name}{query}")
     except NotFound:
         return False
     return True
 
 
-def _body(container: Container, name: str) -> dict[str, Any]:
+def _body(container: Container) -> dict[str, Any]:
     return {
         "name": container.name,
         "namespace": container.namespace,
         "labels": dict(container.labels),
         "ports": [{"port": p.port, "protocol": p.protocol, "name": p.name} for p in container.ports],
-        "ips": None,
-        "netns": name,
+        "probe": None if container.probe is None else probe_document(container.probe),
     }

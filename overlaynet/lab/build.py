@@ -61,6 +61,7 @@ UNFINISHED = "unfinished"
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _IFREQ = struct.Struct("16sh22x")
 _ETCD_START_S = 20.0
+_HELPER_START_S = 20.0
 _POLL_S = 0.01
 STOP_GRACE_S = 5.0
 
@@ -240,6 +241,17 @@ class Builder:
                     "etcd did not start",
                     evidence=_why_ended(self.paths.log(ETCD)),
                     next=["overlaynet doctor", f"df -h {self.paths.etcd_data.parents[2]}", "overlaynet up"],
+                )
+            time.sleep(_POLL_S)
+
+    def await_file(self, file: Path, process_: Running, name: str) -> None:
+        """Return when a process has made this file. Raises LabFailed if it ends or takes too long."""
+        deadline = time.monotonic() + _HELPER_START_S
+        while not file.exists():
+            if not process_.process.alive or time.monotonic() > deadline:
+                log = self.paths.log(f"{name.rpartition('/')[2]}-helper")
+                raise LabFailed(
+                    f"{name} did not start", evidence=process.last_lines(log), next=["overlaynet up"]
                 )
             time.sleep(_POLL_S)
 

@@ -6,7 +6,7 @@ doing nothing to it are one and the same comparison.
 
     NETNS      a network namespace             spec: the host that a container belongs to, else nothing
     CABLE      a veth pair from a namespace's `eth0` to the underlay, with addresses and routes
-    PROCESS    etcd, an agent, a container's command; spec: what it was started from
+    PROCESS    etcd, an agent, a container's command or helper; spec: what it was started from
 
 Parts stand on others: whatever stands on a part that is made anew is made anew as well. Parts are made in
 the order of their kinds and taken away in the opposite one.
@@ -16,13 +16,14 @@ The containers that an agent has wired are compared in the same manner, host by 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any, NamedTuple, TypeAlias
 
 from overlaynet.addr import Mac
+from overlaynet.core.probes import probe_document
 from overlaynet.lab.topology import (
     ETCD_ADDRESS,
     OUTSIDE,
@@ -41,6 +42,7 @@ ETCD = "etcd"
 UNDERLAY_PLACE = "underlay"
 OUTSIDE_PLACE = "outside"
 BRIDGE = "br0"
+COMMAND, HELPER = "command", "helper"
 
 
 class Kind(IntEnum):
@@ -52,7 +54,8 @@ class Kind(IntEnum):
 
 
 class Key(NamedTuple):
-    """A part's kind and its name; a process is called etcd, agent/HOST or command/CONTAINER."""
+    """A part's kind and its name; a process is called etcd, agent/HOST, command/CONTAINER or
+    helper/CONTAINER."""
 
     kind: Kind
     name: str
@@ -115,7 +118,7 @@ def stands_on(key: Key) -> tuple[Key, ...]:
             return Key(Kind.NETNS, key.name), Key(Kind.NETNS, UNDERLAY_PLACE)
         case Kind.PROCESS:
             role, _, place = key.name.rpartition("/")
-            return (Key(Kind.NETNS if role == "command" else Kind.CABLE, place),)
+            return (Key(Kind.NETNS if role in (COMMAND, HELPER) else Kind.CABLE, place),)
 
 
 def agent_of(host: str) -> str:
@@ -123,7 +126,12 @@ def agent_of(host: str) -> str:
 
 
 def command_of(container: str) -> str:
-    return f"command/{container}"
+    return f"{COMMAND}/{container}"
+
+
+def helper_of(container: str) -> str:
+    """Who runs the command of the container's probe."""
+    return f"{HELPER}/{container}"
 
 
 # --- want -----------------------------------------------------------------------------------------
@@ -219,6 +227,8 @@ def plan_containers(
 def _same(want: Container, have: Mapping[str, Any] | None) -> bool:
     return (
         have is not None
+        and not have["terminating"]
+        and have["probe"] == (None if want.probe is None else probe_document(want.probe))
         and dict(have["labels"]) == dict(want.labels)
         and {_port(port) for port in have["ports"]} == set(want.ports)
     )
@@ -226,6 +236,12 @@ def _same(want: Container, have: Mapping[str, Any] | None) -> bool:
 
 def _port(document: Mapping[str, Any]) -> Port:
     return Port(int(document["port"]), str(document["protocol"]), document.get("name"))
+
+
+def not_ready(names: Collection[str], status: Mapping[str, Any]) -> str | None:
+    """Which of these containers are not ready, by their agent's status, and why; None if all are."""
+    found = [c for c in status["containers"] if c["name"] in names and not c["ready"]]
+    return "; ".join(f"{c['name']} is not ready: {c['probe_detail'] or 'no answer yet'}" for c in found) or None
 
 
 def unsettled(host: str, others: frozenset[str], status: Mapping[str, Any]) -> str | None:

@@ -138,4 +138,5 @@ def _kind(name: str) -> str:
         "object": "a mapping",
         "array": "a list",
         "boolean": "true or false",
+        "number": "a number",
     }.get(name, name)

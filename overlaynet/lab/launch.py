@@ -19,7 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from overlaynet.lab.converge import ETCD, agent_of, command_of
+from overlaynet.kernel import netns
+from overlaynet.lab.converge import ETCD, agent_of, command_of, helper_of
+from overlaynet.lab.netns_driver import namespace
 from overlaynet.lab.paths import HostPaths, LabPaths
 from overlaynet.lab.topology import ETCD_ADDRESS, Container, Host, Topology
 from overlaynet.model import Identity
@@ -61,7 +63,8 @@ def launches(topology: Topology, paths: LabPaths, machine: str) -> dict[str, Lau
     found = {ETCD: etcd(paths, machine)}
     found |= {agent_of(host.name): agent(host, paths.host(host.name)) for host in topology.hosts}
     found |= {command_of(c.name): command(c, paths) for c in topology.containers if c.command}
-    return found
+    helped = [c for c in topology.containers if c.needs_helper]
+    return found | {helper_of(c.name): helper(topology.name, c, paths) for c in helped}
 
 
 def etcd(paths: LabPaths, machine: str) -> Launch:
@@ -112,6 +115,22 @@ def agent_environ(paths: HostPaths) -> dict[str, str]:
 def command(container: Container, paths: LabPaths) -> Launch:
     """The command of a container."""
     return Launch(place=container.name, argv=container.command, log=paths.log(container.name))
+
+
+def helper(lab: str, container: Container, paths: LabPaths) -> Launch:
+    """Who runs the command of a container's probe."""
+    socket = paths.host(container.host).probe_socket(container.name)
+    where = netns.path(namespace(lab, container.name))
+    return Launch(
+        place=container.name,
+        argv=tuple(helper_argv(socket, "--netns", str(where))),
+        log=paths.log(f"{container.name}-helper"),
+    )
+
+
+def helper_argv(socket: Path, *where: str) -> list[str]:
+    """The command line of a helper; `where`: ``--netns PATH`` or ``--pid PID``."""
+    return [sys.executable, "-P", "-m", "overlaynet.probe.helper", str(socket), *where]
 
 
 def agent_settings(host: Host, paths: HostPaths) -> dict[str, dict[str, Any]]:

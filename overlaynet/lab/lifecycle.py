@@ -9,6 +9,7 @@ next `up` goes on from there.
     agents         all at once; what they need from etcd arrives while Python is still being loaded
     containers     on each host as soon as its agent has a subnet
     settled        every agent ready, nothing pending, everyone knows everyone
+    commands       once the network is there; what has a probe is waited for
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from overlaynet.lab import attach, cluster_store, process
 from overlaynet.lab.build import STOP_GRACE_S, UNFINISHED, Builder
 from overlaynet.lab.client import TIMEOUT_S
 from overlaynet.lab.converge import (
+    COMMAND,
     ETCD,
+    HELPER,
     UNDERLAY_PLACE,
     Key,
     Kind,
@@ -39,6 +42,8 @@ from overlaynet.lab.converge import (
     Plan,
     agent_of,
     cables,
+    helper_of,
+    not_ready,
     plan,
     plan_containers,
     problems,
@@ -75,10 +80,12 @@ class UpResult:
 
 @dataclass(slots=True)
 class _Settled:
-    """One host: how many containers were wired or unwired, and why it is not settled, if it is not."""
+    """One host: how many containers were wired or unwired, which were wired, and why it is not settled, if it
+    is not."""
 
     changes: int = 0
     waiting: str | None = None
+    wired: frozenset[str] = frozenset()
 
 
 def silent(step: str, done: int, total: int) -> None:
@@ -141,6 +148,7 @@ class _Up:
         self.launches = launches(self.topology, self.paths, os.uname().machine)
         self.processes: dict[str, Running] = {}
         self.namespaces: dict[str, str] = {}
+        self.starting = threading.Lock()
         self.stopping = threading.Event()
         if old and old.topology.network != self.topology.network:
             raise TopologyError(
@@ -164,9 +172,9 @@ class _Up:
         self._remove(steps, recorded.topology)
         self._make(steps, _specs(want))
         changes = steps.changes + self._settle_store()
-        settled = self._settle(frozenset(steps.makes(Kind.NETNS)))
-        self._start([name for name in steps.makes(Kind.PROCESS) if name.startswith("command/")])
-        waiting = tuple(s.waiting for s in settled if s.waiting)
+        settled = self._settle(steps)
+        self._start([name for name in steps.makes(Kind.PROCESS) if name.startswith(f"{COMMAND}/")])
+        waiting = tuple(s.waiting for s in settled if s.waiting) or self._await_ready(settled, steps)
         return UpResult(
             lab=self.topology.name,
             changes=changes + sum(s.changes for s in settled),
@@ -205,7 +213,8 @@ class _Up:
         if steps.changes:
             self.namespaces = finished
             self._save()
-        daemons = [name for name in steps.makes(Kind.PROCESS) if not name.startswith("command/")]
+        later = (f"{COMMAND}/", f"{HELPER}/")
+        daemons = [name for name in steps.makes(Kind.PROCESS) if not name.startswith(later)]
         self._start(sorted(daemons, key=lambda name: name != ETCD))
 
     def _prepare(self, host: Host) -> None:
@@ -218,10 +227,11 @@ class _Up:
 
     def _start(self, names: Sequence[str]) -> None:
         """Start processes, and record them at once: one that nobody knows of would be in the next one's way."""
-        for name in names:
-            self.processes[name] = self.builder.start(self.launches[name])
-        if names:
-            self._save()
+        with self.starting:
+            for name in names:
+                self.processes[name] = self.builder.start(self.launches[name])
+            if names:
+                self._save()
 
     # --- etcd ---------------------------------------------------------------------------------
 
@@ -241,12 +251,12 @@ class _Up:
 
     # --- hosts --------------------------------------------------------------------------------
 
-    def _settle(self, remade: frozenset[str]) -> list[_Settled]:
+    def _settle(self, steps: Plan) -> list[_Settled]:
         """Wire containers and wait, all hosts side by side. The first error stops them all."""
         total = len(self.topology.hosts)
         self.progress("hosts", 0, total)
         with ThreadPoolExecutor(max_workers=min(_WORKERS, total)) as pool:
-            futures = [pool.submit(self._settle_host, host, remade) for host in self.topology.hosts]
+            futures = [pool.submit(self._settle_host, host, steps) for host in self.topology.hosts]
             try:
                 for done, future in enumerate(as_completed(futures), start=1):
                     future.result()
@@ -256,7 +266,7 @@ class _Up:
                 raise
         return [future.result() for future in futures]
 
-    def _settle_host(self, host: Host, remade: frozenset[str]) -> _Settled:
+    def _settle_host(self, host: Host, steps: Plan) -> _Settled:
         settled = _Settled(waiting=f"{host.name} did not answer in time")
         others = frozenset(h.name for h in self.topology.hosts if h != host)
         wired = False
@@ -265,26 +275,31 @@ class _Up:
                 settled.waiting = status
                 continue
             if not wired:
-                wired = self._wire(host, status, remade, settled)
+                wired = self._wire(host, status, steps, settled)
             else:
                 settled.waiting = unsettled(host.name, others, status)
                 if settled.waiting is None:
                     break
         return settled
 
-    def _wire(self, host: Host, status: Mapping[str, Any], remade: frozenset[str], settled: _Settled) -> bool:
+    def _wire(self, host: Host, status: Mapping[str, Any], steps: Plan, settled: _Settled) -> bool:
         """Bring the agent's containers in line; answer whether that could be done already."""
         lease = status["lease"]
         if lease is None or not lease["confirmed"]:
             settled.waiting = f"{host.name} has no subnet yet{problems(status)}"
             return False
-        wiring = plan_containers(self.topology.containers_on(host.name), status["containers"], remade)
+        here, remade = self.topology.containers_on(host.name), frozenset(steps.makes(Kind.NETNS))
+        wiring = plan_containers(here, status["containers"], remade)
         agent = self.driver.agent(host.name)
         for container_namespace, name in wiring.detach:
             attach.detach(agent, container_namespace, name)
+        dead = steps.makes(Kind.PROCESS)
+        self._start_helpers([c for c in here if c in wiring.attach or helper_of(c.name) in dead])
         try:
             for container in wiring.attach:
-                attach.attach(agent, container, self.builder.name(container.name))
+                helper = self._probe_socket(container) if container.needs_helper else None
+                attach.attach(agent, container, self.builder.name(container.name), helper=helper)
+                settled.wired |= {container.name}
         except OverlayError as error:
             if not error.transient:
                 raise
@@ -292,6 +307,41 @@ class _Up:
             return False
         settled.changes = wiring.changes
         return True
+
+    def _probe_socket(self, container: Container) -> Path:
+        return self.paths.host(container.host).probe_socket(container.name)
+
+    def _start_helpers(self, containers: Iterable[Container]) -> None:
+        """Those who run probes' commands, before anybody asks them to. One that is there already ends by
+        itself, for another takes its socket's place."""
+        helped = [container for container in containers if container.needs_helper]
+        for container in helped:
+            self._probe_socket(container).unlink(missing_ok=True)
+        self._start([helper_of(container.name) for container in helped])
+        for container in helped:
+            name = helper_of(container.name)
+            self.builder.await_file(self._probe_socket(container), self.processes[name], name)
+
+    def _await_ready(self, settled: Sequence[_Settled], steps: Plan) -> tuple[str, ...]:
+        """Wait until what was wired or started just now is ready; answer what is not, in the end. What was not
+        ready before is not what this `up` is about."""
+        started = [name for name in steps.makes(Kind.PROCESS) if name.startswith(f"{COMMAND}/")]
+        fresh = {name for one in settled for name in one.wired}
+        fresh |= {name.rpartition("/")[2] for name in started}
+        probed = [c for c in self.topology.containers if c.probe is not None and c.name in fresh]
+        waiting = [self._await_ready_on(host, probed) for host in self.topology.hosts]
+        return tuple(text for text in waiting if text)
+
+    def _await_ready_on(self, host: Host, probed: Iterable[Container]) -> str | None:
+        names = {container.name for container in probed if container.host == host.name}
+        text: str | None = (
+            f"{host.name} did not say in time whether its containers are ready" if names else None
+        )
+        for status in self._statuses(host) if names else ():
+            text = status if isinstance(status, str) else not_ready(names, status)
+            if text is None:
+                break
+        return text
 
     def _statuses(self, host: Host) -> Iterable[dict[str, Any] | str]:
         """The agent's status again and again, or why there is none, until the time is over."""

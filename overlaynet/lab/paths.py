@@ -34,6 +34,10 @@ class HostPaths(PathConfig):
     def log(self) -> Path:
         return self.run / "agent.log"
 
+    def probe_socket(self, container: str) -> Path:
+        """Where the helper listens that runs a container's probe command."""
+        return self.run / f"probe-{container}.sock"
+
     @property
     def xtables_lock(self) -> Path:
         return self.run / "xtables.lock"

@@ -31,9 +31,10 @@ from typing import Any
 from overlaynet import config
 from overlaynet.addr import Mac
 from overlaynet.core.keys import Keys
-from overlaynet.errors import ConfigError, NameInvalid, ObjectInvalid, OverlayError, TopologyError
+from overlaynet.core.probes import parse_probe, probe_document
+from overlaynet.errors import ConfigError, NameInvalid, ObjectInvalid, OverlayError, ProbeInvalid, TopologyError
 from overlaynet.lab.document import Document, check_schema, read_yaml
-from overlaynet.model import NO_LABELS, NetworkConfig, Port, Settings, check_name
+from overlaynet.model import NO_LABELS, ExecCheck, NetworkConfig, Port, Probe, Settings, check_name
 from overlaynet.ports import Listing
 from overlaynet.store import kubernetes
 from overlaynet.store.codec import encode_settings, parse_network_config, parse_settings
@@ -131,7 +132,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """One container. `probe` is kept as it was written."""
+    """One container."""
 
     name: str
     host: str
@@ -139,7 +140,12 @@ class Container:
     labels: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
     ports: tuple[Port, ...] = ()
     command: tuple[str, ...] = ()
-    probe: Mapping[str, Any] | None = None
+    probe: Probe | None = None
+
+    @property
+    def needs_helper(self) -> bool:
+        """Whether somebody must run its probe's command inside it."""
+        return self.probe is not None and isinstance(self.probe.check, ExecCheck)
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,11 +400,10 @@ def _containers(
             raise document.error(
                 (*path, "host"), f"there is no host {item['host']!r}", "hosts: " + ", ".join(sorted(known))
             )
-    return tuple(_container(item) for item in items)
+    return tuple(_container(document, ("containers", n), item) for n, item in enumerate(items))
 
 
-def _container(item: Mapping[str, Any]) -> Container:
-    probe = item.get("probe")
+def _container(document: Document, path: Place, item: Mapping[str, Any]) -> Container:
     return Container(
         name=item["name"],
         host=item["host"],
@@ -406,8 +411,15 @@ def _container(item: Mapping[str, Any]) -> Container:
         labels=MappingProxyType(dict(item.get("labels", {}))),
         ports=tuple(_port(port) for port in item.get("ports", [])),
         command=tuple(item.get("command", [])),
-        probe=None if probe is None else MappingProxyType(dict(probe)),
+        probe=_probe(document, (*path, "probe"), item.get("probe")),
     )
+
+
+def _probe(document: Document, path: Place, value: Any) -> Probe | None:
+    try:
+        return None if value is None else parse_probe(value)
+    except ProbeInvalid as error:
+        raise document.error((*path, *error.place), error.problem, error.evidence) from None
 
 
 def _port(value: int | Mapping[str, Any]) -> Port:
@@ -477,7 +489,7 @@ def _container_document(container: Container) -> dict[str, Any]:
     if container.command:
         document["command"] = list(container.command)
     if container.probe is not None:
-        document["probe"] = dict(container.probe)
+        document["probe"] = probe_document(container.probe)
     return document
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from overlaynet.core.probes import probe_document
 from overlaynet.lab.converge import (
     Key,
     Kind,
@@ -15,6 +17,7 @@ from overlaynet.lab.converge import (
     Plan,
     Spec,
     cables,
+    not_ready,
     plan,
     plan_containers,
     port_name,
@@ -23,7 +26,7 @@ from overlaynet.lab.converge import (
     wanted,
 )
 from overlaynet.lab.topology import Container, Host, Topology
-from overlaynet.model import Port
+from overlaynet.model import Port, Probe, TcpCheck
 
 pytestmark = pytest.mark.unit
 
@@ -157,7 +160,12 @@ WIRED = {
     "namespace": "default",
     "labels": {"app": "web"},
     "ports": [{"port": 80, "protocol": "TCP", "name": None}],
+    "probe": None,
+    "terminating": False,
 }
+LEAVING = WIRED | {"terminating": True}
+PROBED = replace(WEB, probe=Probe(TcpCheck(80)))
+PROBE = probe_document(Probe(TcpCheck(80)))
 
 
 @pytest.mark.parametrize(
@@ -168,6 +176,11 @@ WIRED = {
         pytest.param([], [WIRED], [], [("default", "web-1")], [], id="extra"),
         pytest.param([WEB], [WIRED | {"labels": {}}], [], [("default", "web-1")], ["web-1"], id="other-labels"),
         pytest.param([WEB], [WIRED | {"ports": []}], [], [("default", "web-1")], ["web-1"], id="other-ports"),
+        pytest.param(
+            [WEB], [WIRED | {"terminating": True}], [], [("default", "web-1")], ["web-1"], id="leaving"
+        ),
+        pytest.param([PROBED], [WIRED], [], [("default", "web-1")], ["web-1"], id="other-probe"),
+        pytest.param([PROBED], [WIRED | {"probe": PROBE}], [], [], [], id="same-probe"),
         pytest.param([WEB], [WIRED], ["web-1"], [("default", "web-1")], ["web-1"], id="new-namespace"),
         pytest.param([WEB], [], ["web-1"], [], ["web-1"], id="new-namespace-and-agent-knows"),
     ],
@@ -212,3 +225,14 @@ STATUS: dict[str, Any] = {
 )
 def test_reason_for_not_being_settled(change: dict[str, Any], want: str | None) -> None:
     assert unsettled("node-1", frozenset({"node-2"}), STATUS | change) == want
+
+
+def test_container_that_is_not_ready_is_named_with_its_probes_reason() -> None:
+    told = {
+        "containers": [WIRED | {"ready": False, "probe_detail": why} for why in (None, "Connection refused")]
+    }
+    assert not_ready({"web-1"}, {"containers": [WIRED | {"ready": True}]}) is None
+    assert not_ready({"web-2"}, told) is None
+    assert not_ready({"web-1"}, told) == (
+        "web-1 is not ready: no answer yet; web-1 is not ready: Connection refused"
+    )

@@ -13,7 +13,7 @@ from overlaynet.addr import Mac
 from overlaynet.errors import NameInvalid, TopologyError
 from overlaynet.lab.document import Document
 from overlaynet.lab.topology import MAX_HOSTS, Topology, from_document, number_hosts, parse
-from overlaynet.model import Port
+from overlaynet.model import HttpCheck, Port, Probe
 
 pytestmark = pytest.mark.unit
 
@@ -46,6 +46,9 @@ FULL = HEAD + dedent(
 )
 
 
+PROBED = "hosts:\n- name: a\ncontainers:\n- name: c\n  host: a\n  probe:\n"
+
+
 def test_everything_written_is_read() -> None:
     lab = parse(FULL, "demo.yaml")
     assert (lab.name, lab.outside, len(lab.services)) == ("demo", False, 1)
@@ -57,6 +60,7 @@ def test_everything_written_is_read() -> None:
     (web,) = lab.containers
     assert (web.host, web.namespace, web.command) == ("node-2", "shop", ("python3", "-m", "http.server"))
     assert web.ports == (Port(80), Port(53, "UDP", "dns"))
+    assert web.probe == Probe(HttpCheck(80))
 
 
 @pytest.mark.parametrize(
@@ -169,6 +173,26 @@ def test_host_numbers_are_distinct_and_in_range(names: list[str]) -> None:
             id="container-named-like-a-host",
         ),
         pytest.param(
+            PROBED + "    tcp: {port: 80, host: 10.0.0.1}\n",
+            ["t.yaml:9: containers[0].probe.tcp.host: unknown key"],
+            id="probe-of-somebody-else",
+        ),
+        pytest.param(
+            PROBED + "    tcp: {port: 80}\n    period_s: 0\n",
+            ["t.yaml:10: containers[0].probe.period_s"],
+            id="probe-without-a-pause",
+        ),
+        pytest.param(
+            PROBED + "    tcp: {port: 80}\n    exec: {command: [a]}\n",
+            ["t.yaml:8: containers[0].probe: wants exactly one of tcp, http and exec"],
+            id="two-probes",
+        ),
+        pytest.param(
+            PROBED + "    http: {port: 80, path: index}\n",
+            ["t.yaml:9: containers[0].probe.http.path: must begin with /"],
+            id="probe-path",
+        ),
+        pytest.param(
             "hosts:\n- name: a\ncontainers:\n- name: c\n  host: b\n",
             ["t.yaml:7: containers[0].host: there is no host 'b'"],
             id="no-such-host",
@@ -179,7 +203,7 @@ def test_host_numbers_are_distinct_and_in_range(names: list[str]) -> None:
             id="port-range",
         ),
         pytest.param(
-            "hosts:\n- name: a\ncontainers:\n- {name: c, host: a, ports: [{port: 1, protocol: SCTP}]}\n",
+            "hosts:\n- name: a\ncontainers:\n- {name: c, host: a, ports: [{port: 1, protocol: ICMP}]}\n",
             ["containers[0].ports[0].protocol: must be 'TCP' or 'UDP'"],
             id="protocol",
         ),
