@@ -12,6 +12,7 @@ from overlaynet.core.jsonstate import object_to_json, policy_to_json, source_to_
 from overlaynet.core.overlay import container_mtu
 from overlaynet.core.ownership import stray_veths
 from overlaynet.core.plan import peers_of
+from overlaynet.core.servicecounts import counts
 from overlaynet.errors import OverlayError
 from overlaynet.model import VXLAN, Lease, Stored, Workload
 from overlaynet.state import describe, kind_of
@@ -56,18 +57,39 @@ def status(loop: Loop) -> Document:
         "peers": [_peer(loop, item) for item in _peers(loop)],
         "containers": [{**container(w), **loop.upkeep.document(w.id)} for w in engine.workloads.values()],
         "stray_containers": stray_veths(engine.desired.objects, host.reconciler.seen),
-        "pending": len(host.failures) + len(host.due) + len(host.refused) + (loop.rules.error is not None),
+        "pending": len(host.failures) + len(host.due) + len(host.refused) + loop.rules.is_pending,
         "failures": [
             {"change": describe(failure.change.obj), "error": failure.error.as_json()}
             for failure in host.failures.values()
         ],
         "problems": [problem.as_json() for problem in loop.problems()],
         "holds": [hold(item, loop.clock()) for item in host.drift.holds.by_name.values()],
+        "services": _services(loop),
         "firewall": {"flavour": loop.firewall.flavour, "foreign_rules_in_front": list(loop.rules.blockers)},
         "writes": {"kernel": sum(host.writes.values()), "firewall": loop.rules.restores},
         "looks": host.looks,
         "firewall_reads": loop.rules.reads,
         "drift_repaired": dict(host.repaired),
+    }
+
+
+def _services(loop: Loop) -> Document | None:
+    """None where they are left to another program."""
+    if loop.engine.local.services is None:
+        return None
+    rules, found = loop.rules, counts(loop.engine.desired.policies)
+    return {
+        "served": found.services,
+        "ports": found.ports,
+        "endpoints": found.endpoints,
+        "without_local_endpoints": {
+            "internal": found.internal_without_local,
+            "external": found.external_without_local,
+        },
+        "synced_s_ago": None if rules.synced_at is None else round(loop.clock() - rules.synced_at, 3),
+        "sync_failures": rules.failures,
+        "connections_forgotten": rules.deleted,
+        "fallbacks": [error.as_json() for error in loop.firewall.doors.lacks],
     }
 
 

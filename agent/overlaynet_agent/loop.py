@@ -103,6 +103,11 @@ class FirewallState:
     synced_at: float | None = None
     blockers: tuple[str, ...] = ()
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether the last round left something undone."""
+        return self.error is not None or self.flows_error is not None
+
 
 @dataclass(slots=True)
 class Loop:

@@ -5,9 +5,11 @@ Nothing is counted twice: each family is read from where the thing happens, at t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from overlaynet.core.servicecounts import counts
 from overlaynet.firewall.iptables import Iptables
 from overlaynet_agent.durations import Durations
 from overlaynet_agent.loop import Loop
@@ -62,9 +64,15 @@ def _families(loop: Loop) -> list[Any]:
             {(s,): s == loop.state_word for s in STATES},
         ),
         _gauge("overlaynet_problems", "What is wrong now.", (), {(): len(loop.problems())}),
-        _gauge("overlaynet_pending", "Changes that are due.", (), {(): len(host.failures) + len(host.refused)}),
+        _gauge(
+            "overlaynet_pending",
+            "Changes that are due.",
+            (),
+            {(): len(host.failures) + len(host.refused) + loop.rules.is_pending},
+        ),
         _gauge("overlaynet_peers", "Leases of other hosts.", (), {(): max(0, len(engine.view.leases) - 1)}),
         _gauge("overlaynet_containers", "Containers wired here.", (), {(): len(engine.workloads)}),
+        *_service_families(loop),
         _gauge(
             "overlaynet_store_connected",
             "1 while etcd answers.",
@@ -86,6 +94,31 @@ def _families(loop: Loop) -> list[Any]:
     ]
 
 
+def _service_families(loop: Loop) -> list[Any]:
+    rules, found = loop.rules, counts(loop.engine.desired.policies)
+    far = {("internal",): found.internal_without_local, ("external",): found.external_without_local}
+    synced = {} if rules.synced_at is None else {(): time.time() - loop.clock() + rules.synced_at}
+    return [
+        _counter(
+            "overlaynet_conntrack_deleted",
+            "Connections forgotten because nobody serves where they led.",
+            (),
+            {(): rules.deleted},
+        ),
+        _counter("overlaynet_firewall_failures", "Rounds that failed.", (), {(): rules.failures}),
+        _gauge("overlaynet_firewall_synced_timestamp_seconds", "End of the last round.", (), synced),
+        _gauge("overlaynet_services", "Services served here.", (), {(): found.services}),
+        _gauge("overlaynet_service_ports", "Their ports.", (), {(): found.ports}),
+        _gauge("overlaynet_service_endpoints", "Endpoints that rules lead to.", (), {(): found.endpoints}),
+        _gauge(
+            "overlaynet_service_ports_without_local_endpoints",
+            "Ports with endpoints, but none that their traffic policy Local allows here.",
+            ("traffic_policy",),
+            far,
+        ),
+    ]
+
+
 def _rule_families(rules: Iptables) -> list[Any]:
     return [
         _counter(
@@ -96,6 +129,12 @@ def _rule_families(rules: Iptables) -> list[Any]:
         ),
         _counter(
             "overlaynet_firewall_bytes", "Bytes given to iptables-restore.", (), {(): rules.bytes_written}
+        ),
+        _gauge(
+            "overlaynet_firewall_rules",
+            "Rules of ours.",
+            ("table",),
+            {(table,): count for table, count in rules.held().items()},
         ),
     ]
 
@@ -114,6 +153,12 @@ def _duration_families(loop: Loop) -> list[Any]:
             "Rounds of reading the rules and writing what differs.",
             (),
             {(): loop.firewall.durations},
+        ),
+        _histogram(
+            "overlaynet_conntrack_seconds",
+            "Rounds of judging connections, reading them if need be.",
+            (),
+            {(): loop.firewall.cleanups},
         ),
         _histogram(
             "overlaynet_store_call_seconds",

@@ -19,8 +19,10 @@ from overlaynet.lab.topology import DEFAULT_NAME
 
 _COLUMNS = (
     *members("HOST=name", "UNDERLAY=underlay_ip", "SUBNET", "AGENT=agent.state", "PID=agent.pid"),
-    *members("PEERS", "CONTAINERS", "PENDING"),
+    *members("PEERS", "CONTAINERS", "SERVICES=services.served", "PENDING"),
     *members("DRIVER", "NETNS", "VERSION=agent.version", wide=True),
+    *members("ENDPOINTS=services.endpoints", "SYNCED-AGO=services.synced_s_ago", wide=True),
+    *members("SYNC-FAILURES=services.sync_failures", wide=True),
 )
 
 
@@ -52,9 +54,9 @@ def status(app: App) -> None:
 def _host(item: Mapping[str, Any], told: Mapping[str, Any] | OverlayError) -> dict[str, Any]:
     """An item of `get hosts`, with the counts its agent keeps."""
     if isinstance(told, OverlayError):
-        return {**item, "peers": None, "containers": None, "pending": None}
+        return {**item, "peers": None, "containers": None, "services": None, "pending": None}
     counts = {name: len(told[name]) for name in ("peers", "containers")}
-    return {**item, **counts, "pending": told["pending"]}
+    return {**item, **counts, "services": told.get("services"), "pending": told["pending"]}
 
 
 def _state(items: Sequence[Mapping[str, Any]], *, rebooted: bool) -> str:
@@ -132,9 +134,16 @@ def status_text(name: str, members: Mapping[str, Any], *, wide: bool = False) ->
         lines.append(f"the machine was restarted since; `{_up(name)}` builds the lab again")
     lines += [_etcd_line(members["etcd"]), _network_line(members["network"]), ""]
     lines.append(table(_COLUMNS, members["hosts"], wide=wide))
+    lines += [line for host in members["hosts"] for line in _fallbacks(host)]
     if members["problems"] and not members["rebooted"]:
         lines += ["", *(line for problem in members["problems"] for line in _problem(problem))]
     return "\n".join(lines)
+
+
+def _fallbacks(host: Mapping[str, Any]) -> list[str]:
+    """What a host's kernel lacks, so that its services make do without."""
+    lacks = (host["services"] or {}).get("fallbacks", [])
+    return [f"{host['name']}: services make do, {error['code']} {error['message']}" for error in lacks]
 
 
 def _etcd_line(etcd: Mapping[str, Any]) -> str:

@@ -108,6 +108,13 @@ class Iptables:
         self._known = replace(self._saved_somehow(tools), generation=before)
         return self._known
 
+    def held(self) -> Mapping[str, int]:
+        """How many rules of ours there are by table, as far as is known without reading."""
+        found: Counter[str] = Counter()
+        for (table, chain), rules in self._known.chains.items() if self._known else ():
+            found[table] += len(rules) if is_ours(chain, self._instance) else 0
+        return found
+
     def recall(self) -> RuleSet | None:
         """The rules as they were last read or written, if nobody has changed any since. Raises ToolMissing or
         FirewallError."""

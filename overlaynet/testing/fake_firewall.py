@@ -110,6 +110,13 @@ class FakeFirewall:
     def strangers(self, want: Mapping[str, Policy]) -> tuple[str, ...] | None:
         return self.beside
 
+    def held(self) -> Mapping[str, int]:
+        """Rules of ours by table."""
+        found: Counter[str] = Counter()
+        for (table, chain), rules in self._chains.items():
+            found[table] += len(rules) if is_ours(chain) else 0
+        return found
+
     def fail(self, *errors: OverlayError) -> None:
         """Let the next commits fail with these, one each; nothing is written then."""
         self._failures.extend(errors)
