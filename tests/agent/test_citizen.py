@@ -368,7 +368,14 @@ def test_metrics_have_the_names_people_rely_on(one):
         "overlaynet_apply_seconds",
         "overlaynet_firewall_sync_seconds",
         "overlaynet_store_call_seconds",
+        "overlaynet_conntrack_deleted_total",
+        "overlaynet_conntrack_seconds",
+        "overlaynet_firewall_failures_total",
+        "overlaynet_firewall_rules",
+        "overlaynet_services",
+        "overlaynet_service_endpoints",
     }
+    assert re.search(r'overlaynet_firewall_rules\{table="filter"\} [1-9]', text)
     assert 'overlaynet_state{state="ready"} 1.0' in text
     assert re.search(r'overlaynet_store_call_seconds_count\{call="read"\} [1-9]', text)
     counts = [float(n) for n in re.findall(r'overlaynet_apply_seconds_bucket\{le="[^"]+"\} (\S+)', text)]

@@ -15,7 +15,7 @@ from overlaynet.addr import Mac
 from overlaynet.cli import main as program
 from overlaynet.cli.app import App
 from overlaynet.cli.cluster import readable
-from overlaynet.errors import LabFailed, NotPermitted, StoreUnavailable
+from overlaynet.errors import LabFailed, NoIpset, NotPermitted, StoreUnavailable
 from overlaynet.ports import Delete, Put
 from overlaynet.state import ROUTE_PROTOCOL, Change, Fdb, Op, Route
 
@@ -401,11 +401,22 @@ def test_status_of_a_cluster_that_is_well(run, cluster):
         "etcd     revision 2, 2 leases, 2 containers\n"
         "network  10.244.0.0/16, vxlan, vni 1, port 8472, mtu 1450\n"
         "\n"
-        "HOST    UNDERLAY       SUBNET         AGENT  PID  PEERS  CONTAINERS  PENDING\n"
-        "node-1  192.168.50.11  10.244.1.0/24  ready  101      1           1        0\n"
-        "node-2  192.168.50.12  10.244.2.0/24  ready  102      1           1        0\n",
+        "HOST    UNDERLAY       SUBNET         AGENT  PID  PEERS  CONTAINERS  SERVICES  PENDING\n"
+        "node-1  192.168.50.11  10.244.1.0/24  ready  101      1           1         1        0\n"
+        "node-2  192.168.50.12  10.244.2.0/24  ready  102      1           1         1        0\n",
         "",
     )
+
+
+def test_status_tells_what_services_make_do_without(run, cluster):
+    cluster.agents = {name: ready_agent(name) for name in ("node-1", "node-2")}
+    services = cluster.agents["node-1"]["/v1/status"]["services"]
+    services["fallbacks"] = [NoIpset("the kernel has no ipsets").as_json()]
+    cluster.agents["node-2"]["/v1/status"]["services"] = None
+    code, out, _ = run("status", "-o", "wide")
+    assert (code, out.partition("\n")[0]) == (0, "fake: ready")
+    assert "node-1: services make do, OVL-602 the kernel has no ipsets" in out
+    assert "SYNCED-AGO" in out
 
 
 def test_status_names_a_dead_agent_and_what_to_do(run, cluster):
