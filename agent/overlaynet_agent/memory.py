@@ -16,6 +16,7 @@ from pathlib import Path
 
 from overlaynet.core.engine import Engine
 from overlaynet.core.keys import Keys
+from overlaynet.core.view import View
 from overlaynet.events import Before
 from overlaynet.model import Stored
 from overlaynet.ports import Listing
@@ -62,6 +63,7 @@ class Memory:
             or not engine.synced
             or not engine.confirmed
             or engine.view.stale
+            or engine.view.kept
             or (now < self._next and not at_once)
         ):
             return
@@ -98,8 +100,19 @@ class Memory:
 def _snapshot(engine: Engine, lease_id: int, left_s: float | None) -> Remembered:
     view = engine.view
     items: list[Stored[Planned]] = list(view.leases.values())
+    items += _endpoints(view)
     items.append(Stored(view.keys.settings, view.settings))
     if view.network is not None:
         items.append(Stored(view.keys.network_config, view.network))
     lease_end = None if left_s is None else int(time.time() + left_s)
     return Remembered(view.revision, tuple(items), view.cluster_id, lease_id, lease_end)
+
+
+def _endpoints(view: View) -> list[Stored[Planned]]:
+    """The services, and of everything else what makes their endpoints: most containers are none."""
+    services = [item for item in view.services.values() if item.value.served]
+    chosen = dict.fromkeys(key for item in services for key, _ in view.index.labelled.chosen(item.value))
+    workloads = [view.workloads[key] for key in chosen if key in view.workloads]
+    hosts = dict.fromkeys(view.keys.node(item.value.node) for item in workloads)
+    nodes = [view.nodes[key] for key in hosts if key in view.nodes]
+    return [*services, *view.slices.values(), *workloads, *nodes]

@@ -513,8 +513,7 @@ class Engine:
 
     def _replan_all(self) -> None:
         own = self.lease.value if self.lease else None
-        self.view.index.take_touched()
-        whole = plan.desired(self.view, self.local, own, self.workloads.values())
+        whole = plan.desired(self.view, self.local, own, self.workloads.values(), self.desired)
         self._touched |= set(self.desired.objects) | set(whole.objects)
         self.view.index.take_touched()
         self.desired = whole

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from overlaynet.addr import IPNetwork
 from overlaynet.core import masq
 from overlaynet.core.overlay import host_objects, peer_objects
-from overlaynet.core.services import Services
+from overlaynet.core.services import COMMON, Services, service_source
 from overlaynet.core.view import View
 from overlaynet.core.workload import workload_objects
 from overlaynet.model import Lease, LocalHost, NetworkConfig, Stored, Workload
@@ -27,6 +27,7 @@ from overlaynet.state import HostState, Key, Object, Policy, Source
 
 HOST = Source("host", "base")
 NOTHING = HostState()
+SERVICE_KINDS = frozenset({COMMON.kind, service_source("").kind})
 
 
 def lease_source(key: str) -> Source:
@@ -153,8 +154,15 @@ def peers_of(leases: Iterable[Stored[Lease]], own: Lease) -> list[Stored[Lease]]
     return [item for item in items if not _overlaps(item.value.subnets, own.subnets)]
 
 
-def desired(view: View, local: LocalHost, own: Lease | None, workloads: Iterable[Workload]) -> Desired:
-    """Plan everything anew. Without a network or a lease nothing is wanted."""
+def desired(
+    view: View,
+    local: LocalHost,
+    own: Lease | None,
+    workloads: Iterable[Workload],
+    before: Desired | None = None,
+) -> Desired:
+    """Plan everything anew, but for services that `before` has and that are wanted the same. Without a network
+    or a lease nothing is wanted."""
     whole = Desired()
     if view.network is None or own is None:
         return whole
@@ -168,8 +176,19 @@ def desired(view: View, local: LocalHost, own: Lease | None, workloads: Iterable
     for workload in mine:
         whole.replace(workload_source(workload.id), workload_slice(workload, local))
     if local.services is not None:
-        whole.services = Services(view, local, view.network, own)
-        for workload in mine:
-            whole.services.put_own(workload)
-        whole.replace_services(view.index.services)
+        _plan_services(whole, Services(view, local, view.network, own), mine, before)
     return whole
+
+
+def _plan_services(whole: Desired, services: Services, own: Iterable[Workload], before: Desired | None) -> None:
+    """Thousands of services take a second to plan. So what was planned before is taken over where it holds."""
+    keys: Iterable[str] = services.view.index.services
+    old = before.services if before else None
+    if before and old and old.serves(services.view, services.local, services.network, services.lease):
+        for source, part in before.slices.items():
+            if source.kind in SERVICE_KINDS:
+                whole.replace(source, part)
+        services, keys = old, ()
+    whole.services = services
+    services.put_all_own(own)
+    whole.replace_services({*keys, *services.view.index.take_touched()})

@@ -220,12 +220,41 @@ class Services:
     local: LocalHost
     network: NetworkConfig
     lease: Lease
+    service_network: IPNetwork = field(init=False)
     own: dict[str, Workload] = field(default_factory=dict)
     problems: dict[str, tuple[ServiceNotServed, ...]] = field(default_factory=dict)
     served: dict[str, tuple[IPAddress, ...]] = field(default_factory=dict)
     _labelled: Labelled = field(default_factory=Labelled)
     _shared: bool = True
     """Whether what all services share may have changed."""
+
+    def __post_init__(self) -> None:
+        self.service_network = self.view.settings.service_network
+
+    def serves(self, view: View, local: LocalHost, network: NetworkConfig, lease: Lease) -> bool:
+        """Whether what was planned here holds for this host as well; then it is its plan from now on."""
+
+        def world(host: LocalHost) -> tuple[object, ...]:
+            return host.name, host.zone, host.interface, host.bridge, host.bridge_mode, host.services
+
+        same = (
+            view is self.view
+            and (network, lease.subnets, view.settings.service_network)
+            == (self.network, self.lease.subnets, self.service_network)
+            and world(local) == world(self.local)
+        )
+        if same:
+            self.local, self.lease = local, lease
+        return same
+
+    def put_all_own(self, workloads: Iterable[Workload]) -> None:
+        """These are wired here, and no others."""
+        wired = {workload.id: workload for workload in workloads}
+        for workload_id in self.own.keys() - wired.keys():
+            self.drop_own(workload_id)
+        for workload_id, workload in wired.items():
+            if self.own.get(workload_id) != workload:
+                self.put_own(workload)
 
     def put_own(self, workload: Workload) -> None:
         """A container was wired here, or is different now."""
@@ -295,7 +324,7 @@ class Services:
 
     def _note(self, key: str, service: Service | None) -> None:
         """Keep what this service adds to the common slice."""
-        network = self.view.settings.service_network
+        network = self.service_network
         before = self.served.pop(key, None)
         if service is not None:
             self.served[key] = tuple(ip for ip in service.cluster_ips if ip not in network)
@@ -307,7 +336,7 @@ class Services:
         options = self.local.services
         assert options is not None
         policy = ServicesPolicy(
-            networks=(self.view.settings.service_network,),
+            networks=(self.service_network,),
             strays=self.strays(),
             node_ips=options.node_ips,
             local_sources=self._local_sources(options),

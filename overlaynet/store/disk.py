@@ -20,9 +20,20 @@ from overlaynet.addr import Mac
 from overlaynet.core.keys import Keys
 from overlaynet.core.probes import parse_probe, probe_document
 from overlaynet.errors import ConfigError, ProbeInvalid
-from overlaynet.model import Identity, Lease, NetworkConfig, Probe, Settings, Stored, Workload
+from overlaynet.model import (
+    EndpointSlice,
+    Identity,
+    Lease,
+    NetworkConfig,
+    NodeRecord,
+    Probe,
+    Service,
+    Settings,
+    Stored,
+    Workload,
+)
 from overlaynet.ports import KeyValue, Listing
-from overlaynet.store import codec
+from overlaynet.store import codec, kubernetes
 
 
 def write_atomically(path: Path, text: str, mode: int) -> None:
@@ -175,8 +186,8 @@ def _kept_document(kept: Kept) -> dict[str, Any]:
 
 # --- what etcd last said --------------------------------------------------------------------------
 
-Planned = NetworkConfig | Settings | Lease
-"""The records from which a host is planned; who is alive is not worth remembering."""
+Planned = NetworkConfig | Settings | Lease | Service | EndpointSlice | Workload | NodeRecord
+"""The records from which a host is planned. Who is alive matters only to the endpoints of services."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,3 +288,11 @@ def _encode(value: Planned) -> bytes:
             return codec.encode_settings(value)
         case Lease():
             return codec.encode_lease(value)
+        case Workload():
+            return codec.encode_workload(value)
+        case NodeRecord():
+            return codec.encode_node(value)
+        case Service():
+            return codec.encode_object(kubernetes.service_object(value))
+        case EndpointSlice():
+            return codec.encode_object(kubernetes.slice_object(value))

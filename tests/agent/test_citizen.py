@@ -12,7 +12,7 @@ import pytest
 from helpers.agent import Agent, agent
 from helpers.cluster import put_network
 from helpers.eventually import eventually
-from helpers.model import KEYS, lease, network, vtep_mac
+from helpers.model import KEYS, key_of, lease, network, pod, service, vtep_mac
 
 from overlaynet.addr import Mac
 from overlaynet.config import AgentConfig, parse
@@ -22,6 +22,7 @@ from overlaynet.model import Stored
 from overlaynet.ports import Delete, Put
 from overlaynet.state import Fdb, Kind
 from overlaynet.store import codec, disk
+from overlaynet.store.kubernetes import service_object
 from overlaynet.store.memory import MemoryStore
 
 pytestmark = pytest.mark.fake
@@ -158,6 +159,22 @@ def test_agent_that_starts_into_an_emptied_etcd_keeps_its_peers_for_as_long_as_a
         assert has_route(again, 250)
     finally:
         again.stop()
+
+
+def test_services_are_served_without_etcd_as_they_were(without_etcd, one):
+    beside = pod(9, 2)
+    for value, text in (
+        (service(), codec.encode_object(service_object(service()))),
+        (beside, codec.encode_workload(beside)),
+    ):
+        one.store.commit([], [Put(key_of(value), text)])
+    before = eventually(lambda: one.loop.engine.desired.policies.get("service default/web/tcp"))
+    eventually(lambda: one.loop.engine.view.workloads)
+    again = without_etcd()
+    again.until_state("degraded")
+    after = again.loop.engine.desired.policies["service default/web/tcp"]
+    assert after.cluster_ips == before.cluster_ips
+    assert [str(endpoint) for endpoint in after.cluster] == ["10.244.9.2:8080"]
 
 
 def test_containers_are_attached_without_etcd_while_the_lease_lasts(without_etcd):

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.unit
 def machine() -> FakeKernel:
     """A Vagrant VM: its first interface, with the default route, has the same address as every other's."""
     fake = FakeKernel()
+    fake.add_device("lo", type="loopback", addresses=[ip_interface("127.0.0.1/8")])
     fake.add_device("eth0", addresses=[ip_interface("10.0.2.15/24")])
     fake.add_device("eth1", addresses=[ip_interface("192.168.50.11/24"), ip_interface("10.9.0.1/16")])
     for route in (
@@ -90,3 +91,36 @@ def test_traces_of_flannel_are_devices_that_are_not_ours():
     fake.add_device("flannel.2", type="dummy")
     fake.links["flannel.3"] = fake.links["flannel.3"]._replace(altnames=("overlaynet-vxlan-3",))
     assert traces(fake.observe(), ()).vtep_macs == {fake.links["flannel.1"].mac}
+
+
+# --- services -------------------------------------------------------------------------------------
+
+
+def service_options(**section: Any):
+    config = parse({"node": {"name": "node-1", "interface": "eth1"}, "service": section}, "test")
+    return local_host(config, Identity("id", vtep_mac(1)), machine().observe()).services
+
+
+@pytest.mark.parametrize(
+    ("addresses", "open_on"),
+    [
+        pytest.param(["primary"], "192.168.50.11", id="primary-is-the-public-address"),
+        pytest.param(["all"], None, id="all"),
+        pytest.param(["10.0.0.0/8"], "10.0.2.15 10.9.0.1", id="what-is-on-interfaces-here"),
+        pytest.param(["172.16.0.0/12"], "", id="none-here"),
+        pytest.param(["0.0.0.0/0"], "10.0.2.15 10.9.0.1 192.168.50.11", id="loopback-is-asked-for-apart"),
+    ],
+)
+def test_addresses_that_node_ports_are_open_on(addresses, open_on):
+    ips = service_options(node_port_addresses=addresses).node_ips
+    assert (None if ips is None else " ".join(map(str, ips))) == open_on
+
+
+def test_services_are_served_as_the_settings_say_or_left_to_another_program():
+    options = service_options(local_detect="bridge", masquerade_all=True, localhost_node_ports=True)
+    assert (options.local_detect, options.masquerade_all, options.localhost_node_ports) == (
+        "bridge",
+        True,
+        True,
+    )
+    assert service_options(mode="off") is None

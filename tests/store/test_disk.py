@@ -11,11 +11,22 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
-from helpers.model import key_of, lease, stored, vtep_mac, workload
+from helpers.model import (
+    KEYS,
+    endpoint_slice,
+    key_of,
+    lease,
+    node,
+    pod,
+    service,
+    stored,
+    vtep_mac,
+    workload,
+)
 
 from overlaynet.core.keys import Keys
 from overlaynet.errors import ConfigError
-from overlaynet.model import Identity, Port
+from overlaynet.model import Identity, Port, ServicePort
 from overlaynet.ports import KeyValue, Listing
 from overlaynet.store import disk
 
@@ -125,6 +136,26 @@ def test_equal_text_is_not_written_again(tmp_path):
     assert not disk.write_if_different(path, "x", 0o644)
     assert path.stat().st_ino == inode
     assert disk.write_if_different(path, "y", 0o644)
+
+
+# --- what is remembered ---------------------------------------------------------------------------
+
+OF_SERVICES = (
+    stored(
+        service(affinity_s=60, ports=(ServicePort(80, target="http", node_port=30080),), type="NodePort"), 7
+    ),
+    stored(endpoint_slice("web-1", "web", "10.9.0.1", node="node-9", for_zones=("east",)), 8),
+    stored(pod(2, 2, terminating=True), 9),
+    stored(node(2, zone="east"), 9),
+)
+
+
+def test_services_and_what_stands_behind_them_are_remembered(tmp_path):
+    path = tmp_path / "etcd.json"
+    disk.write_remembered(path, disk.Remembered(50, OF_SERVICES))
+    found = disk.read_remembered(path, KEYS)
+    assert found
+    assert found.items == OF_SERVICES
 
 
 # --- the history of what is remembered ------------------------------------------------------------
