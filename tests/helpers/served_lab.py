@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,6 +32,7 @@ PORT = 8080
 VIP, SLICED_VIP = "10.112.0.10", "10.112.0.11"
 NODE_PORT = 30_080
 NODE_TTL_S = 5
+FIRST_ENDPOINT = "10.244.1.2"
 CLIENT = "web-3"
 """The container that calls, on node-3; its own host is never the one that is hurt, but for its agent."""
 
@@ -56,18 +58,18 @@ def by_selector() -> dict[str, Any]:
     return found
 
 
-def slice_of(name: str, *addresses: str) -> dict[str, Any]:
+def slice_of(name: str, *addresses: str, port: int = PORT) -> dict[str, Any]:
     """The EndpointSlice of a service without selector."""
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": {
-            "name": f"{name}-1",
+            "name": f"{name}-1" if port == PORT else f"{name}-{port}",
             "namespace": "default",
             "labels": {"kubernetes.io/service-name": name},
         },
         "addressType": "IPv4",
-        "ports": [{"name": p.lower(), "protocol": p, "port": PORT} for p in ("TCP", "UDP")],
+        "ports": [{"name": p.lower(), "protocol": p, "port": port} for p in ("TCP", "UDP")],
         "endpoints": [{"addresses": [address], "conditions": {"ready": True}} for address in addresses],
     }
 
@@ -90,6 +92,21 @@ class ServedLab:
 
     def delete(self, *keys: str) -> None:
         self.store.commit([], [Delete(key) for key in keys])
+
+    def change(self, batch: Iterable[int]) -> set[str]:
+        """Endpoints of `api` come, each at a port of its own and named by a slice of its own, in one revision.
+        Answers them as rules have them."""
+        values = {
+            KEYS.slice(f"default/api-{port}"): slice_of("api", FIRST_ENDPOINT, port=port) for port in batch
+        }
+        self.store.commit([], [Put(key, json.dumps(value).encode()) for key, value in values.items()])
+        return {f"{FIRST_ENDPOINT}:{port}" for port in batch}
+
+    def targets(self, host: str) -> set[str]:
+        """Where a host's rules lead the TCP port of `api`."""
+        flavour = self.status(host)["firewall"]["flavour"]
+        rules = self.lab.driver.run(host, [f"iptables-{flavour}-save", "-t", "nat"]).stdout.decode()
+        return set(re.findall(r"default/api:tcp.* --to-destination (\S+)", rules))
 
     def ask(self, place: str, address: str, port: int = 80, protocol: str = "tcp") -> Answer | str:
         with self.places[place].entered():
@@ -142,7 +159,7 @@ class ServedLab:
         self.lab.driver.run(host, ["ip", "link", "set", "eth0", "down"])
 
 
-def topology(name: str) -> Topology:
+def topology(name: str, node_ttl_s: int) -> Topology:
     """Three hosts with a container each. node-3 has the legacy iptables, which has a lock."""
     simple = Topology.simple(name, hosts=3, containers=1)
     flavours = ("nft", "nft", "legacy")
@@ -150,15 +167,15 @@ def topology(name: str) -> Topology:
         replace(host, agent={"firewall": {"backend": flavour}})
         for host, flavour in zip(simple.hosts, flavours, strict=True)
     ]
-    return replace(simple, hosts=tuple(hosts), settings=Settings(node_ttl_s=NODE_TTL_S))
+    return replace(simple, hosts=tuple(hosts), settings=Settings(node_ttl_s=node_ttl_s))
 
 
 @contextmanager
-def served_lab(name: str) -> Iterator[ServedLab]:
+def served_lab(name: str, *, node_ttl_s: int = NODE_TTL_S) -> Iterator[ServedLab]:
     """Up, with `web` in place and answered by every container. Hosts refuse each call at once, where otherwise
     the kernel would tell one client of at most one a second (icmp(7), icmp_ratelimit)."""
     with ExitStack() as stack:
-        lab = stack.enter_context(Lab.running(topology(name)))
+        lab = stack.enter_context(Lab.running(topology(name, node_ttl_s)))
         listening = stack.enter_context(servers())
         places = {
             place: stack.enter_context(named_netns(namespace(name, place)))

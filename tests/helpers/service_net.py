@@ -112,13 +112,15 @@ def named(*ports: ServicePortPolicy) -> dict[str, Policy]:
 
 @dataclass
 class ServiceNet:
-    """The net of one iptables variant. `places` are the namespaces by name."""
+    """The net of one iptables variant. `places` are the namespaces by name; `touched` the hosts that have to be
+    emptied, `sets` whether there are sets of addresses."""
 
     places: Mapping[str, PrivateNetns]
     flavour: Flavour
     servers: Servers
     firewalls: dict[str, Iptables] = field(default_factory=dict)
-    want: dict[str, Mapping[str, Policy]] = field(default_factory=dict)
+    touched: set[str] = field(default_factory=set)
+    sets: bool = False
 
     def serve(self, *ports: ServicePortPolicy, common: ServicesPolicy = COMMON, on: str = "A") -> None:
         """Make these the services of a host, in place of what it had."""
@@ -127,10 +129,11 @@ class ServiceNet:
     def apply(self, want: Mapping[str, Policy], on: str = "A") -> RuleSet:
         """Write what differs, sets of addresses first; answer the rules as they are then."""
         firewall = self.firewalls[on]
-        self.want[on] = want
+        self.touched.add(on)
         with self.places[on].entered():
             for name, timeout_s in firewall.affinity_sets(want).items():
                 run(["ipset", "create", name, "hash:ip", "timeout", str(timeout_s), "-exist"])
+                self.sets = True
             have = firewall.observe()
             pending = firewall.pending(want, have)
             after = firewall.apply(pending, have)
@@ -143,6 +146,7 @@ class ServiceNet:
 
     def iptables(self, *lines: str, on: str = "A") -> None:
         """Another program's hand on the same variant's rules."""
+        self.touched.add(on)
         for line in lines:
             self.places[on].run(f"iptables-{self.flavour} {line}")
 
@@ -171,11 +175,13 @@ class ServiceNet:
 
     def ended(self) -> None:
         """Bring the hosts back to having no rules, no sets of addresses, and following no connection."""
-        for host in self.firewalls:
+        for host in self.touched:
             with self.places[host].entered():
                 run([f"iptables-{self.flavour}-restore"], NO_RULES)
-                run(["ipset", "destroy"])
+                if self.sets:
+                    run(["ipset", "destroy"])
             forget_flows(self.places[host])
+        self.touched, self.sets = set(), False
 
 
 NO_RULES = """\
