@@ -18,6 +18,7 @@ from overlaynet.cli.manifest import Manifest, read
 from overlaynet.cli.output import Column, members, table
 from overlaynet.errors import ObjectInvalid, OverlayError, UsageError
 from overlaynet.store import kubernetes, services
+from overlaynet.store.known_fields import unknown
 from overlaynet.store.kubernetes import Object
 from overlaynet.store.services import UNCHANGED, Written
 
@@ -50,6 +51,9 @@ def apply(app: App, files: tuple[str, ...], namespace: str | None) -> None:
         written = write(app, values)
     except ObjectInvalid as error:
         raise _placed(error, found, namespace) from None
+    for manifest in found:
+        for path, problem in unknown(manifest.value):
+            app.note(manifest.told(path, problem))
     show(app, "Apply", written)
 
 

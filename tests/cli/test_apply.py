@@ -146,6 +146,131 @@ def test_a_vip_from_another_cluster_is_accepted_and_told(run):
     assert "10.96.0.1 is outside of the service network 10.112.0.0/16" in err
 
 
+def test_a_field_that_is_not_known_is_kept_and_told_with_the_one_that_may_be_meant(run, cluster):
+    code, _, err = run("apply", "-f", "-", text=WEB + "      nodeport: 30080\n      future: 1\n")
+    assert code == 0
+    assert "-:10: document 1, Service default/web: spec.ports[0].nodeport: is no field that is known" in err
+    assert "perhaps nodePort is meant" in err
+    assert "-:11: document 1, Service default/web: spec.ports[0].future: is no field that is known; it" in err
+    assert stored(cluster)["spec"]["ports"][0]["future"] == 1
+
+
+KUBECTL = """
+apiVersion: v1
+items:
+- apiVersion: v1
+  kind: Service
+  metadata:
+    annotations:
+      example.net/owner: team-a
+    creationTimestamp: "2024-05-01T10:00:00Z"
+    labels:
+      app.kubernetes.io/name: shop
+    name: shop
+    namespace: prod
+    resourceVersion: "4711"
+    uid: 0d2b3b5e-0000-4000-8000-000000000001
+  spec:
+    allocateLoadBalancerNodePorts: true
+    clusterIP: 10.96.17.3
+    clusterIPs:
+    - 10.96.17.3
+    externalTrafficPolicy: Local
+    healthCheckNodePort: 31234
+    internalTrafficPolicy: Cluster
+    ipFamilies:
+    - IPv4
+    ipFamilyPolicy: SingleStack
+    loadBalancerClass: example.net/lb
+    ports:
+    - appProtocol: http
+      name: http
+      nodePort: 31080
+      port: 80
+      protocol: TCP
+      targetPort: http
+    selector:
+      app.kubernetes.io/name: shop
+    sessionAffinity: ClientIP
+    sessionAffinityConfig:
+      clientIP:
+        timeoutSeconds: 10800
+    type: LoadBalancer
+  status:
+    conditions: []
+    loadBalancer:
+      ingress:
+      - ip: 203.0.113.7
+        ipMode: VIP
+- addressType: IPv4
+  apiVersion: discovery.k8s.io/v1
+  endpoints:
+  - addresses:
+    - 10.244.7.12
+    conditions:
+      ready: true
+      serving: true
+      terminating: false
+    nodeName: worker-1
+    targetRef:
+      kind: Pod
+      name: shop-5d9c
+      namespace: prod
+      uid: 0d2b3b5e-0000-4000-8000-000000000002
+    zone: eu-1a
+  kind: EndpointSlice
+  metadata:
+    generateName: shop-
+    generation: 3
+    labels:
+      endpointslice.kubernetes.io/managed-by: endpointslice-controller.k8s.io
+      kubernetes.io/service-name: shop
+    name: shop-x7k2q
+    namespace: prod
+    ownerReferences:
+    - apiVersion: v1
+      blockOwnerDeletion: true
+      controller: true
+      kind: Service
+      name: shop
+      uid: 0d2b3b5e-0000-4000-8000-000000000001
+  ports:
+  - appProtocol: http
+    name: http
+    port: 8080
+    protocol: TCP
+- addressType: IPv4
+  apiVersion: discovery.k8s.io/v1
+  endpoints: null
+  kind: EndpointSlice
+  metadata:
+    name: empty-abcde
+    namespace: prod
+  ports: null
+kind: List
+metadata:
+  resourceVersion: ""
+"""
+
+
+def test_what_kubectl_prints_is_taken_whole_and_none_of_its_fields_is_strange(run, cluster):
+    code, out, _ = run("apply", "-f", "-", "-q", text=KUBECTL)
+    assert (code, [line.split()[:4] for line in out.splitlines()[1:]]) == (
+        0,
+        [
+            ["created", "Service", "prod", "shop"],
+            ["created", "EndpointSlice", "prod", "shop-x7k2q"],
+            ["created", "EndpointSlice", "prod", "empty-abcde"],
+        ],
+    )
+    _, _, err = run("apply", "-f", "-", text=KUBECTL)
+    [note] = err.splitlines()
+    assert note.startswith("Service prod/shop: 10.96.17.3 is outside of the service network 10.112.0.0/16")
+    assert stored(cluster, "prod/shop")["metadata"]["uid"] == "0d2b3b5e-0000-4000-8000-000000000001"
+    endpoints = json.loads(run("get", "endpoints", "prod/shop", "-o", "json")[1])["items"]
+    assert [(e["address"], e["port"], e["host"]) for e in endpoints] == [("10.244.7.12", 8080, "worker-1")]
+
+
 @pytest.mark.parametrize("text", ["", "---\n---\n", '{"kind": "List", "items": []}'])
 def test_nothing_to_apply_is_a_mistake(run, text):
     assert run("apply", "-f", "-", text=text)[0] == 2
