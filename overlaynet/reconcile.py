@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from overlaynet.addr import IPAddress, IPNetwork
 from overlaynet.core.diff import additions, changes, links_of, satisfied, touched_changes
-from overlaynet.core.flows import PROTOCOLS, Cleanup, Verdicts
+from overlaynet.core.flows import PROTOCOLS, Cleanup
 from overlaynet.core.ownership import have, owned, shadowed, stands_for
 from overlaynet.core.settled import Settled
 from overlaynet.errors import FirewallBusy, KernelError, OverlayError
@@ -342,26 +342,23 @@ def forget_flows(
     if doors.conntrack is None:
         return Forgotten()
     try:
-        own = frozenset(doors.own_addresses())
+        owed = cleanup.follow(policies, frozenset(doors.own_addresses()), networks)
     except OverlayError as error:
         return Forgotten(error=error)
-    protocols = PROTOCOLS if again else cleanup.due(policies, own)
+    protocols = PROTOCOLS if again else owed
     if not protocols:
         return Forgotten()
-    verdicts = cleanup.verdicts(policies, own, networks)
-    forgotten = _forget(doors.conntrack, verdicts, protocols)
-    if forgotten.error:
-        cleanup.failed(policies, own, protocols)
-    else:
-        cleanup.succeeded(policies, own)
+    forgotten = _forget(doors.conntrack, cleanup, protocols)
+    if forgotten.error is None:
+        cleanup.done()
     return forgotten
 
 
-def _forget(conntrack: Conntrack, verdicts: Verdicts, protocols: frozenset[str]) -> Forgotten:
+def _forget(conntrack: Conntrack, cleanup: Cleanup, protocols: frozenset[str]) -> Forgotten:
     """One that cannot be forgotten is no reason to keep the rest."""
     count, first = 0, None
     try:
-        for flow in _stale(conntrack, verdicts, protocols):
+        for flow in _stale(conntrack, cleanup, protocols):
             try:
                 conntrack.delete(flow)
                 count += 1
@@ -372,11 +369,11 @@ def _forget(conntrack: Conntrack, verdicts: Verdicts, protocols: frozenset[str])
     return Forgotten(count, first, looked=True)
 
 
-def _stale(conntrack: Conntrack, verdicts: Verdicts, protocols: frozenset[str]) -> list[Flow]:
+def _stale(conntrack: Conntrack, cleanup: Cleanup, protocols: frozenset[str]) -> list[Flow]:
     """Of TCP only what nobody answered can be stale, and that is read quickly."""
-    found = list(verdicts.stale(conntrack.flows(protocols - {"tcp"})))
+    found = list(cleanup.stale(conntrack.flows(protocols - {"tcp"})))
     if "tcp" in protocols:
-        found += verdicts.stale(conntrack.flows({"tcp"}, unanswered=True))
+        found += cleanup.stale(conntrack.flows({"tcp"}, unanswered=True))
     return found
 
 

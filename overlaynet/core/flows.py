@@ -23,6 +23,9 @@ host's may be just passing.
 
 Where a service outside the service network, or a nodePort, has gone altogether, nothing in the present tells
 its connections from somebody else's; so `Cleanup` remembers what was, until the deletion succeeded.
+
+`Cleanup` is kept up from one set of policies to the next at the cost of what changed between them: a policy
+that is the same object is not looked at.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from overlaynet.addr import IPAddress, IPNetwork
 from overlaynet.state import Endpoint, Flow, Policy, ServicePortPolicy, ServicesPolicy
 
 PROTOCOLS = frozenset({"tcp", "udp", "sctp"})
+NOBODY: frozenset[Endpoint] = frozenset()
 
 
 class Frontend(NamedTuple):
@@ -45,15 +49,39 @@ class Frontend(NamedTuple):
     port: int
 
 
-@dataclass(frozen=True, slots=True)
-class Verdicts:
-    """What a flow is judged by: the endpoints that serve each frontend; frontends of services that went; and
-    addresses that belong to services alone."""
+@dataclass(slots=True)
+class Cleanup:
+    """What flows are judged by. `owed` are the protocols whose flows have to be judged: all at first, then
+    those of service ports that changed since the last cleanup that succeeded. `departed` are frontends that
+    went since then. `networks` are the service networks, known also where there is no service."""
 
-    serving: Mapping[Frontend, frozenset[Endpoint]]
-    departed: frozenset[Frontend] = frozenset()
     networks: tuple[IPNetwork, ...] = ()
-    strays: frozenset[IPAddress] = frozenset()
+    owed: frozenset[str] = PROTOCOLS
+    departed: set[Frontend] = field(default_factory=set)
+    _strays: frozenset[IPAddress] = frozenset()
+    _node_ips: frozenset[IPAddress] = frozenset()
+    _policies: Mapping[str, Policy] = field(default_factory=dict)
+    _serving: dict[Frontend, dict[str, frozenset[Endpoint]]] = field(default_factory=dict)
+
+    def follow(
+        self,
+        policies: Mapping[str, Policy],
+        local: Collection[IPAddress],
+        networks: tuple[IPNetwork, ...] = (),
+    ) -> frozenset[str]:
+        """From now on these policies hold, on a host with these own addresses; answer what is owed."""
+        before, shared = self._policies, _shared(policies)
+        node_ips, old_node_ips = _open_at(shared, local), self._node_ips
+        gone = [name for name in before if name not in policies]
+        changed = [name for name, policy in policies.items() if before.get(name) is not policy]
+        if node_ips != old_node_ips:
+            changed = [*changed, *(name for name, policy in before.items() if _has_node_port(policy))]
+        self.networks = tuple({*networks, *(shared.networks if shared else ())})
+        self._strays = frozenset(shared.strays if shared else ())
+        for name in dict.fromkeys([*gone, *changed]):
+            self._replace(name, before.get(name), old_node_ips, policies.get(name), node_ips)
+        self._policies, self._node_ips = policies, node_ips
+        return self.owed
 
     def stale(self, flows: Iterable[Flow]) -> Iterator[Flow]:
         """Those to be forgotten."""
@@ -65,78 +93,53 @@ class Verdicts:
         frontend = Frontend(flow.protocol, flow.dst, flow.dport)
         leads_to = (flow.reply_src, flow.reply_sport)
         translated = leads_to != frontend[1:]
-        serving = self.serving.get(frontend)
+        serving = self._serving.get(frontend)
         if serving is not None:
-            return leads_to not in serving and (translated or bool(serving))
+            served = NOBODY.union(*serving.values())
+            return leads_to not in served and (translated or bool(served))
         return translated and (frontend in self.departed or self._services_own(flow.dst))
 
+    def done(self) -> None:
+        """All that was stale is forgotten."""
+        self.owed = frozenset()
+        self.departed.clear()
+
+    def frontends(self) -> Mapping[Frontend, frozenset[Endpoint]]:
+        """Every frontend with all endpoints that serve it; what two services share, both serve."""
+        return {frontend: NOBODY.union(*by.values()) for frontend, by in self._serving.items()}
+
     def _services_own(self, ip: IPAddress) -> bool:
-        return ip in self.strays or any(ip in network for network in self.networks)
+        return ip in self._strays or any(ip in network for network in self.networks)
 
-
-@dataclass(slots=True)
-class Cleanup:
-    """What is to be remembered from one cleanup to the next. `done` is what the last one that succeeded went
-    by, None before the first; `known` are all frontends since then; `owed` protocols whose cleanup failed."""
-
-    done: Mapping[str, Policy] | None = None
-    local: frozenset[IPAddress] = frozenset()
-    known: frozenset[Frontend] = frozenset()
-    owed: frozenset[str] = field(default=PROTOCOLS)
-
-    def due(self, policies: Mapping[str, Policy], local: Collection[IPAddress]) -> frozenset[str]:
-        """The protocols whose flows have to be judged again, because what they are judged by has changed.
-        `local` are this host's own addresses."""
-        if self.done is None or self.owed:
-            return self.owed
-        changed = _service_ports(policies, but=self.done) + _service_ports(self.done, but=policies)
-        if self.local != frozenset(local) or _node_ports_at(policies) != _node_ports_at(self.done):
-            changed += [policy for policy in _service_ports({**self.done, **policies}) if policy.node_port]
-        return frozenset(policy.protocol for policy in changed)
-
-    def verdicts(
+    def _replace(
         self,
-        policies: Mapping[str, Policy],
-        local: Collection[IPAddress],
-        networks: tuple[IPNetwork, ...] = (),
-    ) -> Verdicts:
-        """`networks` are the service networks, which are known also where there is no service."""
-        shared = _shared(policies)
-        serving = frontends(policies, local)
-        return Verdicts(
-            serving,
-            self.known - serving.keys(),
-            tuple({*networks, *(shared.networks if shared else ())}),
-            frozenset(shared.strays if shared else ()),
-        )
-
-    def succeeded(self, policies: Mapping[str, Policy], local: Collection[IPAddress]) -> None:
-        """All that was stale under these is forgotten."""
-        self.done, self.local, self.owed = policies, frozenset(local), frozenset()
-        self.known = frozenset(frontends(policies, local))
-
-    def failed(
-        self, policies: Mapping[str, Policy], local: Collection[IPAddress], protocols: frozenset[str]
+        name: str,
+        old: Policy | None,
+        old_node_ips: Collection[IPAddress],
+        new: Policy | None,
+        node_ips: Collection[IPAddress],
     ) -> None:
-        """Not all of it: these protocols' flows have to be judged again, whatever is wanted then."""
-        self.known |= frontends(policies, local).keys()
-        self.owed |= protocols
+        left, came = set(_frontends_of(old, old_node_ips)), set(_frontends_of(new, node_ips))
+        if left == came and _serving(old) == _serving(new):
+            return
+        for frontend in left - came:
+            self._leave(frontend, name)
+        for frontend in came:
+            self.departed.discard(frontend)
+            self._serving.setdefault(frontend, {})[name] = _serving(new)
+        self.owed |= {frontend.protocol for frontend in left | came}
+
+    def _leave(self, frontend: Frontend, name: str) -> None:
+        by = self._serving[frontend]
+        del by[name]
+        if not by:
+            del self._serving[frontend]
+            self.departed.add(frontend)
 
 
-def frontends(
-    policies: Mapping[str, Policy], local: Collection[IPAddress]
-) -> dict[Frontend, frozenset[Endpoint]]:
-    """Every frontend with all endpoints that serve it; what two services share, both serve."""
-    found: dict[Frontend, frozenset[Endpoint]] = {}
-    at = _node_ips(_shared(policies), local)
-    for policy in _service_ports(policies):
-        for frontend in _frontends_of(policy, at):
-            before = found.get(frontend)
-            found[frontend] = before | policy.serving if before else policy.serving
-    return found
-
-
-def _frontends_of(policy: ServicePortPolicy, node_ips: Collection[IPAddress]) -> Iterator[Frontend]:
+def _frontends_of(policy: Policy | None, node_ips: Collection[IPAddress]) -> Iterator[Frontend]:
+    if not isinstance(policy, ServicePortPolicy):
+        return
     protocol = policy.protocol
     for ip in (*policy.cluster_ips, *policy.external_ips, *policy.ingress_ips):
         yield Frontend(protocol, ip, policy.port)
@@ -145,44 +148,21 @@ def _frontends_of(policy: ServicePortPolicy, node_ips: Collection[IPAddress]) ->
             yield Frontend(protocol, ip, policy.node_port)
 
 
-def _node_ips(shared: ServicesPolicy | None, local: Collection[IPAddress]) -> list[IPAddress]:
-    """The addresses of this host that nodePorts are open on."""
-    if shared is None:
-        return []
-    chosen = local if shared.node_ips is None else [ip for ip in shared.node_ips if ip in local]
-    return [ip for ip in chosen if not ip.is_loopback or shared.localhost_node_ports]
+def _serving(policy: Policy | None) -> frozenset[Endpoint]:
+    return policy.serving if isinstance(policy, ServicePortPolicy) else NOBODY
+
+
+def _has_node_port(policy: Policy) -> bool:
+    return isinstance(policy, ServicePortPolicy) and bool(policy.node_port)
 
 
 def _shared(policies: Mapping[str, Policy]) -> ServicesPolicy | None:
     return next((policy for policy in policies.values() if isinstance(policy, ServicesPolicy)), None)
 
 
-def _node_ports_at(policies: Mapping[str, Policy]) -> object:
-    """What decides, beside its own addresses, where a host's nodePorts are open."""
-    shared = _shared(policies)
-    return shared and (shared.node_ips, shared.localhost_node_ports)
-
-
-def _service_ports(
-    policies: Mapping[str, Policy], *, but: Mapping[str, Policy] | None = None
-) -> list[ServicePortPolicy]:
-    """Policies of service ports; without those by which flows are judged as they are by another's."""
-    but = but or {}
-    return [
-        policy
-        for name, policy in policies.items()
-        if isinstance(policy, ServicePortPolicy) and not _judges_alike(policy, but.get(name))
-    ]
-
-
-def _judges_alike(one: ServicePortPolicy, other: Policy | None) -> bool:
-    if one is other:
-        return True
-    return isinstance(other, ServicePortPolicy) and _judged_by(one) == _judged_by(other)
-
-
-def _judged_by(policy: ServicePortPolicy) -> tuple[object, ...]:
-    return (
-        policy.protocol, policy.port, policy.node_port, policy.serving,
-        policy.cluster_ips, policy.external_ips, policy.ingress_ips,
-    )  # fmt: skip
+def _open_at(shared: ServicesPolicy | None, local: Collection[IPAddress]) -> frozenset[IPAddress]:
+    """The addresses of this host that nodePorts are open on."""
+    if shared is None:
+        return frozenset()
+    chosen = local if shared.node_ips is None else [ip for ip in shared.node_ips if ip in local]
+    return frozenset(ip for ip in chosen if not ip.is_loopback or shared.localhost_node_ports)

@@ -12,7 +12,7 @@ from helpers.flows import flow
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlaynet.core.flows import PROTOCOLS, Cleanup, frontends
+from overlaynet.core.flows import PROTOCOLS, Cleanup, Frontend
 from overlaynet.state import Endpoint, Flow, ForwardAccept, Policy, ServicePortPolicy, ServicesPolicy
 
 pytestmark = pytest.mark.unit
@@ -51,10 +51,21 @@ def policies(*ports: ServicePortPolicy, shared: ServicesPolicy | None = None) ->
 def forgotten(
     want: Mapping[str, Policy], *flows: Flow, before: Mapping[str, Policy] | None = None
 ) -> set[Flow]:
+    cleanup = Cleanup() if before is None else cleaned(before)
+    cleanup.follow(want, LOCAL, (NETWORK,))
+    return set(cleanup.stale(flows))
+
+
+def cleaned(want: Mapping[str, Policy]) -> Cleanup:
+    """After a cleanup by these that succeeded."""
     cleanup = Cleanup()
-    if before is not None:
-        cleanup.succeeded(before, LOCAL)
-    return set(cleanup.verdicts(want, LOCAL, (NETWORK,)).stale(flows))
+    cleanup.follow(want, LOCAL, (NETWORK,))
+    cleanup.done()
+    return cleanup
+
+
+def frontends(want: Mapping[str, Policy]) -> Mapping[Frontend, frozenset[Endpoint]]:
+    return cleaned(want).frontends()
 
 
 @pytest.mark.parametrize("protocol", ["udp", "sctp"])
@@ -119,14 +130,15 @@ def test_node_ports_are_those_of_this_hosts_own_addresses(target: str, is_forgot
 
 def test_an_address_that_left_the_host_is_not_its_own():
     elsewhere = flow("udp", CLIENT, NODE_PORT, GONE)
-    verdicts = Cleanup().verdicts(policies(service("udp", ONE)), LOCAL - {NODE})
-    assert not verdicts.is_stale(elsewhere)
+    cleanup = Cleanup()
+    cleanup.follow(policies(service("udp", ONE)), LOCAL - {NODE})
+    assert not cleanup.is_stale(elsewhere)
 
 
 @pytest.mark.parametrize(("localhost", "expected"), [(False, {NODE, OTHER}), (True, {NODE, OTHER, LOOPBACK})])
 def test_every_local_address_is_one_where_all_have_node_ports(localhost: bool, expected: set[object]):
     shared = ServicesPolicy((NETWORK,), node_ips=None, localhost_node_ports=localhost)
-    found = frontends(policies(service("udp", ONE), shared=shared), LOCAL)
+    found = frontends(policies(service("udp", ONE), shared=shared))
     assert {frontend.ip for frontend in found if frontend.port == 30053} == expected
 
 
@@ -183,14 +195,8 @@ def test_what_two_services_share_both_serve():
 # --- when -----------------------------------------------------------------------------------------
 
 
-def cleaned(want: Mapping[str, Policy]) -> Cleanup:
-    cleanup = Cleanup()
-    cleanup.succeeded(want, LOCAL)
-    return cleanup
-
-
 def test_everything_is_judged_at_the_start():
-    assert Cleanup().due(policies(), LOCAL) == PROTOCOLS
+    assert Cleanup().follow(policies(), LOCAL) == PROTOCOLS
 
 
 BASE = service("udp", ONE)
@@ -213,38 +219,55 @@ TCP = service("tcp", ONE)
     ],
 )
 def test_only_what_flows_are_judged_by_asks_for_another_look(want, protocols):
-    assert cleaned(policies(BASE, TCP)).due(policies(*want), LOCAL) == protocols
+    assert cleaned(policies(BASE, TCP)).follow(policies(*want), LOCAL) == protocols
 
 
 def test_another_address_of_this_host_matters_to_node_ports_alone():
     want = policies(BASE, replace(TCP, node_port=0))
-    assert cleaned(want).due(want, LOCAL | {ip_address("192.168.50.99")}) == {"udp"}
+    assert cleaned(want).follow(want, LOCAL - {OTHER}) == set()
+    assert cleaned(want).follow(want, LOCAL - {NODE}) == {"udp"}
 
 
 def test_another_choice_of_node_port_addresses_matters():
     everywhere = ServicesPolicy((NETWORK,), node_ips=None)
-    assert cleaned(policies(BASE)).due(policies(BASE, shared=everywhere), LOCAL) == {"udp"}
+    assert cleaned(policies(BASE)).follow(policies(BASE, shared=everywhere), LOCAL) == {"udp"}
 
 
-def test_what_failed_is_due_until_it_succeeded():
+def test_what_is_owed_is_owed_until_it_is_done():
     before, want = policies(BASE), policies(service("udp", TWO))
     cleanup = cleaned(before)
-    cleanup.failed(want, LOCAL, cleanup.due(want, LOCAL))
-    assert cleanup.due(before, LOCAL) == {"udp"}
-    cleanup.succeeded(before, LOCAL)
-    assert cleanup.due(before, LOCAL) == set()
+    assert cleanup.follow(want, LOCAL) == {"udp"}
+    assert cleanup.follow(before, LOCAL) == {"udp"}
+    cleanup.done()
+    assert cleanup.follow(before, LOCAL) == set()
 
 
 def test_a_frontend_that_came_and_went_while_deletions_failed_is_remembered():
     cleanup = cleaned(FORWARDING)
-    cleanup.failed(policies(BASE), LOCAL, frozenset({"udp"}))
-    assert cleanup.verdicts(FORWARDING, LOCAL).is_stale(flow("udp", CLIENT, EXTERNAL, str(ONE)))
+    cleanup.follow(policies(BASE), LOCAL)
+    cleanup.follow(FORWARDING, LOCAL)
+    assert cleanup.is_stale(flow("udp", CLIENT, EXTERNAL, str(ONE)))
+
+
+def test_a_frontend_that_came_back_is_judged_by_who_serves_it_now():
+    cleanup = cleaned(policies(BASE))
+    for want in (FORWARDING, policies(BASE)):
+        cleanup.follow(want, LOCAL)
+    assert not cleanup.is_stale(flow("udp", CLIENT, EXTERNAL, str(ONE)))
 
 
 def test_a_frontend_is_forgotten_once_its_flows_are():
     cleanup = cleaned(policies(BASE))
-    cleanup.succeeded(FORWARDING, LOCAL)
-    assert not cleanup.verdicts(FORWARDING, LOCAL).is_stale(flow("udp", CLIENT, EXTERNAL, str(ONE)))
+    cleanup.follow(FORWARDING, LOCAL)
+    cleanup.done()
+    assert not cleanup.is_stale(flow("udp", CLIENT, EXTERNAL, str(ONE)))
+
+
+def test_a_shared_frontend_stays_while_one_of_its_services_does():
+    cleanup = cleaned(policies(BASE, service("udp", TWO, name="other")))
+    cleanup.follow(policies(BASE), LOCAL)
+    there = [flow("udp", CLIENT, EXTERNAL, str(end)) for end in (ONE, TWO)]
+    assert [cleanup.is_stale(each) for each in there] == [False, True]
 
 
 # --- properties -----------------------------------------------------------------------------------
@@ -273,7 +296,7 @@ def to_services(want: Mapping[str, Policy]) -> list[Flow]:
     """What clients have that came by these rules."""
     return [
         flow(front.protocol, CLIENT, f"{front.ip}:{front.port}", str(endpoint), state="SYN_SENT", replied=False)
-        for front, serving in frontends(want, LOCAL).items()
+        for front, serving in frontends(want).items()
         for endpoint in serving
     ]
 
@@ -299,7 +322,7 @@ def test_a_restart_forgets_nothing_that_a_cleanup_left(want):
 def test_answered_tcp_and_what_never_was_a_services_are_never_forgotten(want, before):
     gone = forgotten(want, *FLOWS, before=before)
     assert not [f for f in gone if f.protocol == "tcp" and (f.replied or f.state != "SYN_SENT")]
-    theirs = {front[1:] for front in (*frontends(want, LOCAL), *frontends(before, LOCAL))}
+    theirs = {front[1:] for front in (*frontends(want), *frontends(before))}
     assert all((f.dst, f.dport) in theirs or f.dst in NETWORK for f in gone)
 
 
@@ -308,5 +331,17 @@ def test_where_no_look_is_due_none_would_find_anything(want, before):
     """Flows that were left under the old policies are right under the new ones, for protocols not due."""
     cleanup = cleaned(before)
     left = set(FLOWS) - forgotten(before, *FLOWS)
-    stale = set(cleanup.verdicts(want, LOCAL, (NETWORK,)).stale(left))
-    assert {f.protocol for f in stale} <= cleanup.due(want, LOCAL)
+    owed = cleanup.follow(want, LOCAL, (NETWORK,))
+    assert {f.protocol for f in cleanup.stale(left)} <= owed
+
+
+@given(st.lists(WANTED, min_size=1, max_size=5), st.lists(st.booleans(), min_size=5, max_size=5))
+def test_followed_step_by_step_is_as_planned_at_once(steps, dones):
+    cleanup = Cleanup()
+    for want, done in zip(steps, dones, strict=False):
+        cleanup.follow(want, LOCAL, (NETWORK,))
+        if done:
+            cleanup.done()
+    assert cleanup.frontends() == frontends(steps[-1])
+    cleanup.done()
+    assert set(cleanup.stale(FLOWS)) == forgotten(steps[-1], *FLOWS)
