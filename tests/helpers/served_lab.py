@@ -108,6 +108,17 @@ class ServedLab:
         rules = self.lab.driver.run(host, [f"iptables-{flavour}-save", "-t", "nat"]).stdout.decode()
         return set(re.findall(r"default/api:tcp.* --to-destination (\S+)", rules))
 
+    def remembered(self, host: str) -> set[str]:
+        """Clients that a host keeps to their endpoints, each with its set."""
+        lines = self.lab.driver.run(host, ["ipset", "save"]).stdout.decode().splitlines()
+        return {" ".join(line.split()[1:3]) for line in lines if line.startswith("add ")}
+
+    def iptables(self, host: str, *words: str) -> None:
+        """Somebody else's hand on a host's rules."""
+        flavour = self.status(host)["firewall"]["flavour"]
+        done = self.lab.driver.run(host, [f"iptables-{flavour}", *words])
+        assert done.returncode == 0, done.stderr
+
     def ask(self, place: str, address: str, port: int = 80, protocol: str = "tcp") -> Answer | str:
         with self.places[place].entered():
             return ask(protocol, address, port, patience_s=PATIENCE_S)

@@ -34,6 +34,7 @@ from helpers.served_lab import (
 
 pytestmark = [pytest.mark.lab, requires_lab, pytest.mark.timeout(240)]
 
+STICKY_VIP = "10.112.0.13"
 ADDRESS = {"web-1": "10.244.1.2", "web-2": "10.244.2.2", "web-3": "10.244.3.2"}
 HOSTS = ("node-1", "node-2", "node-3")
 MANY = 1_000
@@ -104,6 +105,15 @@ def test_hundred_changes_at_once_cost_few_restores_and_end_right(sliced: ServedL
     eventually(lambda: sliced.targets("node-3") == {f"{FIRST_ENDPOINT}:{PORT}"}, deadline_s=20)
 
 
+@pytest.mark.parametrize("host", ["node-3", "node-2"], ids=["legacy", "nft"])
+def test_rules_that_somebody_removes_come_back(sliced: ServedLab, host: str) -> None:
+    """One rule on the way of a service; then the whole table."""
+    for words in (["-D", "OVL-SERVICES", "1"], ["-F"]):
+        sliced.iptables(host, "-t", "nat", *words)
+        eventually(lambda: answers(sliced, SLICED_VIP, host) == {"web-1"} and sliced.well(host), deadline_s=20)
+        eventually(lambda: isinstance(sliced.ask(host, VIP), Answer))
+
+
 def test_lock_that_somebody_holds_delays_the_change_and_nothing_else(sliced: ServedLab) -> None:
     with sliced.lab.paths.host("node-3").xtables_lock.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -142,7 +152,9 @@ def test_agent_that_starts_again_costs_no_call_and_writes_nothing(
 ) -> None:
     """That of the caller's own host, whose rules lead the calls."""
     host = "node-3"
-    before = lab.forgotten(host)
+    lab.apply(web("sticky", STICKY_VIP, selector={"app": "web"}, sessionAffinity="ClientIP"))
+    eventually(lambda: isinstance(lab.ask(CLIENT, STICKY_VIP), Answer), deadline_s=20)
+    before, remembered = lab.forgotten(host), lab.remembered(host)
     with lab.calling(VIP) as calls:
         lab.kill(host, number)
         lab.up()
@@ -153,6 +165,8 @@ def test_agent_that_starts_again_costs_no_call_and_writes_nothing(
     assert len(calls.udp.names) == 1
     assert lab.status(host)["writes"] == {"kernel": 0, "firewall": 0}
     assert lab.forgotten(host) == before
+    assert remembered
+    assert lab.remembered(host) == remembered
 
 
 def test_agent_that_is_stopped_for_longer_than_a_node_may_be_silent_keeps_its_endpoints(lab: ServedLab) -> None:
