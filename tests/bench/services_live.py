@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 from bench.measure import Row
 from helpers.answering import Answer, ask
@@ -81,6 +82,12 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.monotonic() - began
 
 
+def _has(lab: ServedLab, targets: set[str]) -> bool:
+    """Whether the rules have them; at most ten times a second, since asking takes the agent's time."""
+    threading.Event().wait(0.1)
+    return lab.targets(AGENT) == targets
+
+
 def _changes(lab: ServedLab) -> Iterator[Row]:
     """Spread evenly, in batches."""
     before = lab.metric(AGENT, "overlaynet_firewall_restores_total")
@@ -90,7 +97,7 @@ def _changes(lab: ServedLab) -> Iterator[Row]:
         expected |= lab.change(range(9_000 + batch * number, 9_000 + batch * (number + 1)))
         threading.Event().wait(max(0.0, began + WITHIN_S * (number + 1) / BATCHES - time.monotonic()))
     took_s = time.monotonic() - began
-    right_s = _seconds(lambda: eventually(lambda: lab.targets(AGENT) == expected, deadline_s=30))
+    right_s = _seconds(lambda: eventually(lambda: _has(lab, expected), deadline_s=30))
     commits = lab.metric(AGENT, "overlaynet_firewall_restores_total") - before
     lab.delete(*(KEYS.slice(f"default/api-{port}") for port in range(9_000, 9_000 + CHANGES)))
     eventually(lambda: len(lab.targets(AGENT)) == 1, deadline_s=30)
@@ -116,6 +123,17 @@ def _lock(lab: ServedLab) -> Iterator[Row]:
     yield _figure(f"lock held for {HELD_S} s: convergence after", after_s, "s", 1)
 
 
+@contextmanager
+def _calling_first(lab: ServedLab) -> Iterator[Calling]:
+    """Calls whose one socket for datagrams met the container of the host that is to die."""
+    while True:
+        with lab.calling(VIP, patience_s=0.3) as calls:
+            eventually(lambda calls=calls: len(calls.tcp) > 100 and len(calls.udp) > 0)
+            if set(calls.udp.names) == {"web-1"}:
+                yield calls
+                return
+
+
 def _patient_call(lab: ServedLab) -> float | None:
     """Seconds until one was answered that does not give up, None if it was not."""
     with lab.places[CLIENT].entered():
@@ -125,8 +143,7 @@ def _patient_call(lab: ServedLab) -> float | None:
 
 
 def _death(lab: ServedLab) -> Iterator[Row]:
-    with lab.calling(VIP, patience_s=0.3) as calls, ThreadPoolExecutor(PATIENT) as pool:
-        eventually(lambda: len(calls.tcp) > 100)
+    with _calling_first(lab) as calls, ThreadPoolExecutor(PATIENT) as pool:
         died = time.monotonic()
         lab.cut_off("node-1")
         lab.kill("node-1")
