@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from overlaynet import __version__
+from overlaynet.addr import IPAddress
 from overlaynet.core.jsonstate import object_to_json, policy_to_json, source_to_json
 from overlaynet.core.overlay import container_mtu
 from overlaynet.core.ownership import stray_veths
@@ -82,6 +83,7 @@ def _services(loop: Loop) -> Document | None:
         "served": found.services,
         "ports": found.ports,
         "endpoints": found.endpoints,
+        "outside_service_network": [str(ip) for ip in _strays(loop)],
         "without_local_endpoints": {
             "internal": found.internal_without_local,
             "external": found.external_without_local,
@@ -91,6 +93,12 @@ def _services(loop: Loop) -> Document | None:
         "connections_forgotten": rules.deleted,
         "fallbacks": [error.as_json() for error in loop.firewall.doors.lacks],
     }
+
+
+def _strays(loop: Loop) -> tuple[IPAddress, ...]:
+    """Virtual IPs that no ServiceNetwork speaks for: served all the same."""
+    planned = loop.engine.desired.services
+    return planned.strays() if planned else ()
 
 
 def network(loop: Loop) -> Document | None:

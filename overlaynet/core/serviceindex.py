@@ -2,7 +2,8 @@
 
 Three questions are asked for each event, and each has an index:
 
-* which services choose this workload: services by namespace and one pair of their selector;
+* which services choose this workload: services by namespace and that pair of their selector which they share
+  with the fewest;
 * which workloads does this service choose: workloads by namespace and label pair, of which the rarest pair of
   the selector is looked through;
 * which services want one address and port, or one nodePort: claimants by frontend. Only one of them can be
@@ -113,6 +114,7 @@ class ServiceIndex:
     zones: dict[str, str | None] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
     _choosing: Buckets[Group, Service] = field(default_factory=Buckets)
+    _filed: dict[str, Group] = field(default_factory=dict)
     _slices: Buckets[Pair, EndpointSlice] = field(default_factory=Buckets)
     _keys: dict[str, str] = field(default_factory=dict)
     _claims: Buckets[Frontend, list[Claimant]] = field(default_factory=Buckets)
@@ -192,8 +194,8 @@ class ServiceIndex:
     def _put_service(self, key: str, item: Stored[Service]) -> None:
         service = item.value
         self.services[key], self._keys[service.id] = item, key
-        if group := _group(service):
-            self._choosing.put(group, key, service)
+        if service.selector:
+            self._file(key, service)
         for frontend, claimants in claims(item).items():
             self.touched.update(self._claims.of(frontend))
             self._claims.put(frontend, key, claimants)
@@ -203,12 +205,18 @@ class ServiceIndex:
         service = item.value
         del self.services[key]
         self._keys.pop(service.id, None)
-        if group := _group(service):
+        if group := self._filed.pop(key, None):
             self._choosing.drop(group, key)
         for frontend in claims(item):
             self._claims.drop(frontend, key)
             self.touched.update(self._claims.of(frontend))
         self.touched.add(key)
+
+    def _file(self, key: str, service: Service) -> None:
+        """Under the pair of its selector by which the fewest services are found so far."""
+        groups = [(service.namespace, pair) for pair in sorted(service.selector.items())]
+        self._filed[key] = group = min(groups, key=lambda one: len(self._choosing.of(one)))
+        self._choosing.put(group, key, service)
 
     def _touch_service(self, one: EndpointSlice) -> None:
         if key := self._keys.get(f"{one.namespace}/{one.service}"):
@@ -223,11 +231,6 @@ class ServiceIndex:
 def _stands_for(item: Stored[Any]) -> tuple[Any, int]:
     """What of a record matters here. A service's age decides whom a frontend belongs to."""
     return item.value, item.create_revision if isinstance(item.value, Service) else 0
-
-
-def _group(service: Service) -> Group | None:
-    """The group that a service is filed under: whatever it chooses has this pair."""
-    return (service.namespace, min(service.selector.items())) if service.selector else None
 
 
 def claims(item: Stored[Service]) -> dict[Frontend, list[Claimant]]:

@@ -44,19 +44,26 @@ def local_host(
         traces=traces,
         adopt_lease=config.node.adopt_lease,
         instance=config.node.instance,
-        services=_service_options(config, public_ips, kernel),
+        services=_service_options(config, _primary(public_ips, link, kernel), kernel),
     )
 
 
+def _primary(public_ips: tuple[IPAddress, ...], link: LinkInfo, kernel: KernelState) -> tuple[IPAddress, ...]:
+    """The public addresses as packets to them arrive here: behind a NAT they have the interface's address."""
+    here = {a.interface.ip for a in kernel.addresses}
+    own = tuple(ip for ip in public_ips if ip in here)
+    return own or tuple(usable_addresses(kernel, link.name)[:1])
+
+
 def _service_options(
-    config: AgentConfig, public_ips: tuple[IPAddress, ...], kernel: KernelState
+    config: AgentConfig, primary: tuple[IPAddress, ...], kernel: KernelState
 ) -> ServiceOptions | None:
     """How services are served here; None where that is left to another program."""
     service = config.service
     if service.mode == "off":
         return None
     return ServiceOptions(
-        node_ips=_node_ips(config, public_ips, kernel),
+        node_ips=_node_ips(config, primary, kernel),
         local_detect=service.local_detect,
         masquerade_all=service.masquerade_all,
         localhost_node_ports=service.localhost_node_ports,
@@ -64,7 +71,7 @@ def _service_options(
 
 
 def _node_ips(
-    config: AgentConfig, public_ips: tuple[IPAddress, ...], kernel: KernelState
+    config: AgentConfig, primary: tuple[IPAddress, ...], kernel: KernelState
 ) -> tuple[IPAddress, ...] | None:
     """The addresses of this host that nodePorts are open on, None for all that it has. Loopback addresses are
     a matter of `localhost_node_ports`."""
@@ -72,7 +79,7 @@ def _node_ips(
     if words == ("all",):
         return None
     if words == ("primary",):
-        return public_ips
+        return primary
     networks = [ip_network(word) for word in words]
     here = {a.interface.ip for a in kernel.addresses if not a.interface.ip.is_loopback}
     found = (ip for ip in here if any(ip in network for network in networks))

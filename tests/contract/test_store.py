@@ -352,13 +352,16 @@ def test_key_put_without_its_lease_outlives_it(world: World) -> None:
     assert [kv.lease_id for kv in world.store.read([world.prefix]).items] == [0]
 
 
-def test_lease_that_is_not_renewed_runs_out(world: World) -> None:
+def test_lease_that_is_not_renewed_runs_out_and_takes_its_keys_in_one_revision(world: World) -> None:
     grant = world.store.grant(2)
-    revision = world.put("a", lease_id=grant.lease_id)
+    world.put("a", lease_id=grant.lease_id)
+    revision = world.put("b/1", lease_id=grant.lease_id)
     sink = Sink()
     world.store.watch([world.prefix], revision + 1, sink)
     world.let_expire(grant.ttl_s)
-    assert told(sink.wait(1), world.prefix) == ["-a"]
+    notices = sink.wait(2)
+    assert sorted(told(notices, world.prefix)) == ["-a", "-b/1"]
+    assert {notice.revision for notice in notices} == {revision + 1}
     for call in (world.store.keep_alive, world.store.time_to_live):
         with pytest.raises(LeaseNotFound):
             call(grant.lease_id)

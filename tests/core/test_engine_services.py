@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+import sys
 from ipaddress import ip_address
 
 import pytest
 from helpers.cluster import Member, put_network
-from helpers.model import KEYS, engine, local, network, pod, subnet, vtep_mac
+from helpers.model import (
+    KEYS,
+    endpoint_slice,
+    engine,
+    lease,
+    local,
+    network,
+    node,
+    pod,
+    service,
+    stored,
+    subnet,
+    vtep_mac,
+)
 
 from overlaynet.core.departures import HOLD_DOWN_S
+from overlaynet.core.engine import Engine
 from overlaynet.errors import StoreUnavailable
-from overlaynet.events import Attached, Conditions, Detached, HostChanged, LeaseExpired, Relist, StoreLost
-from overlaynet.model import Identity, ServiceOptions
+from overlaynet.events import (
+    Attached,
+    Changed,
+    Claimed,
+    Conditions,
+    Detached,
+    Event,
+    Gone,
+    HostChanged,
+    LeaseExpired,
+    Registered,
+    Relist,
+    StoreLost,
+    Synced,
+)
+from overlaynet.model import Identity, ServiceOptions, ServicePort
 from overlaynet.ports import Delete, Put
 from overlaynet.store import codec
 from overlaynet.store.memory import MemoryStore
@@ -165,3 +194,68 @@ def test_node_port_addresses_that_change_are_taken_up(store):
     host = local(1, identity=one.engine.local.identity, services=ServiceOptions((ip_address("172.16.0.1"),)))
     one.hear(HostChanged(host))
     assert one.engine.desired.policies["services"].node_ips == (ip_address("172.16.0.1"),)
+
+
+# --- what an event costs --------------------------------------------------------------------------
+
+
+def busy(count: int) -> Engine:
+    """A host among `count` services with a container each, all of them labelled alike beside their own app."""
+    mind = engine(1, services=ServiceOptions())
+    items = [stored(network(), 1), stored(lease(1), 1), *(stored(node(n), 1) for n in range(2, 6))]
+    for n in range(count):
+        vip = ip_address("10.112.1.0") + n
+        items.append(stored(service(f"s{n}", cluster_ips=(vip,), selector={"app": f"s{n}", "a": "b"}), 1))
+        items.append(stored(pod(2 + n % 4, 2 + n // 4, name=f"p{n}", labels={"app": f"s{n}", "a": "b"}), 1))
+    mind.handle(Synced(1, tuple(items)), 0.0)
+    mind.handle(Registered(9), 0.0)
+    mind.handle(Claimed(stored(lease(1), 3)), 0.0)
+    assert len(mind.desired.policies) > count
+    return mind
+
+
+NEWS = {
+    "a container that is not ready any more": Changed(
+        stored(pod(2, 2, name="p0", labels={"app": "s0", "a": "b"}, ready=False), 100)
+    ),
+    "a container that goes": Gone(KEYS.workload("node-2", "default/p0"), 100),
+    "a service with another port": Changed(
+        stored(
+            service(
+                "s0",
+                cluster_ips=(ip_address("10.112.1.0"),),
+                selector={"app": "s0", "a": "b"},
+                ports=(ServicePort(81),),
+            ),
+            100,
+        )
+    ),
+    "a new slice": Changed(stored(endpoint_slice("x", "s0", "10.9.0.1"), 100)),
+    "another zone of a node": Changed(stored(node(9, zone="east"), 100)),
+}
+
+
+def steps_of(mind: Engine, event: Event) -> int:
+    """Byte codes that are run for one event."""
+    counted = 0
+
+    def trace(frame, what, _):
+        nonlocal counted
+        frame.f_trace_opcodes = True
+        counted += what == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        mind.handle(event, 0.0)
+    finally:
+        sys.settrace(before)
+    return counted
+
+
+@pytest.mark.parametrize("event", [pytest.param(event, id=what) for what, event in NEWS.items()])
+def test_event_costs_the_same_among_few_services_and_among_many(event):
+    few, many = steps_of(busy(20), event), steps_of(busy(600), event)
+    assert few > 100
+    assert many <= few * 1.5

@@ -116,6 +116,12 @@ def test_addresses_that_node_ports_are_open_on(addresses, open_on):
     assert (None if ips is None else " ".join(map(str, ips))) == open_on
 
 
+def test_node_ports_behind_a_nat_are_open_on_the_interfaces_address():
+    config = parse({"node": {"name": "node-1", "interface": "eth1", "public_ip": "203.0.113.5"}}, "test")
+    options = local_host(config, Identity("id", vtep_mac(1)), machine().observe()).services
+    assert [str(ip) for ip in options.node_ips] == ["192.168.50.11"]
+
+
 def test_services_are_served_as_the_settings_say_or_left_to_another_program():
     options = service_options(local_detect="bridge", masquerade_all=True, localhost_node_ports=True)
     assert (options.local_detect, options.masquerade_all, options.localhost_node_ports) == (

@@ -188,6 +188,7 @@ def ready_agent(host: str) -> dict[str, Any]:
             "served": 1,
             "ports": 2,
             "endpoints": 3,
+            "outside_service_network": [],
             "without_local_endpoints": {"internal": 0, "external": 0},
             "synced_s_ago": 0.5,
             "sync_failures": 0,

@@ -200,8 +200,10 @@ def test_packet_of_no_connection_that_others_route_through_us_is_let_through(net
 
 @pytest.fixture
 def route_localnet(net: ServiceNet) -> None:
-    """As the planner wants it together with nodePorts on localhost."""
-    net.places["A"].run("sysctl -q -w net.ipv4.conf.all.route_localnet=1")
+    """As the planner wants it together with nodePorts on localhost: where endpoints are reached, here without
+    a tunnel, and nowhere else."""
+    for device in ("cni0", "eth0"):
+        net.places["A"].run(f"sysctl -q -w net.ipv4.conf.{device}.route_localnet=1")
 
 
 @pytest.mark.usefixtures("route_localnet")
