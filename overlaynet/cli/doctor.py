@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from overlaynet.cli.leftovers import leftovers
 from overlaynet.cli.output import member, table
 from overlaynet.errors import OverlayError
 from overlaynet.kernel import capability, netns
+from overlaynet.kernel.conntrack import ConntrackAdapter
+from overlaynet.kernel.ipset import AffinitySetsAdapter
 from overlaynet.lab.lifecycle import CAPABILITIES
 from overlaynet.lab.paths import Paths
 from overlaynet.lab.state import running_labs
@@ -150,8 +153,29 @@ def _features() -> Iterator[Check]:
             yield _link("bridge")
             yield _link("veth", "peer", "name", "doctor1")
             yield _firewall()
+            yield _optional("ipsets", "services can know any number of clients again", _try_ipset)
+            yield _optional("conntrack", "connections can be read and forgotten", _try_conntrack)
     finally:
         os.close(home)
+
+
+def _try_ipset() -> None:
+    with closing(AffinitySetsAdapter(bool)) as sets:
+        sets.check()
+
+
+def _try_conntrack() -> None:
+    with closing(ConntrackAdapter()) as table:
+        table.check()
+
+
+def _optional(name: str, good: str, check: Callable[[], None]) -> Check:
+    """What services make do without."""
+    try:
+        check()
+    except OverlayError as error:
+        return Check(name, WARN, f"{error.code} {error.message}", next(iter(error.next), None))
+    return Check(name, OK, good)
 
 
 def _link(kind: str, *words: str) -> Check:

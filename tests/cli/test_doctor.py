@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import asdict
 
 import click
@@ -9,6 +10,7 @@ import pytest
 
 from overlaynet.cli import doctor
 from overlaynet.cli.doctor import Check, Tool
+from overlaynet.errors import NoConntrack
 
 pytestmark = pytest.mark.unit
 
@@ -38,6 +40,19 @@ def test_missing_capability_is_a_failure_that_names_it(monkeypatch):
 def test_old_kernel_is_warned_of(monkeypatch, release, state):
     monkeypatch.setattr(doctor.platform, "release", lambda: release)
     assert doctor._kernel().state == state
+
+
+def test_what_services_make_do_without_is_a_warning():
+    def lacking() -> None:
+        raise NoConntrack(errno.EINVAL)
+
+    check = doctor._optional("conntrack", "it is there", lacking)
+    assert (check.state, "OVL-501" in check.detail, check.next) == (
+        "warn",
+        True,
+        "modprobe nf_conntrack_netlink",
+    )
+    assert doctor._optional("conntrack", "it is there", lambda: None) == Check("conntrack", "ok", "it is there")
 
 
 def test_report_is_a_table_then_commands_then_a_sum():

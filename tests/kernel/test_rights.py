@@ -46,6 +46,25 @@ kernel.detach("veth1")
 print(sorted(capability.effective()), [str(f.error) for f in failures])
 """
 
+FORGET_A_CONNECTION = """
+from ipaddress import ip_address
+from overlaynet.kernel import capability
+from overlaynet.kernel.conntrack import ConntrackAdapter
+from overlaynet.kernel.handle import Rtnl
+from overlaynet.kernel.ipset import AffinitySetsAdapter
+from overlaynet.kernel.observe import own_addresses
+from overlaynet.state import Flow
+
+sets, table = AffinitySetsAdapter(lambda name: name.startswith("OVL-")), ConntrackAdapter()
+sets.check(), table.check()
+sets.create("OVL-A", 10)
+there = sets.observe()
+sets.destroy("OVL-A")
+ip = ip_address("192.0.2.1")
+table.delete(Flow("udp", ip, 1, ip, 2, ip, 2, ip, 1))
+print(sorted(capability.effective()), there, list(table.flows(["udp"])), len(own_addresses(Rtnl.open())))
+"""
+
 MAKE_A_CONTAINER = """
 import socket, sys
 from overlaynet.kernel import netns
@@ -71,6 +90,18 @@ def test_net_admin_alone_is_enough() -> None:
         only = ["setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all"]
         said = python(*only, script=WIRE_A_HOST, arguments=(container.fd, netlink.fileno()))
     assert said == "['CAP_NET_ADMIN'] []\n"
+
+
+def test_net_admin_alone_is_enough_for_sets_and_connections() -> None:
+    with private_netns() as host, host.entered():
+        said = python(
+            "setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all", script=FORGET_A_CONNECTION
+        )
+    assert said == "['CAP_NET_ADMIN'] {'OVL-A': 10} [] 1\n"
+
+
+def test_a_user_namespace_is_enough_for_sets_and_connections() -> None:
+    assert python("unshare", "-Urn", script=FORGET_A_CONNECTION).endswith("{'OVL-A': 10} [] 0\n")
 
 
 def test_a_user_namespace_is_enough() -> None:
