@@ -17,6 +17,7 @@ from helpers.eventually import eventually
 from helpers.model import kernel, network
 
 from overlaynet.config import AgentConfig, parse
+from overlaynet.reconcile import ServiceDoors
 from overlaynet.store.memory import MemoryStore
 from overlaynet.testing.fake_firewall import FakeFirewall
 from overlaynet.testing.fake_kernel import FakeKernel
@@ -40,12 +41,19 @@ class Agent:
     store: MemoryStore
     kernel: FakeKernel
     rules: FakeFirewall
+    doors: ServiceDoors = field(default_factory=ServiceDoors)
     loop: Loop = field(init=False)
     server: Server = field(init=False)
     thread: threading.Thread = field(init=False)
 
     def start(self) -> Agent:
-        self.loop = wire.loop(self.config, self.kernel, self.store, self.rules)  # type: ignore[arg-type]
+        self.loop = wire.loop(
+            self.config,
+            self.kernel,  # type: ignore[arg-type]
+            self.store,  # type: ignore[arg-type]
+            self.rules,  # type: ignore[arg-type]
+            doors=self.doors,
+        )
         self.server = Server(
             self.config.paths.socket, self.loop, self.rules, lambda: metrics.exposition(self.loop, self.rules)
         )
@@ -65,7 +73,7 @@ class Agent:
 
     def restart(self) -> Agent:
         self.stop()
-        return Agent(self.config, self.store, self.kernel, self.rules).start()
+        return Agent(self.config, self.store, self.kernel, self.rules, self.doors).start()
 
     def get(self, path: str) -> dict[str, Any]:
         return self.ask("GET", path)[1]
