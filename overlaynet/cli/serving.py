@@ -20,6 +20,7 @@ from overlaynet.core.view import View
 from overlaynet.errors import ValueInvalid
 from overlaynet.model import Service, ServicePort, Stored, Workload
 from overlaynet.ports import Listing
+from overlaynet.store.services import stray_notes
 
 
 def _address(item: Mapping[str, Any]) -> str:
@@ -164,10 +165,8 @@ def _count(found: Sequence[Behind]) -> dict[str, int]:
 def _notes(service: Service, view: View, grants: Grants) -> list[str]:
     """What is worth knowing: why it is not served as it asks, and addresses from elsewhere."""
     network = view.settings.service_network
-    strays = [
-        f"{ip} is outside of the service network {network}" for ip in service.cluster_ips if ip not in network
-    ]
-    return [*(problem.message for problem in grants.problems()), *strays]
+    overlay = view.network.networks if view.network else ()
+    return [*(p.message for p in grants.problems()), *stray_notes(service, network, overlay)]
 
 
 # --- frontends and endpoints ----------------------------------------------------------------------

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, ip_address, ip_network
 from socket import AF_INET, inet_pton
 from types import MappingProxyType
@@ -106,6 +107,7 @@ def _record(kv: KeyValue, keys: Keys) -> Record:
     return Unreadable("not a key that overlaynet knows")
 
 
+@lru_cache(maxsize=8)
 def _readers(keys: Keys) -> Sequence[tuple[str, Callable[[str, bytes], Record]]]:
     return (
         (keys.subnets, _lease),

@@ -293,12 +293,12 @@ def _unique(places: Sequence[Place], keys: Sequence[tuple[object, ...]], name: s
 
 def _affinity(spec: Place) -> int:
     """Seconds of session affinity; 0 for none."""
-    wanted = spec.choice("sessionAffinity", ("None", "ClientIP"), "None") == "ClientIP"
-    if not wanted and spec.given("sessionAffinityConfig"):
-        spec.wrong("needs sessionAffinity ClientIP", "sessionAffinityConfig")
+    if spec.choice("sessionAffinity", ("None", "ClientIP"), "None") == "None":
+        if spec.given("sessionAffinityConfig"):
+            spec.wrong("needs sessionAffinity ClientIP", "sessionAffinityConfig")
+        return 0
     client = spec.within("sessionAffinityConfig").within("clientIP")
-    seconds = client.number("timeoutSeconds", 1, MAX_AFFINITY_S, DEFAULT_AFFINITY_S)
-    return seconds if wanted else 0
+    return client.number("timeoutSeconds", 1, MAX_AFFINITY_S, DEFAULT_AFFINITY_S)
 
 
 def _source_ranges(spec: Place, kind: str) -> tuple[IPNetwork, ...]:
@@ -328,6 +328,8 @@ def _health_check(spec: Place, kind: str, policy: str) -> int:
 
 def _ingress(top: Place) -> tuple[IPAddress, ...]:
     """The load balancer's addresses whose packets come here with their destination unchanged (KEP-1860)."""
+    if not top.given("status"):
+        return ()
     found = []
     for place in top.within("status").within("loadBalancer").each("ingress"):
         ip = place.parsed("ip", _ip)

@@ -20,7 +20,7 @@ from overlaynet.addr import IPAddress, IPNetwork
 from overlaynet.core.allocation import allocations, choose_node_port, choose_vip
 from overlaynet.core.keys import Keys
 from overlaynet.errors import AllocationTaken, ServicesFull, StoreError
-from overlaynet.model import LOCAL, Allocation, EndpointSlice, Service, Settings
+from overlaynet.model import LOCAL, Allocation, EndpointSlice, NetworkConfig, Service, Settings
 from overlaynet.ports import Compare, Delete, KeyValue, Listing, Put, Store
 from overlaynet.store import codec, kubernetes
 from overlaynet.store.fields import load
@@ -97,6 +97,7 @@ class Catalogue:
         self.keys = keys
         self.items = {item.key: item for item in listing.items}
         self.network = self._settings().service_network
+        self.overlay = self._overlay()
         self.services: dict[str, Service] = {}
         self._holders: dict[str, str] = {}
         self._recorded: dict[str, set[str]] = {}
@@ -110,13 +111,18 @@ class Catalogue:
     @classmethod
     def read(cls, store: Store, keys: Keys) -> Catalogue:
         """What etcd holds now. Raises StoreErrors."""
-        prefixes = (keys.settings, keys.services, keys.slices, keys.vips, keys.node_ports)
-        return cls(store.read(prefixes), keys)
+        configs = (keys.settings, keys.network_config)
+        return cls(store.read((*configs, keys.services, keys.slices, keys.vips, keys.node_ports)), keys)
 
     def _settings(self) -> Settings:
         item = self.items.get(self.keys.settings)
         value = codec.decode(item, self.keys).value if item else None
         return value if isinstance(value, Settings) else Settings()
+
+    def _overlay(self) -> tuple[IPNetwork, ...]:
+        item = self.items.get(self.keys.network_config)
+        value = codec.decode(item, self.keys).value if item else None
+        return value.networks if isinstance(value, NetworkConfig) else ()
 
     def _take_record(self, item: KeyValue) -> None:
         value = codec.decode(item, self.keys).value
@@ -166,7 +172,7 @@ class Catalogue:
         service = kubernetes.read_service(value)
         self._refuse_taken(service)
         compares, writes = self._records(before, service)
-        notes = _notes(service, self.network)
+        notes = stray_notes(service, self.network, self.overlay)
         return self._step(self.keys.service(service_id), value, compares, writes, notes)
 
     def _refuse_taken(self, service: Service) -> None:
@@ -368,9 +374,12 @@ def _asked_at(service: Service, key: str, keys: Keys) -> Path:
     return ("spec", "healthCheckNodePort")
 
 
-def _notes(service: Service, network: IPNetwork) -> tuple[str, ...]:
+def stray_notes(service: Service, network: IPNetwork, overlay: Sequence[IPNetwork]) -> tuple[str, ...]:
+    """What is to be said of VIPs outside of the service network; those of the overlay belong to containers."""
+    strays = [ip for ip in service.cluster_ips if ip not in network]
     return tuple(
-        f"{ip} is outside of the service network {network}; it is served all the same"
-        for ip in service.cluster_ips
-        if ip.version != network.version or ip not in network
+        f"{ip} is an address of the overlay: a container that has it cannot be reached by it any more"
+        if any(ip in one for one in overlay)
+        else f"{ip} is outside of the service network {network}; it is served all the same"
+        for ip in strays
     )

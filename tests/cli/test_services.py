@@ -114,10 +114,12 @@ def test_what_a_service_does_not_get_is_noted(run, cluster):
     late = json.dumps(service("late")).encode()
     cluster.memory.commit([], [Put(cluster.keys().service("default/late"), late)])
     put(cluster, service("far", clusterIP="10.96.0.1"))
+    put(cluster, service("odd", clusterIP="10.244.1.2"))
     notes = {item["name"]: item["notes"] for item in items(run("get", "svc", "-o", "json")[1])}
     assert notes["web"] == []
     assert "service default/web has it" in notes["late"][0]
     assert "outside of the service network" in notes["far"][0]
+    assert "10.244.1.2 is an address of the overlay" in notes["odd"][0]
 
 
 def test_describe_shows_frontends_endpoints_connections_and_chains(run, cluster):
