@@ -20,6 +20,7 @@ from overlaynet.core.view import View
 from overlaynet.errors import ValueInvalid
 from overlaynet.model import Service, ServicePort, Stored, Workload
 from overlaynet.ports import Listing
+from overlaynet.store.kubernetes import is_headless
 from overlaynet.store.services import stray_notes
 
 
@@ -42,7 +43,7 @@ def _affinity(item: Mapping[str, Any]) -> str | None:
 
 SERVICE_COLUMNS = (
     *members("NAMESPACE", "NAME", "TYPE"),
-    Column("CLUSTER-IP", lambda item: item["cluster_ips"] or "None"),
+    Column("CLUSTER-IP", lambda item: item["cluster_ips"] or ("None" if is_headless(item["object"]) else None)),
     Column("READY", lambda item: f"{item['endpoints']['ready']}/{item['endpoints']['total']}"),
     Column("PORTS", _ports),
     *members("EXTERNAL-IP=external_ips", "SELECTOR", "INTERNAL=internal_policy", wide=True),
@@ -121,6 +122,7 @@ def service_item(catalogue: Catalogue, item: Stored[Service]) -> dict[str, Any]:
     grants = Grants(item, catalogue.view.index)
     for number in range(len(service.ports)):
         grants.of_port(number)
+    value = json.loads(catalogue.raw[item.key])
     return {
         "name": service.name,
         "namespace": service.namespace,
@@ -136,8 +138,8 @@ def service_item(catalogue: Catalogue, item: Stored[Service]) -> dict[str, Any]:
         "external_policy": service.external_policy,
         "health_check_node_port": service.health_check_node_port or None,
         "served": service.served,
-        "notes": _notes(service, catalogue.view, grants),
-        "object": json.loads(catalogue.raw[item.key]),
+        "notes": [*_lacking(service, value), *_notes(service, catalogue.view, grants)],
+        "object": value,
     }
 
 
@@ -160,6 +162,13 @@ def _count(found: Sequence[Behind]) -> dict[str, int]:
     unready = {one.endpoint.at.ip for one in found if not one.endpoint.ready}
     addresses = {one.endpoint.at.ip for one in found}
     return {"ready": len(addresses - unready), "total": len(addresses)}
+
+
+def _lacking(service: Service, value: Mapping[str, Any]) -> list[str]:
+    """One that was written past `apply` may have no VIP though it wants one."""
+    if service.cluster_ips or service.type == "ExternalName" or is_headless(value):
+        return []
+    return ["it has no VIP, so it is not served; `overlaynet apply` gives it one"]
 
 
 def _notes(service: Service, view: View, grants: Grants) -> list[str]:

@@ -122,6 +122,17 @@ def test_what_a_service_does_not_get_is_noted(run, cluster):
     assert "10.244.1.2 is an address of the overlay" in notes["odd"][0]
 
 
+def test_a_service_that_was_never_given_a_vip_is_told(run, cluster):
+    raw = json.dumps(service("raw", clusterIP=None)).encode()
+    cluster.memory.commit([], [Put(cluster.keys().service("default/raw"), raw)])
+    put(cluster, service("none", clusterIP="None"))
+    found = {item["name"]: item for item in items(run("get", "svc", "-o", "json")[1])}
+    assert (found["none"]["notes"], found["raw"]["served"]) == ([], False)
+    assert "it has no VIP" in found["raw"]["notes"][0]
+    columns = [line.split()[3] for line in run("get", "svc")[1].splitlines()[1:]]
+    assert columns == ["None", "-"]
+
+
 def test_describe_shows_frontends_endpoints_connections_and_chains(run, cluster):
     put(cluster, service(type="NodePort", ports=[{"port": 80, "nodePort": 30080}]))
     for host in cluster.hosts():
