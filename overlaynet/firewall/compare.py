@@ -46,28 +46,34 @@ class Comparison:
     Thousands of chains are looked at in some milliseconds that way."""
 
     def __init__(self) -> None:
-        self._alike: dict[ChainKey, tuple[Rules, Sequence[RuleLine]]] = {}
+        self._want: Mapping[ChainKey, Rules] = {}
+        self._have: Mapping[ChainKey, Sequence[RuleLine]] = {}
+        self._unlike: frozenset[ChainKey] = frozenset()
+        self._last: tuple[Rendered, RuleSet, int, tuple[RuleChange, ...]] | None = None
 
     def pending(self, want: Rendered, have: RuleSet, remembered: Mapping[str, str]) -> tuple[RuleChange, ...]:
-        """Every difference, in the order of tables and then of chain names."""
-        changes = [*self._chains(want, have, remembered), *_hooks(want, have, remembered)]
-        return tuple(sorted(changes, key=lambda c: (table_rank(c.table), c.chain)))
+        """Every difference, in the order of tables and then of chain names. `remembered` only ever grows."""
+        last = self._last
+        if last and last[0] is want and last[1] is have and last[2] == len(remembered):
+            return last[3]
+        changes = [*self._chains(want, have, remembered), *_others(want, have, remembered)]
+        self._want, self._have = want.chains, have.chains
+        self._unlike = frozenset((change.table, change.chain) for change in changes)
+        found = tuple(sorted(changes, key=lambda c: (table_rank(c.table), c.chain)))
+        self._last = (want, have, len(remembered), found)
+        return found
 
     def _chains(self, want: Rendered, have: RuleSet, remembered: Mapping[str, str]) -> Iterator[RuleChange]:
-        before, self._alike = self._alike, {}
+        wanted, had, unlike = self._want.get, self._have.get, self._unlike
         for key, rules in want.chains.items():
             lines = have.chains.get(key)
-            known = before.get(key)
             if lines is None:
                 yield RuleChange("missing", *key, rules, None, _source(want, key, ()))
-            elif (known and known[0] is rules and known[1] is lines) or _same(rules, lines, remembered):
-                self._alike[key] = (rules, lines)
-            else:
+            elif wanted(key) is rules and had(key) is lines and key not in unlike:
+                continue
+            elif not _same(rules, lines, remembered):
                 present = _texts(lines)
                 yield RuleChange("changed", *key, rules, present, _source(want, key, present))
-        for key, lines in have.chains.items():
-            if key not in want.chains and is_ours(key[1], want.instance):
-                yield RuleChange("extra", *key, None, _texts(lines), NOBODY)
 
 
 def pending(want: Rendered, have: RuleSet, remembered: Mapping[str, str]) -> tuple[RuleChange, ...]:
@@ -86,8 +92,10 @@ def learn(wrote: Rules, printed: Rules) -> dict[str, str]:
 
     Only if nobody changed the chain in between, as far as can be told: the rules are as many, and each
     has the comment and the target it was written with."""
-    if len(wrote) != len(printed) or any(
-        _purpose(w) != _purpose(p) for w, p in zip(wrote, printed, strict=True)
+    if (
+        wrote == printed
+        or len(wrote) != len(printed)
+        or any(_purpose(w) != _purpose(p) for w, p in zip(wrote, printed, strict=True))
     ):
         return {}
     return {w: p for w, p in zip(wrote, printed, strict=True) if w != p}
@@ -119,15 +127,19 @@ def blockers(want: Rendered, have: RuleSet) -> tuple[str, ...]:
     )
 
 
-def _hooks(want: Rendered, have: RuleSet, remembered: Mapping[str, str]) -> Iterator[RuleChange]:
-    present: dict[ChainKey, Rules] = {
-        key: hooks_in(lines, want.instance)
-        for key, lines in have.chains.items()
-        if lines and key not in want.chains and not is_ours(key[1], want.instance)
-    }
+def _others(want: Rendered, have: RuleSet, remembered: Mapping[str, str]) -> Iterator[RuleChange]:
+    """Chains of ours that nobody wants, and hooks."""
+    present: dict[ChainKey, Rules] = {}
+    for key, lines in have.chains.items():
+        if key in want.chains:
+            continue
+        if is_ours(key[1], want.instance):
+            yield RuleChange("extra", *key, None, _texts(lines), NOBODY)
+        elif lines:
+            present[key] = hooks_in(lines, want.instance)
     for key in present.keys() | want.hooks.keys():
         ours, wanted = present.get(key, ()), want.hooks.get(key, ())
-        if wanted != ours and not _alike(wanted, ours, remembered):
+        if not _alike(wanted, ours, remembered):
             op = "missing" if not ours else "changed" if wanted else "extra"
             yield RuleChange(op, *key, wanted or None, ours or None, HOOKS if wanted else NOBODY)
 

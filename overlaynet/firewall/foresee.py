@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from overlaynet.firewall.chains import Rules, is_any_instances
+from overlaynet.firewall.chains import is_any_instances
 from overlaynet.state import RuleChange, RuleLine, RuleSet
 
 _PARTICULAR = re.compile(r'"(?:[^"\\]|\\.)*"|OVL-[A-Za-z0-9-]+|[0-9a-fA-F:.]*[0-9][0-9a-fA-F:./x]*')
@@ -61,6 +61,11 @@ def form(text: str) -> str:
     return _PARTICULAR.sub("#", text)
 
 
-def forms(chains: Iterable[Rules | None]) -> set[str]:
+def forms(rules: Iterable[str]) -> set[str]:
     """Of all these rules."""
-    return {form(text) for rules in chains for text in rules or ()}
+    return {form(text) for text in rules}
+
+
+def are_known(changes: Iterable[RuleChange], known: Collection[str]) -> bool:
+    """Whether all rules that these changes bring are of known forms."""
+    return all(form(text) in known for change in changes for text in change.want or ())

@@ -35,7 +35,7 @@ from overlaynet.errors import FirewallBusy, FirewallError, NotPermitted, Overlay
 from overlaynet.firewall import compare, native
 from overlaynet.firewall.chains import TABLE_ORDER, Rendered, is_any_instances, is_ours
 from overlaynet.firewall.compare import Comparison
-from overlaynet.firewall.foresee import entries, forms, written
+from overlaynet.firewall.foresee import are_known, entries, forms, written
 from overlaynet.firewall.poll import generation, nobody_else
 from overlaynet.firewall.readback import parse
 from overlaynet.firewall.refusal import refusal
@@ -243,7 +243,7 @@ class Iptables:
     def _foreseen(self, changes: Sequence[RuleChange], have: RuleSet, commits: int) -> RuleSet | None:
         """The rules as they must be now; None if somebody else may have written too, or if it is unknown how
         these rules are printed."""
-        if forms(change.want for change in changes) - self._spelt:
+        if not are_known(changes, self._spelt):
             return None
         now = self.generation()
         if not nobody_else(self._chosen().flavour, have.generation, now, commits, entries(changes)):
@@ -260,7 +260,7 @@ class Iptables:
             ours = tuple(r.text for r in rules) if whole else compare.hooks_in(rules, self._instance)
             self._remembered.update(compare.learn(change.want or (), ours))
             if change.want == ours:
-                self._spelt |= forms([ours])
+                self._spelt |= forms(ours)
         return now
 
     def _run(self, command: Sequence[str], text: str) -> str:

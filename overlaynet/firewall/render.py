@@ -36,6 +36,7 @@ What services add to these, and their own chains, is told in `services`.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import NamedTuple, assert_never
@@ -266,9 +267,11 @@ def _assembled(pieces: Mapping[str, _Piece], instance: str) -> Rendered:
     chains: dict[ChainKey, Rules] = {}
     origins: dict[ChainKey, tuple[Source, ...]] = {}
     for name in sorted(pieces):
-        _refuse_second(chains, pieces[name].part.chains)
+        before = len(chains)
         chains.update(pieces[name].part.chains)
         origins.update(pieces[name].origins)
+        if len(chains) != before + len(pieces[name].part.chains):
+            raise ValueError(_claimed_twice(pieces, name))
     for key, rules in _dispatched(pieces).items():
         chains[key] = (*chains.get(key, ()), *(text for text, _ in rules))
         origins[key] = (*origins.get(key, ()), *(source for _, source in rules))
@@ -276,10 +279,10 @@ def _assembled(pieces: Mapping[str, _Piece], instance: str) -> Rendered:
     return Rendered(chains, _hooks(chains, instance), origins, instance, sets)
 
 
-def _refuse_second(chains: Mapping[ChainKey, Rules], more: Mapping[ChainKey, Rules]) -> None:
-    for key in more:
-        if key in chains:
-            raise ValueError(f"two policies render the chain {key[1]}")
+def _claimed_twice(pieces: Mapping[str, _Piece], name: str) -> str:
+    claims = Counter(key for piece in pieces.values() for key in piece.part.chains)
+    chains = sorted(key[1] for key in pieces[name].part.chains if claims[key] > 1)
+    return f"two policies render the chain {chains[0]}"
 
 
 def _dispatched(pieces: Mapping[str, _Piece]) -> Mapping[ChainKey, list[tuple[str, Source]]]:

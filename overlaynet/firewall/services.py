@@ -47,7 +47,6 @@ Rules of one service port carry its name in the comment as kube-proxy's do, and 
 from __future__ import annotations
 
 import hashlib
-from base64 import b32encode
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
@@ -79,7 +78,9 @@ MARKED_ORDER = 40
 INVALID_ORDER, MARK_ACCEPT_ORDER, ESTABLISHED_ORDER = 20, 30, 40
 """In OVL-FORWARD, between the guard and the accepts."""
 
-HASH_LENGTH = 12
+BASE32 = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+HASH_SHIFTS = range(59, 0, -5)
+"""Of 12 groups of 5 bits in a number of 64."""
 MARKED = f"-m mark --mark {MASQUERADE_MARK:#x}/{MASQUERADE_MARK:#x}"
 SRC_LOCAL, DST_LOCAL = "-m addrtype --src-type LOCAL", "-m addrtype --dst-type LOCAL"
 INVALID = "-m conntrack --ctstate INVALID"
@@ -93,9 +94,10 @@ BITS = {4: 32, 6: 128}
 
 
 def short_hash(text: str) -> str:
-    """The beginning of base32 (RFC 4648) of SHA-256: short enough that a chain's name fits, with an
-    instance's name before it."""
-    return b32encode(hashlib.sha256(text.encode()).digest()).decode()[:HASH_LENGTH]
+    """The first 12 characters of SHA-256 in base32 (RFC 4648), 5 bits each: short enough that a chain's name
+    fits, with an instance's name before it."""
+    first = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return "".join([BASE32[first >> shift & 31] for shift in HASH_SHIFTS])
 
 
 # --- what all services share ----------------------------------------------------------------------
@@ -200,9 +202,11 @@ def _may_be_service_traffic(policy: ServicesPolicy, family: int) -> Iterator[str
 
 
 class Target(NamedTuple):
-    """An endpoint with the chain that leads to it, and its set of clients if there is affinity by ipset."""
+    """An endpoint, its address alone and with the port, the chain that leads to it, and its set of clients if
+    there is affinity by ipset."""
 
-    endpoint: Endpoint
+    ip: str
+    endpoint: str
     chain: ChainKey
     clients: str
 
@@ -214,49 +218,31 @@ class _Port:
     policy: ServicePortPolicy
     common: ServicesPolicy
     family: int
-    affinity: Affinity
+    name: str
+    hash: str
+    cluster_ips: tuple[IPAddress, ...]
+    external_ips: tuple[IPAddress, ...]
+    ingress_ips: tuple[IPAddress, ...]
     cluster: tuple[Target, ...]
     local: tuple[Target, ...]
+    ranges: tuple[str, ...]
     sources: tuple[str, ...]
 
     @property
-    def name(self) -> str:
-        return self.policy.name
-
-    def chain(self, kind: str) -> ChainKey:
-        return chain_key("nat", f"OVL-{kind}-{short_hash(self.name + self.policy.protocol)}")
-
-    @property
     def svc(self) -> ChainKey:
-        return self.chain("SVC")
+        return ("nat", f"OVL-SVC-{self.hash}")
 
     @property
     def svl(self) -> ChainKey:
-        return self.chain("SVL")
+        return ("nat", f"OVL-SVL-{self.hash}")
 
     @property
     def ext(self) -> ChainKey:
-        return self.chain("EXT")
+        return ("nat", f"OVL-EXT-{self.hash}")
 
     @property
     def firewall(self) -> ChainKey:
-        return self.chain("FW")
-
-    @property
-    def cluster_ips(self) -> tuple[IPAddress, ...]:
-        return addresses(self.policy.cluster_ips, self.family)
-
-    @property
-    def external_ips(self) -> tuple[IPAddress, ...]:
-        return addresses(self.policy.external_ips, self.family)
-
-    @property
-    def ingress_ips(self) -> tuple[IPAddress, ...]:
-        return addresses(self.policy.ingress_ips, self.family)
-
-    @property
-    def ranges(self) -> tuple[str, ...]:
-        return of_family(self.policy.source_ranges, self.family)
+        return ("nat", f"OVL-FW-{self.hash}")
 
     @property
     def externally(self) -> bool:
@@ -299,15 +285,7 @@ def port_part(
     """One service port. Nothing in a family in which the service has no cluster IP."""
     if not addresses(policy.cluster_ips, family):
         return Part()
-    port = _Port(
-        policy,
-        common,
-        family,
-        affinity,
-        _targets(policy, policy.cluster, family, affinity),
-        _targets(policy, policy.local, family, affinity),
-        of_family(common.local_sources, family),
-    )
+    port = _port(policy, common, family, affinity)
     reached = _reached(port)
     timeout = policy.affinity_s
     return Part(
@@ -318,18 +296,36 @@ def port_part(
     )
 
 
-def _targets(
-    policy: ServicePortPolicy, endpoints: Iterable[Endpoint], family: int, affinity: Affinity
-) -> tuple[Target, ...]:
-    return tuple(_target(policy, endpoint, affinity) for endpoint in endpoints if endpoint.ip.version == family)
+def _port(policy: ServicePortPolicy, common: ServicesPolicy, family: int, affinity: Affinity) -> _Port:
+    name = policy.name
+    targets = {
+        endpoint: _target(name, policy, endpoint, affinity)
+        for endpoint in dict.fromkeys((*policy.cluster, *policy.local))
+        if endpoint.ip.version == family
+    }
+    return _Port(
+        policy,
+        common,
+        family,
+        name,
+        short_hash(name + policy.protocol),
+        addresses(policy.cluster_ips, family),
+        addresses(policy.external_ips, family),
+        addresses(policy.ingress_ips, family),
+        tuple(targets[endpoint] for endpoint in policy.cluster if endpoint in targets),
+        tuple(targets[endpoint] for endpoint in policy.local if endpoint in targets),
+        of_family(policy.source_ranges, family),
+        of_family(common.local_sources, family),
+    )
 
 
-def _target(policy: ServicePortPolicy, endpoint: Endpoint, affinity: Affinity) -> Target:
+def _target(name: str, policy: ServicePortPolicy, endpoint: Endpoint, affinity: Affinity) -> Target:
     """The set's name says the timeout too: a set's timeout cannot be changed, so another one is another set."""
-    what = f"{policy.name}{policy.protocol}{endpoint}"
+    address = str(endpoint)
+    what = f"{name}{policy.protocol}{address}"
     by_set = policy.affinity_s and affinity == "ipset"
     clients = f"OVL-SEP-{short_hash(f'{what}/{policy.affinity_s}')}" if by_set else ""
-    return Target(endpoint, chain_key("nat", f"OVL-SEP-{short_hash(what)}"), clients)
+    return Target(host(endpoint.ip), address, ("nat", f"OVL-SEP-{short_hash(what)}"), clients)
 
 
 def _reached(port: _Port) -> tuple[Target, ...]:
@@ -436,7 +432,7 @@ def _host_is_allowed(port: _Port) -> bool:
 def _to_endpoint(port: _Port, target: Target) -> Iterator[str]:
     """SEP. An endpoint that is sent back to itself would see its own address as source, and answer itself."""
     protocol = f"-p {port.policy.protocol}"
-    yield rule(port.name, MARK_MASQ[1], matches=[f"-s {host(target.endpoint.ip)}"])
+    yield rule(port.name, MARK_MASQ[1], matches=[f"-s {target.ip}"])
     matches = [protocol]
     if target.clients:
         yield rule(port.name, f"SET --add-set {target.clients} src --exist", matches=[protocol])
