@@ -269,8 +269,8 @@ class ServicePortPolicy:
 @dataclass(frozen=True, slots=True)
 class ServicesPolicy:
     """What all services on this host share. `networks`: where virtual IPs come from; what is addressed there
-    and is no port of a service is rejected, as it is at `strays`, virtual IPs outside of them. The rest as
-    in `model.ServiceOptions`."""
+    and is no port of a service is rejected, as it is at `strays`, virtual IPs outside of them. `overlay`: where
+    endpoints' replies come from, on whichever host they are. The rest as in `model.ServiceOptions`."""
 
     networks: tuple[IPNetwork, ...]
     strays: tuple[IPAddress, ...] = ()
@@ -280,6 +280,7 @@ class ServicesPolicy:
     masquerade_all: bool = False
     localhost_node_ports: bool = False
     drop_invalid: bool = True
+    overlay: tuple[IPNetwork, ...] = ()
 
 
 Policy: TypeAlias = Masquerade | ForwardAccept | VxlanGuard | ServicePortPolicy | ServicesPolicy

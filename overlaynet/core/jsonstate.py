@@ -138,7 +138,14 @@ _POLICIES: Mapping[str, _Shape] = {
         local=_ENDPOINTS,
         serving=_Codec(lambda some: sorted(map(str, some)), lambda some: frozenset(map(_endpoint, some))),
     ),
-    "services": _shape(ServicesPolicy, networks=_NETWORKS, strays=_IPS, node_ips=_IPS, local_sources=_NETWORKS),
+    "services": _shape(
+        ServicesPolicy,
+        networks=_NETWORKS,
+        strays=_IPS,
+        node_ips=_IPS,
+        local_sources=_NETWORKS,
+        overlay=_NETWORKS,
+    ),
 }
 _KINDS = {shape.cls: kind for table in (_SHAPES, _POLICIES) for kind, shape in table.items()}
 

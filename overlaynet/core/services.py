@@ -343,6 +343,7 @@ class Services:
             local_device=self.local.bridge if options.local_detect == "bridge" else "",
             masquerade_all=options.masquerade_all,
             localhost_node_ports=options.localhost_node_ports,
+            overlay=self.network.networks,
         )
         return HostState.of(self._sysctls(options), services=policy)
 

@@ -49,6 +49,8 @@ FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
 
 DEADLINE_S = 30.0
 """For one program run. Reading back 10 000 services takes the nft variant several seconds."""
+LINE_S = 0.01
+"""Longer, for each line of input: the nft variant takes a minute for the first 70 000."""
 LOCK_WAIT_S = 5
 
 _SYSTEM_PATH = "/usr/sbin:/sbin"
@@ -265,6 +267,7 @@ class Iptables:
 
     def _run(self, command: Sequence[str], text: str) -> str:
         program = Path(command[0]).name
+        deadline_s = self._deadline_s + LINE_S * text.count("\n")
         try:
             done = subprocess.run(  # one program, fixed arguments, its input on stdin
                 command,
@@ -272,12 +275,12 @@ class Iptables:
                 capture_output=True,
                 text=True,
                 errors="replace",
-                timeout=self._deadline_s,
+                timeout=deadline_s,
                 env={**os.environ, "LC_ALL": "C"},
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise FirewallBusy(f"{program} did not answer within {self._deadline_s:g} s") from error
+            raise FirewallBusy(f"{program} did not answer within {deadline_s:g} s") from error
         except OSError as error:
             raise _missing(program, str(error)) from error
         if done.returncode:

@@ -38,6 +38,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import NamedTuple, assert_never
 
@@ -195,8 +196,10 @@ def render(
 
 
 def common(policies: Mapping[str, Policy]) -> ServicesPolicy | None:
-    """What the services among these policies share."""
-    return next((policy for policy in policies.values() if isinstance(policy, ServicesPolicy)), None)
+    """What the services among these policies share, as far as the rules of each depend on it: a virtual IP
+    more or less renders none of the others anew."""
+    found = next((policy for policy in policies.values() if isinstance(policy, ServicesPolicy)), None)
+    return replace(found, networks=(), strays=()) if found else None
 
 
 def renamed(piece: Part, instance: str) -> Part:

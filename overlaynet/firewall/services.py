@@ -187,7 +187,7 @@ def _forwarding(policy: ServicesPolicy, family: int, forward: ChainKey) -> Itera
 
 
 def _may_be_service_traffic(policy: ServicesPolicy, family: int) -> Iterator[str]:
-    sources = of_family(policy.local_sources, family)
+    sources = of_family(policy.overlay or policy.local_sources, family)
     if not sources and not policy.local_device:
         yield ""
         return

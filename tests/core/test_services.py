@@ -167,8 +167,9 @@ def test_service_becomes_a_policy_for_each_port_and_one_for_all():
         "services",
     ]
     assert str(desired.policies["service default/web:http/tcp"].cluster[0]) == "10.244.2.2:8080"
+    overlay = (ip_network("10.244.0.0/16"),)
     assert desired.policies["services"] == ServicesPolicy(
-        (ip_network("10.112.0.0/16"),), node_ips=(PUBLIC,), local_sources=(ip_network("10.244.0.0/16"),)
+        (ip_network("10.112.0.0/16"),), node_ips=(PUBLIC,), local_sources=overlay, overlay=overlay
     )
     assert desired.slices[service_source("default/web")].objects == {}
     assert list(desired.slices[COMMON].policies) == ["services"]
