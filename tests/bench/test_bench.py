@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from bench import cluster, listing, tables
+from bench import cluster, listing, services, tables
 from bench.measure import Cost, compare
 from helpers.etcd import requires_etcd
 from helpers.privilege import requires_netns
@@ -39,3 +39,11 @@ def test_tables_bench_runs():
 @requires_etcd
 def test_listing_bench_runs():
     assert [row.what for row in listing.rows([3])] == ["read", "decode"]
+
+
+@pytest.mark.kernel
+@requires_netns
+def test_services_bench_runs():
+    said = [row.what.removeprefix("nft: ") for row in services.rows([2]) if row.what.startswith("nft")]
+    assert said[0] == "full load"
+    assert said[-1] == "one changed; other: full load"
