@@ -17,7 +17,7 @@ from overlaynet.core.keys import Keys
 from overlaynet.core.view import View
 from overlaynet.errors import NotFound, NotPermitted, OverlayError
 from overlaynet.lab.client import AgentClient
-from overlaynet.model import Identity, Port, Workload
+from overlaynet.model import Identity, Port, Probe, Workload
 from overlaynet.ports import Listing, Store
 
 R = TypeVar("R")
@@ -36,7 +36,8 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container as it was started. `ips` and `mac` are None until it is wired."""
+    """A container. `ips` and `mac` are None until it is wired. `started`: it is one of the lab's, and `probe`
+    is what its topology says; of others neither is known here."""
 
     name: str
     host: str
@@ -47,6 +48,10 @@ class Container:
     labels: Mapping[str, str] | None = None
     ports: tuple[Port, ...] = ()
     ready: bool = False
+    serving: bool = False
+    terminating: bool = False
+    started: bool = False
+    probe: Probe | None = None
 
     @property
     def id(self) -> str:
@@ -61,6 +66,8 @@ class Container:
             labels=record.labels,
             ports=record.ports,
             ready=record.ready,
+            serving=record.serving,
+            terminating=record.terminating,
         )
 
 

@@ -92,7 +92,16 @@ class LabCluster:
         lab = self.lab
         wired = {w.id: w for host in lab.hosts for w in self.workloads(host.name) or ()}
         started = [
-            Container(c.name, c.host, c.namespace, lab.driver.netns(c.name), labels=c.labels, ports=c.ports)
+            Container(
+                c.name,
+                c.host,
+                c.namespace,
+                lab.driver.netns(c.name),
+                labels=c.labels,
+                ports=c.ports,
+                started=True,
+                probe=c.probe,
+            )
             for c in lab.containers
         ]
         return [_wired(container, wired) for container in started]

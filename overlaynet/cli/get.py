@@ -158,7 +158,9 @@ KINDS: Mapping[str, Kind] = {
     "container": Kind(
         ("containers", "co"),
         (
-            *members("NAME", "HOST", "IP=ips", "READY", "LABELS"),
+            *members("NAME", "HOST", "IP=ips"),
+            Column("READY", lambda item: "terminating" if item["terminating"] else item["ready"]),
+            *members("LABELS"),
             *members("NAMESPACE", "MAC", wide=True),
             Column("PORTS", lambda i: [f"{p['port']}/{p['protocol']}" for p in i["ports"]], wide=True),
             *members("NETNS", wide=True),

@@ -90,6 +90,8 @@ def container_items(found: Sequence[Container]) -> Items:
             "labels": dict(c.labels or {}),
             "ports": [_port(port) for port in c.ports],
             "ready": c.ready,
+            "serving": c.serving,
+            "terminating": c.terminating,
         }
         for c in found
     ]

@@ -52,6 +52,8 @@ VERBS: Mapping[str, Verb] = {
     "diff": Verb(_PROVE, "repair:diff", "What differs between intended and real state."),
     "repair": Verb(_PROVE, "repair:repair", "Make the real state what it should be."),
     "doctor": Verb(_PROVE, "doctor:doctor", "Check whether this machine has what is needed."),
+    "attach": Verb(_CHANGE, "attach:attach", "Wire a container to the overlay."),
+    "detach": Verb(_CHANGE, "attach:detach", "Unwire a container, at once or with a grace period."),
     "apply": Verb(_CHANGE, "apply:apply", "Write Kubernetes Services and EndpointSlices from a file."),
     "service": Verb(_CHANGE, "service:service", "Create and delete services."),
     "network": Verb(_CHANGE, "network:network", "Show or set the network's configuration."),
