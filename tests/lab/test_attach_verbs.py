@@ -16,7 +16,6 @@ from helpers.private_netns import private_netns
 from overlaynet.cli import main as program
 from overlaynet.cli.app import App
 from overlaynet.cli.contexts import LabCluster
-from overlaynet.kernel import netns
 from overlaynet.lab.lab import Lab
 from overlaynet.lab.netns_driver import namespace
 from overlaynet.lab.topology import Topology
@@ -60,7 +59,18 @@ def process(box: str) -> Iterator[int]:
 
 
 def item(run: Run, name: str) -> dict:
-    return json.loads(run("get", "containers", name, "-o", "json")[1])["items"][0]
+    """A container as the command shows it, once etcd has heard of it."""
+
+    def look() -> dict:
+        code, out, _ = run("get", "containers", name, "-o", "json")
+        assert code == 0, out
+        return json.loads(out)["items"][0]
+
+    return eventually(look)
+
+
+def names(run: Run) -> list[str]:
+    return run("get", "containers", "-o", "name")[1].split()
 
 
 def helpers(lab: Lab) -> list[Path]:
@@ -117,7 +127,7 @@ def test_grace_is_told_and_seen_and_a_second_detach_ends_it(run: Run, box: str) 
     eventually(lambda: item(run, "old-1")["terminating"])
     assert "terminating" in run("get", "containers")[1]
     assert run("detach", "old-1")[0] == 0
-    assert "old-1" not in run("get", "containers", "-o", "name")[1].split()
+    eventually(lambda: names(run) == ["web-1", "web-2"])
 
 
 def test_container_of_the_lab_is_taken_back_as_the_topology_has_it(run: Run, lab: Lab) -> None:
@@ -125,7 +135,7 @@ def test_container_of_the_lab_is_taken_back_as_the_topology_has_it(run: Run, lab
     assert run("detach", "web-1")[0] == 0
     assert not item(run, "web-1")["ready"]
     assert run("attach", "web-1")[0] == 0
-    assert item(run, "web-1") == before
+    eventually(lambda: item(run, "web-1") == before)
     assert Lab.up(lab.topology).changes == 0
 
 
@@ -149,5 +159,4 @@ def test_wrong_words_change_nothing(run: Run, words: tuple[str, ...]) -> None:
     code, out, err = run(*words)
     assert (code, out) == (2, "")
     assert err.startswith("error OVL-10")
-    assert run("get", "containers", "-o", "name")[1].split() == ["web-1", "web-2"]
-    assert netns.names()
+    eventually(lambda: names(run) == ["web-1", "web-2"])
