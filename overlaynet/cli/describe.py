@@ -140,8 +140,8 @@ def _on_the_way(item: Mapping[str, Any]) -> tuple[bool, int]:
 
 
 def _text(app: App, found: Mapping[str, Any]) -> str:
-    head = [f"{title + ':':<12}{value}" for title, value in _facts(found)]
-    head += [f"{'Note:':<12}{note}" for note in found["notes"]]
+    head = [f"{title + ':':<13}{value}" for title, value in _facts(found)]
+    head += [f"{'Note:':<13}{note}" for note in found["notes"]]
     parts = ["\n".join(head)]
     for title, columns, items in (
         ("Frontends", _FRONTENDS, found["frontends"]),

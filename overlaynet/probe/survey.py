@@ -101,7 +101,11 @@ def job(view: View | None, config: AgentConfig) -> dict[str, Any]:
     """What to ask the probe on a host for."""
     vni = view.network.backend.vni if view and view.network else DEFAULT_VNI
     devices = (vxlan_device(vni), config.bridge.name)
-    sysctls = ["net/ipv4/ip_forward", *(f"net/ipv4/conf/{dev}/rp_filter" for dev in devices)]
+    sysctls = ["net/ipv4/ip_forward", "net/bridge/bridge-nf-call-iptables"]
+    sysctls += [f"net/ipv4/conf/{dev}/rp_filter" for dev in devices]
+    if config.service.localhost_node_ports:
+        underlays = {item.value.interface for item in view.nodes.values()} if view else set()
+        sysctls += [f"net/ipv4/conf/{dev}/route_localnet" for dev in (*devices, *sorted(underlays))]
     return {"op": "observe", "sysctls": sysctls, "firewall": True}
 
 

@@ -10,6 +10,7 @@ from helpers.fake_cluster import FakeCluster
 
 from overlaynet.cli import main as program
 from overlaynet.cli.app import App
+from overlaynet.config import build
 from overlaynet.errors import EnvironmentProblem
 from overlaynet.ports import Put
 from overlaynet.store import services
@@ -177,6 +178,17 @@ def test_connections_of_a_host_that_cannot_be_asked_are_unknown(run, cluster):
 @pytest.mark.parametrize("words", [["svc"], ["svc/a/b/c"], ["node/x"], ["svc/none"], ["svc/a", "b", "c"]])
 def test_what_names_no_service_is_a_mistake(run, words):
     assert run("describe", *words)[0] == 2
+
+
+@pytest.mark.parametrize("localhost", [False, True])
+def test_a_host_that_serves_as_it_should_does_not_differ(run, cluster, localhost):
+    put(cluster, service(type="NodePort"))
+    settings = {("service", "localhost_node_ports"): localhost}
+    cluster.config = lambda host: build({("node", "name"): host, ("node", "interface"): ("eth0",)} | settings)
+    for host in cluster.hosts():
+        cluster.once(host.name, 1)
+    code, out, _ = run("diff")
+    assert (code, out) == (0, "0 differences on 2 hosts\n")
 
 
 def test_rules_of_a_service_say_whose_they_are(run, cluster):
