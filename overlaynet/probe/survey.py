@@ -146,13 +146,23 @@ def _plan(known: Known, view: View, kernel: KernelState, rules: RuleSet) -> Plan
     workloads = list(view.workloads_of(known.host)) if known.workloads is None else known.workloads
     want = desired(view, local, own.value, workloads)
     there = have(want.objects, kernel, view.network.networks)
-    firewall = Iptables(random_fully=True)
+    firewall = Iptables(random_fully=True, affinity="recent" if _remembers_in_lists(rules) else "ipset")
     return Plan(
         desired=want,
         have=there,
         rendered=firewall.rendered(want.policies),
         changes=changes(want.objects, there.objects, there.refused),
         rule_changes=firewall.pending(want.policies, rules),
+    )
+
+
+def _remembers_in_lists(rules: RuleSet) -> bool:
+    """Whether services here know their clients by the match `recent`: hosts without ipset do, and are right."""
+    return any(
+        "-m recent --set " in line.text
+        for key, lines in rules.chains.items()
+        if is_ours(key[1])
+        for line in lines
     )
 
 

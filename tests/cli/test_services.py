@@ -14,6 +14,7 @@ from overlaynet.config import build
 from overlaynet.errors import EnvironmentProblem
 from overlaynet.ports import Put
 from overlaynet.store import services
+from overlaynet.testing.fake_firewall import FakeFirewall
 
 pytestmark = pytest.mark.fake
 
@@ -187,6 +188,18 @@ def test_a_host_that_serves_as_it_should_does_not_differ(run, cluster, localhost
     cluster.config = lambda host: build({("node", "name"): host, ("node", "interface"): ("eth0",)} | settings)
     for host in cluster.hosts():
         cluster.once(host.name, 1)
+    code, out, _ = run("diff")
+    assert (code, out) == (0, "0 differences on 2 hosts\n")
+
+
+def test_a_host_without_ipset_does_not_differ_for_that(run, cluster):
+    put(cluster, service(sessionAffinity="ClientIP"))
+    cluster.rules = {host.name: FakeFirewall(random_fully=True, affinity="recent") for host in cluster.hosts()}
+    for host in cluster.hosts():
+        survey = cluster.survey(host.name)
+        cluster.kernels[host.name].apply(survey.plan.changes)
+        rules = cluster.rules[host.name]
+        rules.apply(rules.pending(survey.plan.desired.policies, survey.rules), survey.rules)
     code, out, _ = run("diff")
     assert (code, out) == (0, "0 differences on 2 hosts\n")
 
