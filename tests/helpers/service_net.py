@@ -17,15 +17,20 @@ import socket
 import struct
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from ipaddress import ip_address, ip_network
 
 from helpers.answering import PATIENCE_S, SILENCE_S, Answer, Servers, ask, servers
+from helpers.eventually import eventually
 from helpers.private_netns import PrivateNetns, private_netns
 
+from overlaynet.errors import FirewallBusy
+from overlaynet.firewall.chains import is_ours
 from overlaynet.firewall.iptables import Flavour, Iptables
+from overlaynet.kernel.ipset import AffinitySetsAdapter
+from overlaynet.reconcile import sync_firewall
 from overlaynet.state import (
     Endpoint,
     ForwardAccept,
@@ -58,6 +63,7 @@ ADDRESS: Mapping[str, str] = {
 }
 BRIDGE: Mapping[str, str] = {"A": "10.244.1.1", "B": "10.244.2.1"}
 MAC: Mapping[str, str] = {"A": "02:00:00:00:00:0a", "B": "02:00:00:00:00:0b"}
+HOSTS = ("A", "B")
 OVERLAY = (ip_network("10.244.0.0/16"),)
 OWN = {"A": (ip_network("10.244.1.0/24"),), "B": (ip_network("10.244.2.0/24"),)}
 
@@ -112,33 +118,26 @@ def named(*ports: ServicePortPolicy) -> dict[str, Policy]:
 
 @dataclass
 class ServiceNet:
-    """The net of one iptables variant. `places` are the namespaces by name; `touched` the hosts that have to be
-    emptied, `sets` whether there are sets of addresses."""
+    """The net of one iptables variant. `places` are the namespaces by name; `firewalls` and
+    `sets` what the agent writes with, by host; `touched` are the hosts that have to be emptied."""
 
     places: Mapping[str, PrivateNetns]
     flavour: Flavour
     servers: Servers
-    firewalls: dict[str, Iptables] = field(default_factory=dict)
-    touched: set[str] = field(default_factory=set)
-    sets: bool = False
+    firewalls: dict[str, Iptables]
+    sets: Mapping[str, AffinitySetsAdapter]
+    touched: set[str] = field(default_factory=lambda: {"A"})
 
     def serve(self, *ports: ServicePortPolicy, common: ServicesPolicy = COMMON, on: str = "A") -> None:
         """Make these the services of a host, in place of what it had."""
         self.apply({**base(on), **named(*ports), "services": common}, on)
 
-    def apply(self, want: Mapping[str, Policy], on: str = "A") -> RuleSet:
-        """Write what differs, sets of addresses first; answer the rules as they are then."""
-        firewall = self.firewalls[on]
+    def apply(self, want: Mapping[str, Policy], on: str = "A") -> None:
+        """Write what differs, as the agent does it, until nothing does."""
         self.touched.add(on)
+        firewall, sets = self.firewalls[on], self.sets[on]
         with self.places[on].entered():
-            for name, timeout_s in firewall.affinity_sets(want).items():
-                run(["ipset", "create", name, "hash:ip", "timeout", str(timeout_s), "-exist"])
-                self.sets = True
-            have = firewall.observe()
-            pending = firewall.pending(want, have)
-            after = firewall.apply(pending, have)
-            assert firewall.pending(want, after) == ()
-            return after
+            eventually(lambda: sync_firewall(firewall, want, sets=sets).settled)
 
     def rules(self, on: str = "A") -> RuleSet:
         with self.places[on].entered():
@@ -149,6 +148,12 @@ class ServiceNet:
         self.touched.add(on)
         for line in lines:
             self.places[on].run(f"iptables-{self.flavour} {line}")
+
+    def restore(self, text: str, on: str = "A") -> None:
+        """The same with a whole input of iptables-restore."""
+        self.touched.add(on)
+        with self.places[on].entered():
+            run([f"iptables-{self.flavour}-restore", "--noflush"], text)
 
     def ask(
         self,
@@ -165,11 +170,6 @@ class ServiceNet:
             patience = SILENCE_S if silent else PATIENCE_S
             return ask(protocol, address, port, source=source, patience_s=patience)
 
-    def clients_known(self) -> int:
-        """How many clients are kept to their endpoints, in all sets of A together."""
-        with self.places["A"].entered():
-            return run(["ipset", "save"]).count("\nadd ")
-
     def asker(self, client: str, address: str, port: int, protocol: str = "tcp") -> Callable[[], Answer | str]:
         return partial(self.ask, client, address, port, protocol)
 
@@ -178,10 +178,20 @@ class ServiceNet:
         for host in self.touched:
             with self.places[host].entered():
                 run([f"iptables-{self.flavour}-restore"], NO_RULES)
-                if self.sets:
-                    run(["ipset", "destroy"])
+                eventually(lambda host=host: not _destroyed(self.sets[host]))
             forget_flows(self.places[host])
-        self.touched, self.sets = set(), False
+        self.touched = {"A"}
+
+
+def _destroyed(sets: AffinitySetsAdapter) -> list[str]:
+    """Destroy them; answer those that the kernel has not let go of yet."""
+    left = []
+    for name in sets.observe():
+        try:
+            sets.destroy(name)
+        except FirewallBusy:
+            left.append(name)
+    return left
 
 
 NO_RULES = """\
@@ -256,7 +266,16 @@ def service_net(flavour: Flavour) -> Iterator[ServiceNet]:
             for port in PORTS if name != "X" else ():
                 for protocol in ("tcp", "udp"):
                     listening.listen(netns, name, protocol, port, ADDRESS[name])
-        yield ServiceNet(places, flavour, listening, {host: Iptables(flavour) for host in ("A", "B")})
+        sets = {host: stack.enter_context(_sets(places[host])) for host in HOSTS}
+        yield ServiceNet(places, flavour, listening, {host: Iptables(flavour) for host in HOSTS}, sets)
+
+
+@contextmanager
+def _sets(host: PrivateNetns) -> Iterator[AffinitySetsAdapter]:
+    with closing(AffinitySetsAdapter(is_ours)) as sets:
+        with host.entered():
+            sets.check()  # this opens its socket
+        yield sets
 
 
 def _connect(places: Mapping[str, PrivateNetns]) -> None:

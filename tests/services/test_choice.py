@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 from helpers.answering import Answer, ask, ask_often
+from helpers.calling import calling
 from helpers.eventually import eventually
 from helpers.privilege import requires_netns
 from helpers.service_net import (
@@ -54,6 +55,11 @@ def test_endpoints_share_connections_equally(net: ServiceNet, client: str, count
 def clients(count: int) -> list[str]:
     """Addresses of so many clients outside."""
     return [str(address) for address in islice(CROWD.hosts(), count)]
+
+
+def clients_known(net: ServiceNet) -> int:
+    """How many clients are kept to their endpoints, in all sets of A together."""
+    return net.places["A"].run("ipset save").count("\nadd ")
 
 
 def chosen(net: ServiceNet, sources: list[str], address: str = VIP, port: int = 80) -> dict[str, str]:
@@ -109,7 +115,7 @@ def test_affinity_ends_when_a_client_was_away_for_its_time(net: ServiceNet) -> N
     net.serve(service(*TWO, affinity_s=1))
     sources = clients(40)
     first = chosen(net, sources)
-    eventually(lambda: net.clients_known() == 0)
+    eventually(lambda: clients_known(net) == 0)
     assert chosen(net, sources) != first
 
 
@@ -132,8 +138,20 @@ def test_affinity_without_sets_keeps_a_hundred_clients(net: ServiceNet) -> None:
     """By the match `recent`, for hosts without ipset; it remembers a hundred clients of an endpoint."""
     with mock.patch.dict(net.firewalls, A=Iptables(net.flavour, affinity="recent")):
         net.serve(service(*TWO, affinity_s=HOUR_S))
-    assert net.clients_known() == 0
+    assert net.sets["A"].observe() == {}
     sources = clients(100)
     first = chosen(net, sources)
     assert set(first.values()) == set(TWO)
     assert chosen(net, sources) == first
+
+
+def test_affinity_that_is_switched_on_and_off_and_lengthened_costs_no_call_and_leaves_no_set(
+    net: ServiceNet,
+) -> None:
+    net.serve(service(*TWO))
+    timeouts = (60, HOUR_S, 0, 60, 0)
+    with calling(net.places["a2"], VIP, 80) as calls:
+        for affinity_s in timeouts:
+            net.serve(service(*TWO, affinity_s=affinity_s))
+            assert set(net.sets["A"].observe().values()) == {affinity_s} - {0}
+    assert not calls.tcp.failures

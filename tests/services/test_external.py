@@ -63,6 +63,7 @@ NODE_PORTS = (
     at_node("container-is-masqueraded", (node_port("b1"),), "a2", {"b1": "A"}),
     at_node("container-reaches-itself", (node_port("a1"),), "a1", {"a1": A_BRIDGE}),
     at_node("container-elsewhere", (node_port("b1"),), "b2", {"b1": "A"}),
+    at_node("endpoint-is-this-host", (node_port("A"),), "X", {"A": "X"}),
     at_node("host-itself", (node_port("b1"),), "A", {"b1": "A"}),
     at_node("other-host", (node_port("b1"),), "B", {"b1": "A"}),
     at_node("other-address-is-closed", (node_port("b1"),), "X", REFUSED, address=A_BRIDGE),

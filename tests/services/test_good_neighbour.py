@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
 
 import pytest
@@ -130,15 +131,68 @@ def test_foreign_rules_are_as_they_were_however_services_come_and_go(net: Servic
     assert foreign(net.rules()) == before
 
 
+def ours(rules: RuleSet) -> dict[tuple[str, str], tuple[str, ...]]:
+    return {key: tuple(line.text for line in lines) for key, lines in rules.chains.items() if lines}
+
+
 def test_without_services_a_host_has_the_rules_it_had_before_them(net: ServiceNet) -> None:
-    texts = [
-        {key: tuple(line.text for line in lines) for key, lines in net.apply(base("A")).chains.items()},
-    ]
+    net.apply(base("A"))
+    before = ours(net.rules())
     net.serve(node_port("a1", "b1", affinity_s=60, local=("a1",), external_local=True))
-    after = net.apply(base("A"))
-    texts.append({key: tuple(line.text for line in lines) for key, lines in after.chains.items()})
-    ours = [{key: lines for key, lines in chains.items() if lines} for chains in texts]
-    assert ours[0] == ours[1]
+    net.apply(base("A"))
+    assert ours(net.rules()) == before
+
+
+# --- beside kube-proxy ------------------------------------------------------------------------------
+
+KUBE_VIP, KUBE_PORT = "10.96.0.10", 31_000
+KUBE_PROXY = f"""\
+*filter
+:KUBE-FORWARD - [0:0]
+-A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT
+-A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-I FORWARD 1 -j KUBE-FORWARD
+COMMIT
+*nat
+:KUBE-SERVICES - [0:0]
+:KUBE-NODEPORTS - [0:0]
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-POSTROUTING - [0:0]
+:KUBE-SEP-B1 - [0:0]
+-A KUBE-SERVICES -d {KUBE_VIP}/32 -p tcp -m tcp --dport 80 -j KUBE-SEP-B1
+-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS
+-A KUBE-NODEPORTS -p tcp -m tcp --dport {KUBE_PORT} -j KUBE-MARK-MASQ
+-A KUBE-NODEPORTS -p tcp -m tcp --dport {KUBE_PORT} -j KUBE-SEP-B1
+-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000
+-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+-A KUBE-POSTROUTING -j MARK --set-xmark 0x4000/0x0
+-A KUBE-POSTROUTING -j MASQUERADE --random-fully
+-A KUBE-SEP-B1 -p tcp -m tcp -j DNAT --to-destination {ADDRESS["b1"]}:8080
+-I PREROUTING 1 -j KUBE-SERVICES
+-I OUTPUT 1 -j KUBE-SERVICES
+-I POSTROUTING 1 -j KUBE-POSTROUTING
+COMMIT
+"""
+"""Its rules for one service, in the order that it writes them; it has the same mark."""
+
+
+@pytest.mark.parametrize("first", ["kube-proxy", "ours"])
+def test_kube_proxys_services_and_ours_are_served_side_by_side(net: ServiceNet, first: str) -> None:
+    """Both put their jumps in front; so who came last is asked first."""
+    net.iptables("-P FORWARD DROP")
+    steps = [lambda: net.restore(KUBE_PROXY), lambda: net.serve(node_port("b2"))]
+    for step in steps if first == "ours" else reversed(steps):
+        step()
+    with net.places["A"].entered(), crafted.marks_on("eth0") as tap:
+        asked = (("a2", VIP, 80), ("X", A, NODE_PORT), ("a2", KUBE_VIP, 80), ("X", A, KUBE_PORT))
+        said = ask_often([net.asker(*question) for question in asked])
+        assert [(one.name, one.peer) for one in said] == [
+            ("b2", ADDRESS["a2"]),
+            ("b2", A),
+            ("b1", ADDRESS["a2"]),
+            ("b1", A),
+        ]
+        assert crafted.mark_of(tap, ADDRESS["b1"], 8080) == 0
 
 
 # --- INVALID --------------------------------------------------------------------------------------
@@ -160,11 +214,11 @@ def answered_with_reset(net: ServiceNet) -> bool:
         late[TCP].seq, late[TCP].ack = 7, 9
         with net.places["b1"].entered(), crafted.listening(socket.IPPROTO_TCP, SILENCE_S) as raw:
             crafted.send(late / b"late")
-            heard = crafted.heard(raw)
-        if heard is None:
-            client.sendall(b"still there?")
-            assert client.recv(99) == b"still there?"
-        return heard is not None and "R" in str(heard[TCP].flags)
+            if any("R" in str(packet[TCP].flags) for packet in iter(partial(crafted.heard, raw), None)):
+                return True
+        client.sendall(b"still there?")
+        assert client.recv(99) == b"still there?"
+        return False
 
 
 @pytest.mark.parametrize(
