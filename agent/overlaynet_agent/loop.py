@@ -22,6 +22,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from overlaynet.addr import IPAddress
 from overlaynet.config import AgentConfig
 from overlaynet.core.backoff import delay
 from overlaynet.core.engine import Engine
@@ -368,8 +369,9 @@ class Loop:
             return
         if there != self.engine.local:
             log.warning(
-                "underlay changed public_ip=%s interface=%s mtu=%d",
+                "host changed public_ip=%s interface=%s mtu=%d node_port_ips=%s",
                 there.public_ips[0], there.interface, there.underlay_mtu,
+                _addresses(there.services.node_ips if there.services else ()),
             )  # fmt: skip
             self.submit(self.engine.handle(HostChanged(there), self.clock()))
 
@@ -532,6 +534,7 @@ class Loop:
         local = settings.local_host(self.engine.local, self.config)
         if local != self.engine.local:
             self.submit(self.engine.handle(HostChanged(local), self.clock()))
+        self._follow_underlay()
         self._next_look = min(self._next_look, self.clock() + self.config.firewall.resync_s)
         log.info("settings read again changed=%s restart_needed=%s", _names(live), _names(rest))
         return live, rest
@@ -547,6 +550,10 @@ class Loop:
                 len(self.engine.view.leases) - 1,
                 self.clock() - self.started,
             )
+
+
+def _addresses(ips: tuple[IPAddress, ...] | None) -> str:
+    return "all" if ips is None else ",".join(map(str, ips)) or "none"
 
 
 def _names(keys: list[settings.Key]) -> str:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from overlaynet.config import FIELDS, AgentConfig
-from overlaynet.model import LocalHost
+from overlaynet.config import FIELDS, AgentConfig, ServiceConfig
+from overlaynet.model import LocalHost, ServiceOptions
 
 Key = tuple[str, str]
 
@@ -23,6 +23,10 @@ LIVE: frozenset[Key] = frozenset(
         ("firewall", "resync_s"),
         ("firewall", "masquerade"),
         ("firewall", "vxlan_peers_only"),
+        ("service", "node_port_addresses"),
+        ("service", "localhost_node_ports"),
+        ("service", "masquerade_all"),
+        ("service", "local_detect"),
         ("service", "min_sync_s"),
         ("service", "max_sync_s"),
         ("log", "level"),
@@ -52,11 +56,24 @@ def merged(old: AgentConfig, new: AgentConfig) -> AgentConfig:
 
 
 def local_host(local: LocalHost, config: AgentConfig) -> LocalHost:
-    """This host, with what the settings say of it."""
+    """This host, with what the settings say of it. Which of its addresses nodePorts are open on is for a look
+    at the kernel to say."""
     return replace(
         local,
+        services=_services(local.services, config.service),
         zone=config.node.zone,
         labels=config.node.labels,
         masquerade=config.firewall.masquerade,
         vxlan_peers_only=config.firewall.vxlan_peers_only,
+    )
+
+
+def _services(options: ServiceOptions | None, config: ServiceConfig) -> ServiceOptions | None:
+    if options is None:
+        return None
+    return replace(
+        options,
+        local_detect=config.local_detect,
+        masquerade_all=config.masquerade_all,
+        localhost_node_ports=config.localhost_node_ports,
     )

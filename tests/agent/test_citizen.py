@@ -265,6 +265,18 @@ def test_reload_takes_over_what_can_change_and_names_the_rest(one):
     assert one.ask("POST", "/v1/reload", {})[1] == {"changed": [], "restart_needed": ["bridge.name"]}
 
 
+def test_reload_changes_how_services_are_served(one):
+    one.store.commit([], [Put(key_of(service()), codec.encode_object(service_object(service())))])
+    eventually(lambda: "services" in one.loop.engine.desired.policies)
+    new = settings(one, service={"masquerade_all": True, "node_port_addresses": ["all"], "mode": "off"})
+    one.loop.reread = lambda: replace(new, node=one.loop.config.node)
+    _, answer = one.ask("POST", "/v1/reload", {})
+    assert sorted(answer["changed"]) == ["service.masquerade_all", "service.node_port_addresses"]
+    assert answer["restart_needed"] == ["service.mode"]
+    policy = one.loop.engine.desired.policies["services"]
+    assert (policy.masquerade_all, policy.node_ips) == (True, None)
+
+
 def test_settings_that_cannot_be_used_change_nothing_and_are_reported(one):
     before = one.loop.config
 

@@ -35,6 +35,7 @@ from overlaynet.events import (
     Gone,
     HostChanged,
     LeaseExpired,
+    Recalled,
     Registered,
     Relist,
     StoreLost,
@@ -152,6 +153,17 @@ def test_emptied_store_takes_no_service_away_for_a_while(store):
     one.wait(HOLD_DOWN_S)
     one.settle()
     assert WEB not in one.engine.desired.policies
+
+
+def test_start_into_an_emptied_store_keeps_the_services_that_are_remembered():
+    mind = engine(1, services=ServiceOptions())
+    items = [stored(network(), 5), *(stored(value, 5) for value in (lease(1), service(), node(2), pod(2, 2)))]
+    mind.handle(Recalled(9, tuple(items)), 0.0)
+    assert [str(one.ip) for one in mind.desired.policies[WEB].cluster] == ["10.244.2.2"]
+    mind.handle(Synced(3, (stored(network(), 2), stored(lease(1), 3)), new_history=True), 0.0)
+    assert [str(one.ip) for one in mind.desired.policies[WEB].cluster] == ["10.244.2.2"]
+    mind.tick(HOLD_DOWN_S)
+    assert WEB not in mind.desired.policies
 
 
 def test_deleted_service_is_gone_at_once_and_what_all_share_with_it(store):
