@@ -147,7 +147,8 @@ class LocalCluster:
 
     def __init__(self, paths: Paths) -> None:
         self._config = load(None, {k: v for k, v in os.environ.items() if k != "OVERLAYNET_LAB"})
-        self._socket = paths.agent.socket
+        instance = self._config.node.instance
+        self._socket = self._config.paths.socket if instance else paths.agent.socket
 
     def hosts(self) -> Sequence[Host]:
         node = self._status().get("node") or {}

@@ -16,15 +16,16 @@ from overlaynet.probe.job import member, netns
 
 
 def run(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Carry out ``{"netns", "sysctls": [name], "firewall": bool}``; `rules` is null unless asked for.
+    """Carry out ``{"netns", "sysctls": [name], "firewall": bool, "instance"}``; `rules` is null unless asked
+    for. `instance`: as whose agent to see it.
 
     Raises KernelError, FirewallError, NotPermitted or ToolMissing.
     """
-    name = netns(job)
+    name, instance = netns(job), member(job, "instance", str, "")
     with nullcontext() if name is None else entered(name):
         with Rtnl.open() as rtnl:
-            state = observe(rtnl, member(job, "sysctls", list, []))
-        rules = Iptables().observe() if member(job, "firewall", bool, False) else None
+            state = observe(rtnl, member(job, "sysctls", list, []), instance=instance)
+        rules = Iptables(instance=instance).observe() if member(job, "firewall", bool, False) else None
     return {
         "kind": "Observation",
         "kernel": kernel_to_json(state),

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any
+from typing import Any, Literal
 
 from overlaynet.config import AgentConfig
 from overlaynet.core.diff import changes, satisfied
@@ -106,7 +106,7 @@ def job(view: View | None, config: AgentConfig) -> dict[str, Any]:
     if config.service.localhost_node_ports:
         underlays = {item.value.interface for item in view.nodes.values()} if view else set()
         sysctls += [f"net/ipv4/conf/{dev}/route_localnet" for dev in (*devices, *sorted(underlays))]
-    return {"op": "observe", "sysctls": sysctls, "firewall": True}
+    return {"op": "observe", "sysctls": sysctls, "firewall": True, "instance": config.node.instance}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,9 @@ def _plan(known: Known, view: View, kernel: KernelState, rules: RuleSet) -> Plan
     workloads = list(view.workloads_of(known.host)) if known.workloads is None else known.workloads
     want = desired(view, local, own.value, workloads)
     there = have(want.objects, kernel, view.network.networks)
-    firewall = Iptables(random_fully=True, affinity="recent" if _remembers_in_lists(rules) else "ipset")
+    instance = known.config.node.instance
+    affinity: Literal["ipset", "recent"] = "recent" if _remembers_in_lists(rules, instance) else "ipset"
+    firewall = Iptables(random_fully=True, affinity=affinity, instance=instance)
     return Plan(
         desired=want,
         have=there,
@@ -156,12 +158,12 @@ def _plan(known: Known, view: View, kernel: KernelState, rules: RuleSet) -> Plan
     )
 
 
-def _remembers_in_lists(rules: RuleSet) -> bool:
+def _remembers_in_lists(rules: RuleSet, instance: str) -> bool:
     """Whether services here know their clients by the match `recent`: hosts without ipset do, and are right."""
     return any(
         "-m recent --set " in line.text
         for key, lines in rules.chains.items()
-        if is_ours(key[1])
+        if is_ours(key[1], instance)
         for line in lines
     )
 

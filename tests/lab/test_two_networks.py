@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,24 @@ class Agent:
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
+    def differences(self) -> int:
+        """What ``overlaynet diff`` counts, told by the environment which network is meant."""
+        settings = {
+            "NODE_NAME": f"node-{self.host.number}",
+            "NODE_INTERFACE": "eth0",
+            "ETCD_ENDPOINTS": ETCD_URL,
+            "PATHS_RUN": f"{self.where}/run",
+            "PATHS_STATE": f"{self.where}/state",
+        }
+        if self.instance:
+            settings |= {"NODE_INSTANCE": "blue", "ETCD_PREFIX": "/blue/network"}
+        told = {f"OVERLAYNET_{name}": value for name, value in settings.items()}
+        argv = [Path(sys.executable).with_name("overlaynet"), "diff", "-l", "local", "-o", "json"]
+        with self.host.netns.entered():
+            environ = {**os.environ, **self.environ, **told}
+            done = subprocess.run(argv, capture_output=True, text=True, env=environ, check=False)
+        return int(json.loads(done.stdout)["count"])
+
     @property
     def vtep(self) -> str:
         """The address of the VXLAN device."""
@@ -127,6 +146,7 @@ def test_two_networks_share_hosts_and_neither_touches_what_is_the_others(agents)
     for agent in (plain, blue):
         assert agent.command("plan")["changes"] == []
         assert agent.status()["problems"] == []
+        assert agent.differences() == 0
 
     # One leaves, and all of its own goes with it; nothing else does.
     blue.daemon.end(signal.SIGTERM)
