@@ -14,7 +14,7 @@ write is remembered (`learn`) and counts as right too.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from overlaynet.firewall.chains import (
     CHAIN_PREFIX,
@@ -42,31 +42,57 @@ _REPLIES_ONLY = re.compile(r"--ctstate (RELATED,ESTABLISHED|ESTABLISHED) ")
 
 
 class Comparison:
-    """Compares again and again, and skips what it has found alike and is still the same object on both sides.
-    Thousands of chains are looked at in some milliseconds that way."""
+    """Compares again and again. Of rules that were compared before and are the same object, only what else is
+    wanted now, and what differed then, is looked at; of others, only chains that are not both the same objects
+    as when they were found alike. So thousands of chains take some milliseconds."""
 
     def __init__(self) -> None:
-        self._want: Mapping[ChainKey, Rules] = {}
-        self._have: Mapping[ChainKey, Sequence[RuleLine]] = {}
+        self._want, self._have = Rendered(), RuleSet("")
+        self._foreign: Mapping[ChainKey, Sequence[RuleLine]] = {}
         self._unlike: frozenset[ChainKey] = frozenset()
-        self._last: tuple[Rendered, RuleSet, int, tuple[RuleChange, ...]] | None = None
+        self._found: tuple[RuleChange, ...] = ()
+        self._remembered = 0
 
     def pending(self, want: Rendered, have: RuleSet, remembered: Mapping[str, str]) -> tuple[RuleChange, ...]:
         """Every difference, in the order of tables and then of chain names. `remembered` only ever grows."""
-        last = self._last
-        if last and last[0] is want and last[1] is have and last[2] == len(remembered):
-            return last[3]
-        changes = [*self._chains(want, have, remembered), *_others(want, have, remembered)]
-        self._want, self._have = want.chains, have.chains
-        self._unlike = frozenset((change.table, change.chain) for change in changes)
+        known = have is self._have and len(remembered) == self._remembered
+        if known and want is self._want:
+            return self._found
+        if not known:
+            self._foreign = _foreign(have, want.instance)
+        changes = [
+            *self._chains(want, have, remembered, self._unsure(want, known=known)),
+            *_extra(want, have, self._gone(want) if known else have.chains),
+            *_hooks(want, self._foreign, remembered),
+        ]
         found = tuple(sorted(changes, key=lambda c: (table_rank(c.table), c.chain)))
-        self._last = (want, have, len(remembered), found)
+        self._keep(want, have, found, len(remembered))
         return found
 
-    def _chains(self, want: Rendered, have: RuleSet, remembered: Mapping[str, str]) -> Iterator[RuleChange]:
-        wanted, had, unlike = self._want.get, self._have.get, self._unlike
+    def written(self, changes: Sequence[RuleChange], before: RuleSet, after: RuleSet) -> None:
+        """The rules were `before` and are `after` by just these changes. If those were all there were, nothing
+        is left to find."""
+        if before is self._have and tuple(changes) == self._found:
+            self._foreign = {key: after.chains.get(key, ()) for key in {*self._foreign, *self._want.hooks}}
+            self._keep(self._want, after, (), self._remembered)
+
+    def _keep(self, want: Rendered, have: RuleSet, found: tuple[RuleChange, ...], remembered: int) -> None:
+        self._want, self._have, self._found, self._remembered = want, have, found, remembered
+        self._unlike = frozenset((change.table, change.chain) for change in found)
+
+    def _unsure(self, want: Rendered, *, known: bool) -> Iterator[ChainKey]:
+        """Chains to be compared."""
+        wanted, unlike = self._want.chains.get, self._unlike
         for key, rules in want.chains.items():
-            lines = have.chains.get(key)
+            if wanted(key) is not rules or key in unlike or not known:
+                yield key
+
+    def _chains(
+        self, want: Rendered, have: RuleSet, remembered: Mapping[str, str], keys: Iterable[ChainKey]
+    ) -> Iterator[RuleChange]:
+        wanted, had, unlike = self._want.chains.get, self._have.chains.get, self._unlike
+        for key in keys:
+            rules, lines = want.chains[key], have.chains.get(key)
             if lines is None:
                 yield RuleChange("missing", *key, rules, None, _source(want, key, ()))
             elif wanted(key) is rules and had(key) is lines and key not in unlike:
@@ -74,6 +100,10 @@ class Comparison:
             elif not _same(rules, lines, remembered):
                 present = _texts(lines)
                 yield RuleChange("changed", *key, rules, present, _source(want, key, present))
+
+    def _gone(self, want: Rendered) -> Iterable[ChainKey]:
+        """Chains that may be nobody's now: those no longer wanted, and what there was to say something of."""
+        return (self._want.chains.keys() - want.chains.keys()) | self._unlike
 
 
 def pending(want: Rendered, have: RuleSet, remembered: Mapping[str, str]) -> tuple[RuleChange, ...]:
@@ -127,18 +157,22 @@ def blockers(want: Rendered, have: RuleSet) -> tuple[str, ...]:
     )
 
 
-def _others(want: Rendered, have: RuleSet, remembered: Mapping[str, str]) -> Iterator[RuleChange]:
-    """Chains of ours that nobody wants, and hooks."""
-    present: dict[ChainKey, Rules] = {}
-    for key, lines in have.chains.items():
-        if key in want.chains:
-            continue
-        if is_ours(key[1], want.instance):
-            yield RuleChange("extra", *key, None, _texts(lines), NOBODY)
-        elif lines:
-            present[key] = hooks_in(lines, want.instance)
-    for key in present.keys() | want.hooks.keys():
-        ours, wanted = present.get(key, ()), want.hooks.get(key, ())
+def _extra(want: Rendered, have: RuleSet, keys: Iterable[ChainKey]) -> Iterator[RuleChange]:
+    for key in keys:
+        if key in have.chains and key not in want.chains and is_ours(key[1], want.instance):
+            yield RuleChange("extra", *key, None, _texts(have.chains[key]), NOBODY)
+
+
+def _foreign(have: RuleSet, instance: str) -> Mapping[ChainKey, Sequence[RuleLine]]:
+    """Chains of others that have rules, which may be hooks of ours."""
+    return {key: lines for key, lines in have.chains.items() if lines and not is_ours(key[1], instance)}
+
+
+def _hooks(
+    want: Rendered, foreign: Mapping[ChainKey, Sequence[RuleLine]], remembered: Mapping[str, str]
+) -> Iterator[RuleChange]:
+    for key in foreign.keys() | want.hooks.keys():
+        ours, wanted = hooks_in(foreign.get(key, ()), want.instance), want.hooks.get(key, ())
         if not _alike(wanted, ours, remembered):
             op = "missing" if not ours else "changed" if wanted else "extra"
             yield RuleChange(op, *key, wanted or None, ours or None, HOOKS if wanted else NOBODY)

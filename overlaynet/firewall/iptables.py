@@ -251,6 +251,7 @@ class Iptables:
         if not nobody_else(self._chosen().flavour, have.generation, now, commits, entries(changes)):
             return None
         self._known = replace(written(have, changes), generation=now)
+        self._compare.written(changes, have, self._known)
         return self._known
 
     def _learn(self, changes: Sequence[RuleChange]) -> RuleSet:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overlaynet.firewall.chains import Rendered, Rules
-from overlaynet.firewall.compare import pending
+from overlaynet.firewall.compare import Comparison, pending
 from overlaynet.firewall.foresee import written
 from overlaynet.firewall.restore import MAX_EDITS, commits, edits, restore_text, union
 from overlaynet.state import ChainKey, RuleSet, Source
@@ -24,9 +24,16 @@ def rules(*letters: str) -> Rules:
     return tuple(f'-m comment --comment "overlaynet: {letter}" -j RETURN' for letter in letters)
 
 
+BUILTIN = {"filter": "FORWARD", "nat": "PREROUTING"}
+
+
 def wanted(chains: Mapping[ChainKey, Rules]) -> Rendered:
+    """These chains, called from built-in ones if they are called A."""
+    called = [table for table, chain in chains if chain == "OVL-A"]
+    hook = ('-m comment --comment "overlaynet: here" -j OVL-A',)
+    hooks = {(table, BUILTIN[table]): hook for table in called}
     origins = {key: (Source("test", ""),) * len(texts) for key, texts in chains.items()}
-    return Rendered(dict(chains), {}, origins)
+    return Rendered(dict(chains), hooks, origins)
 
 
 def filled(chains: Mapping[ChainKey, Rules]) -> FakeFirewall:
@@ -155,3 +162,24 @@ def test_union_holds_all_of_both_once_and_the_wanted_in_order(have: Rules, want:
     both = union(have, want)
     assert sorted(both) == sorted({*have, *want})
     assert tuple(text for text in both if text in want) == want
+
+
+@given(
+    st.lists(
+        st.tuples(CHAINS, DRIFTED, st.sampled_from(["wrote", "wrote in part", "read", "drift"])), max_size=6
+    )
+)
+def test_comparing_again_and_again_finds_what_comparing_anew_finds(
+    turns: list[tuple[Mapping[ChainKey, Rules], Mapping[ChainKey, Rules], str]],
+):
+    comparison, have = Comparison(), FakeFirewall().observe()
+    for chains, drifted, then in turns:
+        want = wanted(chains)
+        found = comparison.pending(want, have, {})
+        assert found == pending(want, have, {})
+        made = found[: len(found) // 2] if then == "wrote in part" else found
+        after = filled(drifted).observe() if then == "drift" else written(have, made)
+        if then.startswith("wrote"):
+            comparison.written(made, have, after)
+        have = after
+        assert comparison.pending(want, have, {}) == pending(want, have, {})
