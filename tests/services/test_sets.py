@@ -65,11 +65,14 @@ def test_another_timeout_leaves_no_set_behind(host: HostA):
 
 
 def test_sets_go_with_the_rules_and_others_stay(host: HostA):
-    run(["ipset", "create", "KUBE-CLUSTER-IP", "hash:ip"])
-    run(["ipset", "create", "OVL-blue-SEP-A", "hash:ip", "timeout", "10"])
+    others = ["KUBE-CLUSTER-IP", "OVL-blue-SEP-A"]
+    for name in others:
+        run(["ipset", "create", name, "hash:ip", "timeout", "10"])
     host.sync(wanted(service("b1", "b2", affinity_s=10)))
     eventually(lambda: host.sync({}).settled)
-    assert sorted(run(["ipset", "list", "-name"]).split()) == ["KUBE-CLUSTER-IP", "OVL-blue-SEP-A"]
+    assert sorted(run(["ipset", "list", "-name"]).split()) == others
+    for name in others:
+        run(["ipset", "destroy", name])
 
 
 def test_a_set_that_somebody_elses_rule_uses_is_left_and_nothing_else_suffers(net: ServiceNet, host: HostA):
