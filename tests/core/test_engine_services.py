@@ -41,7 +41,7 @@ from overlaynet.events import (
     StoreLost,
     Synced,
 )
-from overlaynet.model import Identity, ServiceOptions, ServicePort
+from overlaynet.model import Identity, ServiceOptions, ServicePort, Settings
 from overlaynet.ports import Delete, Put
 from overlaynet.store import codec
 from overlaynet.store.memory import MemoryStore
@@ -206,6 +206,18 @@ def test_node_port_addresses_that_change_are_taken_up(store):
     host = local(1, identity=one.engine.local.identity, services=ServiceOptions((ip_address("172.16.0.1"),)))
     one.hear(HostChanged(host))
     assert one.engine.desired.policies["services"].node_ips == (ip_address("172.16.0.1"),)
+
+
+def test_listing_with_other_settings_and_other_endpoints_takes_up_both():
+    """What is wanted of services is taken over where the settings do not bear on it, but not what is news."""
+    mind = busy(3)
+    settings = stored(Settings(lease_ttl_s=3_600), key=KEYS.settings)
+    more = endpoint_slice("x", "s1", "10.9.0.1")
+    listed = [stored(network(), 1), stored(lease(1), 3), settings, *mind.view.records(), stored(more, 100)]
+    planned = mind.desired.services
+    mind.handle(Synced(100, tuple(listed)), 0.0)
+    assert mind.desired.services is planned
+    assert "10.9.0.1:8080" in map(str, mind.desired.policies["service default/s1/tcp"].cluster)
 
 
 # --- what an event costs --------------------------------------------------------------------------
