@@ -101,6 +101,9 @@ class HealthPorts:
         self._thread.start()
 
     def stop(self) -> None:
+        """Once is enough, and twice is no mistake."""
+        if self._stopped:
+            return
         self._stopped = True
         self._wake[1].send(b".")
         self._thread.join(timeout=10)
