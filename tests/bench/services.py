@@ -70,7 +70,7 @@ def _rows(count: int, flavour: Flavour, rounds: Sequence[Round]) -> Iterator[Row
     same = [(r.same, r.read) for r in rounds]
     small, large = rounds[0].bytes_change, rounds[0].bytes_load
     yield from ms(f"{flavour}: full load", count, [(r.load, r.load_theirs) for r in rounds])
-    goal = 1.5 if count >= 1_000 else None
+    goal = (1.5 if flavour == "legacy" else 2) if count >= 1_000 else None
     yield from ms(f"{flavour}: one service changed", count, changes, goal=goal)
     yield from ms(f"{flavour}: nothing changed; other: iptables-save", count, same, goal=0.1)
     yield Row(f"{flavour}: one changed; other: full load", count, small, "bytes", large, small / large)

@@ -202,3 +202,28 @@ def test_unchanged_policies_are_the_same_objects_and_changed_ones_are_new():
     svc = short_hash("default/other:httptcp")
     assert ("nat", f"OVL-SVC-{svc}") in kept
     assert second == render(changed, random_fully=True)
+
+
+@pytest.mark.parametrize(
+    ("common", "dropped"),
+    [
+        pytest.param(
+            replace(SERVICES, overlay=OVERLAY, local_sources=firewall_cases.OWN),
+            ["-s 10.244.0.0/16", "-d 10.112.0.0/16"],
+            id="of-the-overlay-and-the-service-network",
+        ),
+        pytest.param(
+            replace(SERVICES, local_sources=(), local_device="cni0", strays=ips("172.20.0.9")),
+            ["-i cni0", "-d 10.112.0.0/16", "-d 172.20.0.9/32"],
+            id="of-a-device",
+        ),
+        pytest.param(replace(SERVICES, local_sources=()), [""], id="all-where-nothing-tells-containers"),
+        pytest.param(replace(SERVICES, drop_invalid=False), [], id="none"),
+    ],
+)
+def test_invalid_packets_are_dropped_where_they_may_belong_to_a_service(
+    common: ServicesPolicy, dropped: list[str]
+):
+    texts = render({"services": common}, random_fully=True).chains[("filter", "OVL-FORWARD")]
+    found = [text.partition("-m conntrack --ctstate INVALID")[0].strip() for text in texts if "INVALID" in text]
+    assert found == dropped
