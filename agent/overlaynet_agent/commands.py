@@ -38,7 +38,7 @@ from overlaynet.state import Change, Link, RuleChange, Source, Sysctl
 from overlaynet.store import codec, disk
 from overlaynet.store.etcd import EtcdStore
 from overlaynet_agent import files, flanneld, metrics, wire
-from overlaynet_agent.api import Server
+from overlaynet_agent.api import PROBE_SOCKET, Server
 from overlaynet_agent.health import HealthServer
 from overlaynet_agent.loop import Loop, Request, Stop
 from overlaynet_agent.storeworker import StoreWorker
@@ -266,7 +266,8 @@ def clean(config: AgentConfig) -> dict[str, Any]:
             outcome = _clean_kernel(kernel, files.networks_in(config.paths.subnet_file))
         finally:
             kernel.close()
-        for path in (config.paths.subnet_file, config.paths.workloads):
+        helpers = config.paths.run.glob(f"{PROBE_SOCKET}*.sock")
+        for path in (config.paths.subnet_file, config.paths.workloads, *helpers):
             path.unlink(missing_ok=True)
     return {**document_of("Clean", outcome.changes, chains, None), "failures": failures_of(outcome) + left}
 

@@ -46,11 +46,10 @@ def attach(
             os.close(fd)
 
 
-def detach(agent: AgentClient, namespace: str, name: str, grace_s: float = 0) -> bool:
-    """Unwire, now or in so many seconds; answer whether it had been wired."""
-    query = f"?grace_s={grace_s:g}" if grace_s else ""
+def detach(agent: AgentClient, namespace: str, name: str) -> bool:
+    """Unwire; answer whether it had been wired."""
     try:
-        agent.delete(f"/v1/containers/{namespace}/{name}{query}")
+        agent.delete(f"/v1/containers/{namespace}/{name}")
     except NotFound:
         return False
     return True
