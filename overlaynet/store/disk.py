@@ -260,24 +260,27 @@ def _key_value(item: Any) -> KeyValue:
 
 
 def write_remembered(path: Path, remembered: Remembered) -> None:
-    document = {
+    """Raises OSError. Item by item: while `json` is at one value no other thread gets its turn, and twenty
+    thousand leases at once would take 0.15 s."""
+    head = {
         "revision": remembered.revision,
         "cluster_id": remembered.cluster_id,
         "lease_id": remembered.lease_id,
         "lease_end": remembered.lease_end,
-        "items": [_item(item) for item in remembered.items],
     }
-    write_if_different(path, json.dumps(document) + "\n", 0o600)
+    items = ",\n".join(_item(item) for item in remembered.items)
+    write_if_different(path, f'{json.dumps(head)[:-1]}, "items": [\n{items}\n]}}\n', 0o600)
 
 
-def _item(item: Stored[Planned]) -> dict[str, Any]:
-    return {
+def _item(item: Stored[Planned]) -> str:
+    members = {
         "key": item.key,
         "value": json.loads(_encode(item.value)),
         "create_revision": item.create_revision,
         "mod_revision": item.mod_revision,
         "lease_id": item.lease_id,
     }
+    return json.dumps(members)
 
 
 def _encode(value: Planned) -> bytes:

@@ -78,7 +78,7 @@ def _starts(peers: int) -> dict[str, list[Start]]:
 
 def _start(directory: Path, etcd: str, number: int) -> Start:
     config = directory / "agent.toml"
-    config.write_text(toml(_settings(directory, etcd, number)))
+    config.write_text(toml(settings(directory, etcd, number)))
     environ = {**os.environ, "XTABLES_LOCKFILE": str(directory / "xtables.lock")}
     begun = time.perf_counter()
     agent = subprocess.Popen(
@@ -102,7 +102,8 @@ def _start(directory: Path, etcd: str, number: int) -> Start:
     return Start(taken, _writes("".join(said)), _mib(status, "VmRSS"), _mib(status, "VmHWM"))
 
 
-def _settings(directory: Path, etcd: str, number: int) -> dict[str, dict[str, object]]:
+def settings(directory: Path, etcd: str, number: int) -> dict[str, dict[str, object]]:
+    """An agent's settings, with all its files in `directory`."""
     return {
         "node": {"name": f"bench-{number}", "interface": UNDERLAY, "public_ip": f"192.168.50.{11 + number}"},
         "etcd": {"endpoints": [etcd]},
