@@ -14,7 +14,8 @@ from helpers.eventually import eventually
 
 from overlaynet.kernel import netns
 
-INTERVAL_S = 0.01
+INTERVAL_S = 0.008
+"""ping rounds up at 0.01 and above, and then sends some sixty a second."""
 
 
 @dataclass
@@ -32,8 +33,8 @@ class Pinging:
 
 @contextmanager
 def pinging(namespace: str, address: str, *, least_s: float = 0.0) -> Iterator[Pinging]:
-    """A hundred echo requests a second from a namespace, by name or path, for the length of the block, and for
-    so many seconds at least: what goes wrong behind a short one is to be seen too.
+    """At least a hundred echo requests a second from a namespace, by name or path, for the length of the block,
+    and for so many seconds at least: what goes wrong behind a short one is to be seen too.
 
     ping(8) ends its work on SIGINT, with a summary; the answer to its last request may then still be under
     way, so it is told to wait for that (-W)."""
