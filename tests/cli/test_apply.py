@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 from typing import Any
 
-import click
 import pytest
 from helpers.fake_cluster import FakeCluster
 
-from overlaynet.cli import main as program
 from overlaynet.cli import manifest
-from overlaynet.cli.app import App
 from overlaynet.errors import ObjectInvalid, StoreUnavailable
 from overlaynet.store import codec
 
@@ -36,25 +32,6 @@ addressType: IPv4
 endpoints: [{addresses: [192.0.2.1]}]
 ports: [{port: 80}]
 """
-
-
-@pytest.fixture
-def cluster() -> FakeCluster:
-    return FakeCluster()
-
-
-@pytest.fixture
-def run(cluster, capfd, monkeypatch):
-    """Runs one command line with `text` as its input; answers exit code, standard output and error."""
-    monkeypatch.delenv("OVERLAYNET_LAB", raising=False)
-
-    def command(*arguments: str, text: str = "") -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
-        code = program.run(arguments, App(pick=lambda _: cluster))
-        out, err = capfd.readouterr()
-        return code, click.unstyle(out), click.unstyle(err)
-
-    return command
 
 
 def stored(cluster: FakeCluster, service_id: str = "default/web") -> Any:

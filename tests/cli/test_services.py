@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 
-import click
 import pytest
-from helpers.fake_cluster import FakeCluster
 
-from overlaynet.cli import main as program
-from overlaynet.cli.app import App
 from overlaynet.config import build
 from overlaynet.errors import EnvironmentProblem
 from overlaynet.ports import Put
@@ -33,23 +29,6 @@ EXTRA = {
     "endpoints": [{"addresses": ["192.0.2.9"], "conditions": {"ready": False}, "nodeName": "vm-1"}],
     "ports": [{"port": 9090}],
 }
-
-
-@pytest.fixture
-def cluster() -> FakeCluster:
-    return FakeCluster()
-
-
-@pytest.fixture
-def run(cluster, capfd, monkeypatch):
-    monkeypatch.delenv("OVERLAYNET_LAB", raising=False)
-
-    def command(*arguments):
-        code = program.run(arguments, App(pick=lambda _: cluster))
-        out, err = capfd.readouterr()
-        return code, click.unstyle(out), click.unstyle(err)
-
-    return command
 
 
 def put(cluster, *values):

@@ -7,37 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 from helpers.fake_cluster import NETWORK, FakeCluster, ready_agent
 
 from overlaynet.addr import Mac
 from overlaynet.cli import main as program
-from overlaynet.cli.app import App
 from overlaynet.cli.cluster import readable
 from overlaynet.errors import LabFailed, NoIpset, NotPermitted, StoreUnavailable
 from overlaynet.ports import Delete, Put
 from overlaynet.state import ROUTE_PROTOCOL, Change, Fdb, Op, Route
 
 pytestmark = pytest.mark.fake
-
-
-@pytest.fixture
-def cluster() -> FakeCluster:
-    return FakeCluster()
-
-
-@pytest.fixture
-def run(cluster, capfd, monkeypatch):
-    """Runs one command line; answers exit code, standard output and standard error."""
-    monkeypatch.delenv("OVERLAYNET_LAB", raising=False)
-
-    def command(*arguments: str) -> tuple[int, str, str]:
-        code = program.run(arguments, App(pick=lambda _: cluster))
-        out, err = capfd.readouterr()
-        return code, click.unstyle(out), click.unstyle(err)
-
-    return command
 
 
 def document(text: str) -> Any:

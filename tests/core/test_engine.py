@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-import sys
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
-from helpers.cluster import Member, codes, joined, later, put_network, settle
+from helpers.cluster import Member, codes, joined, later, put_network, settle, steps_of
 from helpers.model import (
     KEYS,
     endpoint_slice,
@@ -811,20 +810,7 @@ def big(count: int) -> Engine:
 def cost(mind: Engine, revision: int) -> int:
     """Byte codes run for one changed lease."""
     moved = peer_of(9, node_name=f"n{revision}", public_ips=(ip_address(revision),))
-    event, counted = Changed(stored(moved, revision)), 0
-
-    def trace(frame, what, _):
-        nonlocal counted
-        frame.f_trace_opcodes = True
-        counted += what == "opcode"
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        mind.handle(event, 0.0)
-    finally:
-        sys.settrace(before)
+    counted = steps_of(mind, Changed(stored(moved, revision)))
     assert len(mind.take_touched()) == 3
     return counted
 

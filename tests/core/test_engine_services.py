@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from ipaddress import ip_address
 
 import pytest
-from helpers.cluster import Member, put_network
+from helpers.cluster import Member, put_network, steps_of
 from helpers.model import (
     KEYS,
     endpoint_slice,
@@ -31,7 +30,6 @@ from overlaynet.events import (
     Claimed,
     Conditions,
     Detached,
-    Event,
     Gone,
     HostChanged,
     LeaseExpired,
@@ -257,25 +255,6 @@ NEWS = {
     "a new slice": Changed(stored(endpoint_slice("x", "s0", "10.9.0.1"), 100)),
     "another zone of a node": Changed(stored(node(9, zone="east"), 100)),
 }
-
-
-def steps_of(mind: Engine, event: Event) -> int:
-    """Byte codes that are run for one event."""
-    counted = 0
-
-    def trace(frame, what, _):
-        nonlocal counted
-        frame.f_trace_opcodes = True
-        counted += what == "opcode"
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        mind.handle(event, 0.0)
-    finally:
-        sys.settrace(before)
-    return counted
 
 
 @pytest.mark.parametrize("event", [pytest.param(event, id=what) for what, event in NEWS.items()])

@@ -7,9 +7,11 @@ it out, so that a test decides who is faster.
 from __future__ import annotations
 
 import random
+import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 from helpers.model import KEYS, engine, subnet, vtep_mac
@@ -113,3 +115,22 @@ def settle(members: Sequence[Member], chance: random.Random | None = None, limit
         if sum(member.step() for member in order) == 0:
             return
     raise AssertionError(f"still busy after {limit} rounds")
+
+
+def steps_of(mind: Engine, event: Event) -> int:
+    """How many byte codes are run for one event: what it costs, whatever the machine is at."""
+    counted = 0
+
+    def trace(frame: FrameType, what: str, _: Any) -> Any:
+        nonlocal counted
+        frame.f_trace_opcodes = True
+        counted += what == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        mind.handle(event, 0.0)
+    finally:
+        sys.settrace(before)
+    return counted
