@@ -107,6 +107,8 @@ class HealthPorts:
         self._stopped = True
         self._wake[1].send(b".")
         self._thread.join(timeout=10)
+        for end in self._wake:  # here, for the thread may end before it is woken
+            end.close()
 
     # --- the thread -------------------------------------------------------------------------------
 
@@ -117,7 +119,7 @@ class HealthPorts:
             except Exception:
                 log.exception("health ports failed: this is a bug")
                 time.sleep(1.0)
-        for each in (*self._connections, *self._listeners.values(), *self._wake):
+        for each in (*self._connections, *self._listeners.values()):
             each.close()
         self._selector.close()
 
