@@ -363,8 +363,9 @@ def show_command(obj: Object) -> str:
 
 
 class LinkInfo(NamedTuple):
-    """A link as the kernel has it. `hairpin` is None where the link is no bridge port; `parent` names
-    the link a tunnel sits on, `peer_netns` is the kernel's id of the namespace of a veth's other end."""
+    """A link as the kernel has it. `hairpin` is None where the link is no bridge port. Of a veth,
+    `peer_netns` is the kernel's id of the other end's namespace, None where that is this one, and `peer` its
+    ifindex there."""
 
     ifindex: int
     name: str
@@ -378,6 +379,7 @@ class LinkInfo(NamedTuple):
     vxlan: Vxlan | None = None
     hairpin: bool | None = None
     peer_netns: int | None = None
+    peer: int | None = None
 
     @property
     def tag(self) -> str | None:

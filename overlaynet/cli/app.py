@@ -21,7 +21,7 @@ from overlaynet.cli import output
 from overlaynet.errors import OverlayError, StoreUnavailable, UsageError
 
 if TYPE_CHECKING:
-    from overlaynet.cli.cluster import Cluster
+    from overlaynet.cluster.cluster import Cluster
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,7 +31,7 @@ PATIENCE_S = 1.0
 
 def choose(lab: str | None) -> Cluster:
     """The cluster that is meant: imported only now, since help and version need none. Raises LabChoice."""
-    from overlaynet.cli.contexts import choose_context
+    from overlaynet.cluster.contexts import choose_context
 
     return choose_context(lab)
 

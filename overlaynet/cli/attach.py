@@ -21,8 +21,8 @@ import click
 from overlaynet.cli import inventory
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.apply import namespace_option
-from overlaynet.cli.cluster import Cluster, Host, pick_hosts
 from overlaynet.cli.output import seconds
+from overlaynet.cluster.cluster import Cluster, Host, pick_hosts
 from overlaynet.core.probes import parse_probe
 from overlaynet.errors import EnvironmentProblem, NotFound, OverlayError, UsageError
 from overlaynet.kernel import netns

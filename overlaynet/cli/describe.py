@@ -14,10 +14,10 @@ import click
 
 from overlaynet.cli import serving, surveys
 from overlaynet.cli.app import App, pass_app, shared
-from overlaynet.cli.cluster import Host, each_host, pick_hosts
 from overlaynet.cli.get import rule_text
 from overlaynet.cli.inventory import Items
 from overlaynet.cli.output import Column, cell_text, members, seconds, table
+from overlaynet.cluster.cluster import Host, each_host, pick_hosts
 from overlaynet.core.jsonstate import source_to_json
 from overlaynet.core.services import service_source
 from overlaynet.errors import NotFound, OverlayError, UsageError

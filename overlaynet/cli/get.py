@@ -15,9 +15,9 @@ import click
 from overlaynet.addr import Mac
 from overlaynet.cli import inventory, serving, surveys
 from overlaynet.cli.app import App, pass_app, shared
-from overlaynet.cli.cluster import pick_hosts, read_view
 from overlaynet.cli.inventory import Items
 from overlaynet.cli.output import Column, members, seconds, table
+from overlaynet.cluster.cluster import pick_hosts, read_view
 from overlaynet.errors import NotFound, StoreError, UsageError
 
 
@@ -91,7 +91,7 @@ def _catalogue(app: App) -> serving.Catalogue:
 
 
 def _labs(app: App, name: str | None) -> Found:
-    from overlaynet.cli.contexts import lab_items
+    from overlaynet.cluster.contexts import lab_items
 
     return Found(_named(lab_items(), name, "lab", ("name",)))
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from overlaynet.addr import subnet_key
-from overlaynet.cli.cluster import Cluster, Container, Host, each_host, read_view
+from overlaynet.cluster.cluster import Cluster, Container, Host, each_host, read_view
 from overlaynet.core.view import View
 from overlaynet.errors import LeaseNotFound, NotPermitted, OverlayError, StoreError
 from overlaynet.lab.state import LOCAL

@@ -8,9 +8,9 @@ import click
 
 from overlaynet.addr import IPNetwork
 from overlaynet.cli.app import App, confirm, pass_app, shared, yes_option
-from overlaynet.cli.cluster import read_view
 from overlaynet.cli.get import KINDS
 from overlaynet.cli.output import table
+from overlaynet.cluster.cluster import read_view
 from overlaynet.core.view import View
 from overlaynet.errors import Conflict, NetworkNotConfigured, NotFound, UsageError
 from overlaynet.model import Lease, Stored, Unreadable

@@ -11,9 +11,9 @@ import click
 
 from overlaynet.cli import inventory
 from overlaynet.cli.app import App, pass_app, shared
-from overlaynet.cli.contexts import LabCluster
 from overlaynet.cli.inventory import Items
 from overlaynet.cli.leftovers import Leftover, leftovers
+from overlaynet.cluster.contexts import LabCluster
 from overlaynet.errors import UsageError
 from overlaynet.lab import lifecycle
 from overlaynet.lab.lab import UP_TIMEOUT_S, Lab

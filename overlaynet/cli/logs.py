@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from overlaynet.cli.app import App, pass_app, shared
-from overlaynet.cli.cluster import Host, pick_hosts, readable
+from overlaynet.cluster.cluster import Host, pick_hosts, readable
 from overlaynet.errors import NotFound
 
 POLL_S = 0.2

@@ -17,8 +17,8 @@ import click
 
 from overlaynet.cli import inventory
 from overlaynet.cli.app import App, confirm, pass_app, shared, yes_option
-from overlaynet.cli.cluster import Cluster, pick_hosts, read_view
 from overlaynet.cli.output import members, table
+from overlaynet.cluster.cluster import Cluster, pick_hosts, read_view
 from overlaynet.errors import (
     Conflict,
     NetworkConfigInvalid,

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from overlaynet.cli.app import App, pass_app, shared
-from overlaynet.cli.cluster import Cluster, each_host, pick_hosts
 from overlaynet.cli.surveys import survey_hosts, what_differs
+from overlaynet.cluster.cluster import Cluster, each_host, pick_hosts
 from overlaynet.errors import AgentUnreachable, OverlayError
 
 REPAIR_TIMEOUT_S = 60.0

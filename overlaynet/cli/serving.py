@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from overlaynet.addr import IPAddress
-from overlaynet.cli.cluster import Cluster, view_of
 from overlaynet.cli.inventory import Items
 from overlaynet.cli.output import Column, members, seconds
+from overlaynet.cluster.cluster import Cluster, view_of
 from overlaynet.core.endpoints import ServiceEndpoint, port_endpoints
 from overlaynet.core.services import Fronts, Grants, members_of
 from overlaynet.core.view import View

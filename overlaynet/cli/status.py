@@ -9,9 +9,9 @@ import click
 
 from overlaynet.cli import inventory
 from overlaynet.cli.app import App, pass_app, shared
-from overlaynet.cli.cluster import Cluster, Host, read_view
-from overlaynet.cli.contexts import LabCluster
 from overlaynet.cli.output import members, table
+from overlaynet.cluster.cluster import Cluster, Host, read_view
+from overlaynet.cluster.contexts import LabCluster
 from overlaynet.core.view import View
 from overlaynet.errors import NotPermitted, OverlayError
 from overlaynet.lab.state import LOCAL

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from overlaynet.cli.app import App
-from overlaynet.cli.cluster import Cluster, Host, each_host, read_view
 from overlaynet.cli.inventory import AGENT_TIMEOUT_S
+from overlaynet.cluster.cluster import Cluster, Host, each_host, read_view
 from overlaynet.core.view import View
 from overlaynet.errors import NetworkError, OverlayError, StoreError, WorkloadError
 from overlaynet.model import Lease, Stored

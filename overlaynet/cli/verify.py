@@ -11,9 +11,9 @@ import click
 
 from overlaynet.cli import inventory
 from overlaynet.cli.app import App, pass_app, shared
-from overlaynet.cli.cluster import Cluster, Container, Host, each_host, read_view
 from overlaynet.cli.output import coloured
 from overlaynet.cli.surveys import differences
+from overlaynet.cluster.cluster import Cluster, Container, Host, each_host, read_view
 from overlaynet.errors import OverlayError, StoreError
 from overlaynet.lab.state import LOCAL
 from overlaynet.probe import mesh

@@ -31,7 +31,8 @@ T = TypeVar("T")
 
 IFF_UP, IFF_RUNNING = 0x1, 0x40
 ARPHRD = {1: "ether", 772: "loopback"}
-IFLA_ADDRESS, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_LINK_NETNSID, IFLA_PROP_LIST = 1, 4, 10, 18, 37, 52
+IFLA_ADDRESS, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 4, 5, 10, 18
+IFLA_LINK_NETNSID, IFLA_PROP_LIST = 37, 52
 IFLA_ALT_IFNAME = 53
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_VXLAN_ID, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 3, 4, 7
@@ -113,6 +114,7 @@ def _device(answer: Answer) -> Device:
         vxlan=_vxlan(data) if kind == "vxlan" else None,
         hairpin=_hairpin(about),
         peer_netns=unpack_from("=i", found[IFLA_LINK_NETNSID])[0] if IFLA_LINK_NETNSID in found else None,
+        peer=_number(found, IFLA_LINK) or None if kind == "veth" else None,
     )
     return Device(info, _number(found, IFLA_MASTER), _number(data, IFLA_VXLAN_LINK))
 

@@ -12,7 +12,7 @@ from helpers.fake_cluster import NETWORK, FakeCluster, ready_agent
 
 from overlaynet.addr import Mac
 from overlaynet.cli import main as program
-from overlaynet.cli.cluster import readable
+from overlaynet.cluster.cluster import readable
 from overlaynet.errors import LabFailed, NoIpset, NotPermitted, StoreUnavailable
 from overlaynet.ports import Delete, Put
 from overlaynet.state import ROUTE_PROTOCOL, Change, Fdb, Op, Route

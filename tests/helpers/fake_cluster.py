@@ -12,7 +12,7 @@ from subprocess import Popen
 from typing import Any
 
 from overlaynet.addr import Mac, container_mac, gateway_address, vtep_address
-from overlaynet.cli.cluster import Container, Host
+from overlaynet.cluster.cluster import Container, Host
 from overlaynet.config import AgentConfig, build
 from overlaynet.core.jsonstate import kernel_to_json, rules_to_json
 from overlaynet.core.keys import Keys
@@ -55,7 +55,7 @@ class FakeAgent:
 
 
 class FakeCluster:
-    """`overlaynet.cli.cluster.Cluster` without a machine."""
+    """`overlaynet.cluster.cluster.Cluster` without a machine."""
 
     name = "fake"
 

@@ -15,7 +15,7 @@ from helpers.private_netns import private_netns
 
 from overlaynet.cli import main as program
 from overlaynet.cli.app import App
-from overlaynet.cli.contexts import LabCluster
+from overlaynet.cluster.contexts import LabCluster
 from overlaynet.lab.lab import Lab
 from overlaynet.lab.netns_driver import namespace
 from overlaynet.lab.topology import Topology

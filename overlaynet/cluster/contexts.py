@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from overlaynet.cli.cluster import Cluster, Container, Host, readable
+from overlaynet.cluster.cluster import Cluster, Container, Host, readable
 from overlaynet.config import AgentConfig, load
 from overlaynet.core.keys import Keys
 from overlaynet.errors import (

@@ -8,8 +8,8 @@ from ipaddress import ip_address
 import pytest
 
 from overlaynet.addr import Mac
-from overlaynet.cli import contexts
-from overlaynet.cli.contexts import LocalCluster
+from overlaynet.cluster import contexts
+from overlaynet.cluster.contexts import LocalCluster
 from overlaynet.config import build
 from overlaynet.core.keys import Keys
 from overlaynet.errors import (
