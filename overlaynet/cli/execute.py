@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import click
 
-from overlaynet.cli import inventory
 from overlaynet.cli.app import App, pass_app, shared
+from overlaynet.cluster import known
 from overlaynet.errors import NotFound, OverlayError, UsageError
 
 COULD_NOT_START = 125
@@ -32,7 +32,7 @@ def execute(app: App, name: str, command: Sequence[str]) -> int:
     try:
         if not argv:
             raise UsageError("no command was given", next=[f"overlaynet exec {name} -- ip address"])
-        return run_in(app, name, with_addresses(argv, inventory.addresses(app.cluster)))
+        return run_in(app, name, with_addresses(argv, known.addresses(app.cluster)))
     except OverlayError as error:
         app.fail(error)
         return COULD_NOT_START
@@ -80,7 +80,7 @@ def shell(app: App, name: str) -> int:
 
     Names of containers and hosts are there as variables that hold their addresses: ping $web_3
     """
-    addresses = inventory.addresses(app.cluster)
+    addresses = known.addresses(app.cluster)
     check_target(app, name)
     if sys.stdin.isatty():
         app.note(

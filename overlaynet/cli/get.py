@@ -17,6 +17,7 @@ from overlaynet.cli import inventory, serving, surveys
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.inventory import Items
 from overlaynet.cli.output import Column, members, seconds, table
+from overlaynet.cluster import known
 from overlaynet.cluster.cluster import pick_hosts, read_view
 from overlaynet.errors import NotFound, StoreError, UsageError
 
@@ -54,7 +55,7 @@ def _containers(app: App, name: str | None) -> Found:
     except StoreError as error:
         app.warn(error)
         view = None
-    items = inventory.container_items(inventory.containers(app.cluster, view))
+    items = inventory.container_items(known.containers(app.cluster, view))
     return Found(_named(items, name, "container", ("name", "id")), 4 if view is None else 0)
 
 

@@ -7,17 +7,13 @@ Each is asked, and one that does not answer only leaves its members null.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from overlaynet.addr import subnet_key
-from overlaynet.cluster.cluster import Cluster, Container, Host, each_host, read_view
+from overlaynet.cluster.cluster import AGENT_TIMEOUT_S, Cluster, Container, Host, each_host
 from overlaynet.core.view import View
-from overlaynet.errors import LeaseNotFound, NotPermitted, OverlayError, StoreError
-from overlaynet.lab.state import LOCAL
+from overlaynet.errors import LeaseNotFound, NotPermitted, OverlayError
 from overlaynet.model import Lease, Port, Stored
-
-AGENT_TIMEOUT_S = 3.0
 
 Items = list[dict[str, Any]]
 Statuses = Mapping[str, Mapping[str, Any] | OverlayError]
@@ -66,16 +62,6 @@ def _subnet(cluster: Cluster, host: Host, told: Mapping[str, Any] | OverlayError
 # --- containers -----------------------------------------------------------------------------------
 
 
-def containers(cluster: Cluster, view: View | None) -> list[Container]:
-    """What was started, with the addresses etcd has; and what only etcd knows of."""
-    wired = {} if view is None else {item.value.id: item.value for item in view.workloads.values()}
-    found = []
-    for container in cluster.containers():
-        record = wired.pop(container.id, None)
-        found.append(container.with_record(record) if record else container)
-    return found + [Container(w.name, w.node, w.namespace, w.netns).with_record(w) for w in wired.values()]
-
-
 def container_items(found: Sequence[Container]) -> Items:
     """Containers as items. `ready` is false for one that is not wired."""
     return [
@@ -99,18 +85,6 @@ def container_items(found: Sequence[Container]) -> Items:
 
 def _port(port: Port) -> dict[str, Any]:
     return {"port": port.port, "protocol": port.protocol, "name": port.name}
-
-
-def addresses(cluster: Cluster) -> dict[str, str]:
-    """Name to address, of containers and of hosts; what cannot be found out is left out.
-
-    A lab's are known on this machine; a real cluster's other nodes only to etcd."""
-    view = None
-    if cluster.name == LOCAL:
-        with suppress(StoreError):
-            view = read_view(cluster)
-    found = {c.name: c.ips[0] for c in containers(cluster, view) if c.ips}
-    return found | {h.name: h.underlay_ip for h in cluster.hosts() if h.underlay_ip}
 
 
 # --- leases ---------------------------------------------------------------------------------------

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from overlaynet.cli.app import App
-from overlaynet.cli.inventory import AGENT_TIMEOUT_S
-from overlaynet.cluster.cluster import Cluster, Host, each_host, read_view
+from overlaynet.cluster.cluster import Host, each_host, read_view
+from overlaynet.cluster.known import kept_leases
 from overlaynet.core.view import View
 from overlaynet.errors import NetworkError, OverlayError, StoreError, WorkloadError
-from overlaynet.model import Lease, Stored
-from overlaynet.ports import KeyValue
 from overlaynet.probe import survey as surveying
 from overlaynet.probe.mesh import Difference
 from overlaynet.probe.survey import Known, Survey
@@ -82,7 +79,7 @@ def _view(app: App, *, need_plan: bool) -> View | None:
 def _survey(app: App, host: Host, view: View | None, *, need_plan: bool) -> Survey:
     cluster, config = app.cluster, app.cluster.config(host.name)
     if view is not None:
-        view = replace(view, stale=_kept(cluster, host, view))
+        view = replace(view, stale=kept_leases(cluster, host, view))
     answer = cluster.probe(host.name, surveying.job(view, config), app.timeout(TIMEOUT_S))
     known = Known(host.name, config, cluster.identity(host.name), view, cluster.workloads(host.name))
     try:
@@ -92,20 +89,3 @@ def _survey(app: App, host: Host, view: View | None, *, need_plan: bool) -> Surv
             raise
         app.warn(error)
         return surveying.survey(replace(known, view=None), answer)
-
-
-def _kept(cluster: Cluster, host: Host, view: View) -> dict[str, Stored[Lease]]:
-    """Leases that etcd does not have and the host's agent keeps in use on purpose. Only it knows; where none
-    answers, nobody keeps anything, and what was kept is extra."""
-    from overlaynet.store import codec
-
-    try:
-        told = cluster.agent(host.name, AGENT_TIMEOUT_S).get("/v1/stale")["leases"]
-    except OverlayError:
-        return {}
-    kept: dict[str, Stored[Lease]] = {}
-    for item in told:
-        lease = codec.decode(KeyValue(item["key"], json.dumps(item["value"]).encode()), cluster.keys()).value
-        if isinstance(lease, Lease) and item["key"] not in view.leases:
-            kept[item["key"]] = Stored(item["key"], lease)
-    return kept

@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from overlaynet.cli import inventory
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.output import coloured
 from overlaynet.cli.surveys import differences
+from overlaynet.cluster import known
 from overlaynet.cluster.cluster import Cluster, Container, Host, each_host, read_view
 from overlaynet.errors import OverlayError, StoreError
 from overlaynet.lab.state import LOCAL
@@ -64,7 +64,7 @@ def _members(app: App, cluster: Cluster) -> list[Member]:
     found: Sequence[Container] = cluster.containers()
     if cluster.name == LOCAL or not all(c.ips for c in found):
         try:
-            found = inventory.containers(cluster, read_view(cluster))
+            found = known.containers(cluster, read_view(cluster))
         except StoreError as error:
             app.warn(error)
     seen = _look(cluster, [c for c in found if not c.ips])

@@ -22,6 +22,9 @@ from overlaynet.ports import Listing, Store
 
 R = TypeVar("R")
 
+AGENT_TIMEOUT_S = 3.0
+"""How long an agent may take to say how it is, where others can be asked instead."""
+
 
 @dataclass(frozen=True, slots=True)
 class Host:
