@@ -74,16 +74,32 @@ class Container:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """A client that is no host: its namespace, and the address that hosts see."""
+
+    netns: str | None
+    ip: str
+
+
 class Cluster(Protocol):
     """What verbs ask of a cluster. Each call raises only OverlayErrors."""
 
     name: str
+    one_machine: bool
+    """Whether all hosts are namespaces of one kernel: the probe of one reaches all, and their clocks are one."""
 
     def hosts(self) -> Sequence[Host]:
         """In the order of their names."""
 
     def containers(self) -> Sequence[Container]:
         """Those that were started, wired or not."""
+
+    def outside(self) -> Outside | None:
+        """The client that is no host, where there is one."""
+
+    def traces(self) -> Path:
+        """The directory where traces are kept; it need not be there yet."""
 
     def places(self) -> Sequence[str]:
         """Every name that a command can be run in."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from overlaynet.cluster.cluster import Cluster, Container, Host, readable
+from overlaynet.cluster.cluster import Cluster, Container, Host, Outside, readable
 from overlaynet.config import AgentConfig, load
 from overlaynet.core.keys import Keys
 from overlaynet.errors import (
@@ -26,6 +26,7 @@ from overlaynet.errors import (
 )
 from overlaynet.kernel.netns import path as netns_path
 from overlaynet.lab.client import AgentClient
+from overlaynet.lab.converge import OUTSIDE_PLACE
 from overlaynet.lab.lab import Lab
 from overlaynet.lab.netns_driver import clean_environ
 from overlaynet.lab.paths import LabPaths, Paths
@@ -33,6 +34,7 @@ from overlaynet.lab.process import tool
 from overlaynet.lab.state import LOCAL, running_labs
 from overlaynet.lab.state import choose as choose_name
 from overlaynet.lab.state import load as load_state
+from overlaynet.lab.topology import OUTSIDE_ADDRESS
 from overlaynet.model import Identity, Workload
 from overlaynet.ports import Store
 from overlaynet.store.disk import read_identity, read_workloads
@@ -71,6 +73,8 @@ def _lab_item(name: str, paths: LabPaths) -> dict[str, Any]:
 class LabCluster:
     """A lab of this machine."""
 
+    one_machine = True
+
     def __init__(self, lab: Lab) -> None:
         self.name = lab.name
         self.lab = lab
@@ -105,6 +109,14 @@ class LabCluster:
             for c in lab.containers
         ]
         return [_wired(container, wired) for container in started]
+
+    def outside(self) -> Outside | None:
+        if not self.lab.topology.outside:
+            return None
+        return Outside(self.lab.driver.netns(OUTSIDE_PLACE), str(OUTSIDE_ADDRESS))
+
+    def traces(self) -> Path:
+        return self.lab.paths.run / "traces"
 
     def places(self) -> Sequence[str]:
         return self.lab.places
@@ -144,6 +156,7 @@ class LocalCluster:
     """The cluster this machine's own agent belongs to: one host, ours."""
 
     name = LOCAL
+    one_machine = True
 
     def __init__(self, paths: Paths) -> None:
         self._config = load(None, {k: v for k, v in os.environ.items() if k != "OVERLAYNET_LAB"})
@@ -158,6 +171,12 @@ class LocalCluster:
     def containers(self) -> Sequence[Container]:
         wired = self.workloads(self.hosts()[0].name) or ()
         return [_wired(Container(w.name, w.node, w.namespace, w.netns), {w.id: w}) for w in wired]
+
+    def outside(self) -> Outside | None:
+        return None
+
+    def traces(self) -> Path:
+        return self._config.paths.run / "traces"
 
     def places(self) -> Sequence[str]:
         return [h.name for h in self.hosts()] + [c.name for c in self.containers()]

@@ -125,7 +125,11 @@ def survey(known: Known, answer: Mapping[str, Any]) -> Survey:
     """Judge a probe's answer.
 
     Raises NetworkNotConfigured, NotReady (the host has no lease), UnderlayProblem or ValueInvalid."""
-    kernel, rules = kernel_from_json(answer["kernel"]), rules_from_json(answer["rules"])
+    return surveyed(known, kernel_from_json(answer["kernel"]), rules_from_json(answer["rules"]))
+
+
+def surveyed(known: Known, kernel: KernelState, rules: RuleSet) -> Survey:
+    """Judge what was seen on a host. Raises as `survey`, but for ValueInvalid."""
     networks = known.view.network.networks if known.view and known.view.network else ()
     ours = frozenset(obj.key for obj in owned(kernel, networks))
     plan = None if known.view is None else _plan(known, known.view, kernel, rules)

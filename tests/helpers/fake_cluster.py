@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
 from overlaynet.addr import Mac, container_mac, gateway_address, vtep_address
-from overlaynet.cluster.cluster import Container, Host
+from overlaynet.cluster.cluster import Container, Host, Outside
 from overlaynet.config import AgentConfig, build
 from overlaynet.core.jsonstate import kernel_to_json, rules_to_json
 from overlaynet.core.keys import Keys
@@ -58,6 +59,7 @@ class FakeCluster:
     """`overlaynet.cluster.cluster.Cluster` without a machine."""
 
     name = "fake"
+    one_machine = True
 
     def __init__(self) -> None:
         self.memory = Unclosed()
@@ -83,6 +85,12 @@ class FakeCluster:
             Container(w.name, w.node, w.namespace, w.netns).with_record(w)
             for w in (_workload(host.name) for host in self.hosts())
         ]
+
+    def outside(self) -> Outside | None:
+        return None
+
+    def traces(self) -> Path:
+        return Path("/nonexistent/traces")
 
     def places(self) -> Sequence[str]:
         return [h.name for h in self.hosts()] + [c.name for c in self.containers()]
