@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from overlaynet.trace.decode import Frame, decode
+from overlaynet.trace.decode import decode
+from overlaynet.trace.model import Frame
 
 
 @dataclass
