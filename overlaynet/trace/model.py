@@ -284,7 +284,8 @@ class Why(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Hop:
     """A packet at a point. `inner` is the traced packet itself, `outer` what it is wrapped in, None outside of
-    a tunnel. `seen` None: not looked for. `t_us`: since the first sighting, None across machines."""
+    a tunnel. `seen` None: not looked for. `t_us`: since the first sighting, None across machines. `optional`: it
+    may be seen here or not, `note` says why, and neither is wrong."""
 
     place: str
     iface: str
@@ -300,6 +301,7 @@ class Hop:
     seen: bool | None = None
     t_us: float | None = None
     note: str = ""
+    optional: bool = False
 
     @property
     def point(self) -> Point:
