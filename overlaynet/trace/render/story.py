@@ -1,0 +1,386 @@
+"""What a picture tells, before it is drawn: steps with their marks, the verdict in words, what to type next.
+
+Every form (terminal, drawing, page, sequence diagram) tells the same story, so the words are chosen once, here.
+A **step** is a hop with what is said beside it. A step where something changes, or where an entry decided where
+the packet goes, has a **mark**: a number, under which the entry is quoted. What everybody may take for granted
+(the other end of a cable) has none.
+
+Names, rules and answers come from outside; every text of a story has gone through `text.plain`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
+
+from overlaynet.trace.model import (
+    DELIVERED,
+    DROPPED,
+    INCONCLUSIVE,
+    LOST,
+    PROVED,
+    REJECTED,
+    WRONG_PATH,
+    Cause,
+    Hop,
+    Path,
+    Point,
+    Prediction,
+    Question,
+    Tap,
+    Trace,
+    Why,
+)
+from overlaynet.trace.render.text import count_of, plain
+from overlaynet.trace.render.words import (
+    Role,
+    change_words,
+    flow,
+    flow_parts,
+    in_container,
+    lane,
+    role_words,
+    roles,
+)
+
+WORDS = {PROVED: "PROVED", LOST: "LOST", WRONG_PATH: "WRONG PATH", INCONCLUSIVE: "INCONCLUSIVE"}
+PREDICTED = "PREDICTED"
+PROGRAM = "overlaynet "
+DECIDING = frozenset({"route", "neigh", "fdb", "rule", "iprule", "conntrack"})
+"""Objects of a `Why` that decide where a packet goes; a hop with one of them has a mark."""
+
+Tone = Literal["good", "bad", "unsure", "foretold"]
+_TONES: dict[str, Tone] = {PROVED: "good", LOST: "bad", WRONG_PATH: "bad", INCONCLUSIVE: "unsure"}
+
+State = Literal["seen", "missing", "unexpected", "unlooked", "predicted"]
+STATE_WORDS: dict[State, str] = {
+    "seen": "",
+    "missing": "✗ not seen",
+    "unexpected": "! unexpected",
+    "unlooked": "? not looked at",
+    "predicted": "",
+}
+"""What stands beside a step that is not simply as it should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A hop with what is said beside it.
+
+    `role`: what kind of interface it is. `who`: the addresses of what is on the wire here, of the outermost
+    packet; `same`: they are those of the step before. `told`: what changed, or what the interface is, in few
+    words. `mark` None: nothing to explain."""
+
+    hop: Hop
+    role: Role
+    state: State
+    who: str
+    same: bool
+    told: str
+    mark: int | None = None
+
+    @property
+    def lane(self) -> str:
+        return lane(self.hop)
+
+    @property
+    def label(self) -> str:
+        """The interface, with its place where that is not the lane itself: ``web-1 eth0 out``."""
+        hop = self.hop
+        name = f"{hop.place} {hop.iface}" if in_container(hop) else hop.iface
+        return plain(f"{name} {hop.direction}")
+
+    @property
+    def why(self) -> Why | None:
+        """The entry that decided."""
+        return self.hop.why[0] if self.mark is not None and self.hop.why else None
+
+
+class Line(NamedTuple):
+    """A labelled line of the verdict: ``cause   fdb … (certain)``."""
+
+    label: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """A trace, or one path of a prediction.
+
+    `title`: who asks whom, and who answers. `tag`: how the packet was known again, and how it was listened
+    for. `word`: the verdict; `summary`: the rest of its line. `lines`: what to know about a bad end.
+    `notes`: what else was said. `break_after`: after how many steps of `forward` the packet was lost; None if
+    it was not."""
+
+    title: tuple[str, ...]
+    tag: str
+    word: str
+    tone: Tone
+    summary: str
+    forward: tuple[Step, ...]
+    reply: tuple[Step, ...] = ()
+    answer: str = ""
+    lines: tuple[Line, ...] = ()
+    notes: tuple[str, ...] = ()
+    connections: tuple[str, ...] = ()
+    break_after: int | None = None
+    bundle: str | None = None
+    foretold: bool = False
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return self.forward + self.reply
+
+    @property
+    def marked(self) -> tuple[Step, ...]:
+        return tuple(step for step in self.steps if step.mark is not None)
+
+
+Command: TypeAlias = Callable[[str], str]
+
+
+def plain_command(words: str) -> str:
+    """A command line of ours for whoever has but one lab."""
+    return f"{PROGRAM}{words}"
+
+
+def trace_story(trace: Trace, command: Command = plain_command) -> Story:
+    """What a trace tells. `command` makes of a verb and its words the line to type."""
+    forward = _steps(trace.forward, trace.reply, foretold=False)
+    reply = _steps(trace.reply, trace.forward, foretold=False, first_mark=_next_mark(forward))
+    last = trace.forward[-1] if trace.forward and trace.outcome == DELIVERED else None
+    return Story(
+        title=_title(trace.question, trace.forward, last),
+        tag=_tag(trace),
+        word=WORDS[trace.verdict],
+        tone=_TONES[trace.verdict],
+        summary=_summary(trace, forward, reply),
+        forward=forward,
+        reply=reply,
+        answer=plain(trace.answer),
+        lines=_lines(trace, command),
+        notes=tuple(map(plain, [*trace.notes, *_tries(trace)])),
+        connections=tuple(plain(f"{c.place}: {c.text}") for c in trace.connections),
+        break_after=_break_after(trace, forward),
+        bundle=None if trace.bundle is None else plain(trace.bundle),
+    )
+
+
+def path_stories(prediction: Prediction, command: Command = plain_command) -> tuple[Story, ...]:
+    """What a prediction tells, a story for each path."""
+    return tuple(_path_story(prediction, path, command) for path in prediction.paths)
+
+
+def _path_story(prediction: Prediction, path: Path, command: Command) -> Story:
+    back = path.reply.hops if path.reply else ()
+    forward = _steps(path.hops, back, foretold=True)
+    last = path.hops[-1] if path.hops and path.outcome == DELIVERED else None
+    hops = count_of(len(forward), "hop")
+    way = f"{hops}; answer: {path.answer}, {len(back)} back" if back else hops
+    unread = [f"could not be read: {what}" for what in prediction.unread]
+    doubt = [] if path.certain else ["one possibility of several: not everything on this way could be read"]
+    return Story(
+        title=_title(prediction.question, path.hops, last),
+        tag=f"from the state of the hosts; no packet was sent; {_probe(prediction.question)}",
+        word=PREDICTED,
+        tone="foretold",
+        summary=plain(f"{path.outcome}  {way}"),
+        forward=forward,
+        reply=_steps(back, path.hops, foretold=True, first_mark=_next_mark(forward)),
+        answer=plain(path.answer),
+        lines=tuple(_cause_lines(path.cause, command)),
+        notes=tuple(map(plain, [*path.choices, *path.notes, *doubt, *unread])),
+        break_after=None if path.outcome == DELIVERED else len(forward),
+        foretold=True,
+    )
+
+
+# --- steps ----------------------------------------------------------------------------------------
+
+
+def _steps(
+    hops: Sequence[Hop], other_way: Sequence[Hop], *, foretold: bool, first_mark: int = 1
+) -> tuple[Step, ...]:
+    known, mark = roles(hops, other_way), first_mark
+    steps = []
+    for number, hop in enumerate(hops):
+        before = hops[number - 1] if number else None
+        state = _state(hop, foretold=foretold)
+        marked = state != "missing" and _is_remarkable(hop)
+        steps.append(
+            Step(
+                hop=hop,
+                role=known[hop.point],
+                state=state,
+                who=plain(_who(hop)),
+                same=before is not None and _who(before) == _who(hop),
+                told=plain(_told(hop, number, known[hop.point])),
+                mark=mark if marked else None,
+            )
+        )
+        mark += marked
+    return tuple(steps)
+
+
+def _next_mark(steps: Iterable[Step]) -> int:
+    return 1 + sum(step.mark is not None for step in steps)
+
+
+def _state(hop: Hop, *, foretold: bool) -> State:
+    if foretold:
+        return "predicted"
+    if hop.seen is None:
+        return "unlooked"
+    if not hop.seen:
+        return "missing"
+    return "seen" if hop.predicted else "unexpected"
+
+
+def _is_remarkable(hop: Hop) -> bool:
+    return bool(hop.changes) or any(why.object in DECIDING for why in hop.why)
+
+
+def _who(hop: Hop) -> str:
+    return f"outer {flow(hop.outer, ports=False)}" if hop.outer else flow(hop.inner)
+
+
+def _told(hop: Hop, number: int, role: Role) -> str:
+    words = change_words(hop)
+    if hop.note:
+        words = f"{words}, {hop.note}" if words else hop.note
+    return words or role_words(hop, number, role)
+
+
+# --- head -----------------------------------------------------------------------------------------
+
+
+def _title(question: Question, hops: Sequence[Hop], arrived: Hop | None) -> tuple[str, ...]:
+    """Who asks, whom, and, where that is somebody else, who gets it."""
+    first = hops[0] if hops and hops[0].place == question.source else None
+    source = f"{question.source} {question.src}{_on_host(first)}"
+    dst, port = flow_parts(question.dst, question.dst_port), question.target
+    wanted = dst if question.target in (dst, str(question.dst)) else f"{port} {dst}"
+    if arrived is None:
+        return plain(source), plain(wanted)
+    got = flow_parts(arrived.inner.dst, arrived.inner.dst_port)
+    if got == dst and arrived.place == question.target:
+        return plain(source), plain(f"{wanted}{_on_host(arrived)}")
+    return plain(source), plain(wanted), plain(f"{arrived.place} {got}{_on_host(arrived)}")
+
+
+def _on_host(hop: Hop | None) -> str:
+    return f" ({hop.host})" if hop is not None and in_container(hop) else ""
+
+
+def _probe(question: Question) -> str:
+    size = f", {question.size} bytes of payload" if question.size else ""
+    return f"{question.protocol}{size}"
+
+
+def _tag(trace: Trace) -> str:
+    names = (("tcp_isn", "tcp isn"), ("ip_id", "ip id"), ("cookie", "cookie"))
+    known = [f"{words} {trace.tag[name]}" for name, words in names if trace.tag.get(name) is not None]
+    armed = count_of(sum(tap.armed for tap in trace.taps), "point") + " armed"
+    lost = sum(tap.dropped or 0 for tap in trace.taps)
+    tag = ", ".join(known) or f"{_probe(trace.question)}, never seen"
+    return plain(f"{tag}; {armed}, {count_of(lost, 'capture drop')}")
+
+
+# --- verdict --------------------------------------------------------------------------------------
+
+
+def _summary(trace: Trace, forward: Sequence[Step], reply: Sequence[Step]) -> str:
+    match trace.verdict:
+        case "proved":
+            words = _proved_words(trace, forward, reply)
+        case "lost":
+            words = _lost_words(trace)
+        case "wrong_path":
+            words = _astray_words(trace)
+        case _:
+            words = next(iter(trace.inconclusive_because), "nothing was proved and nothing refuted")
+    return plain(words)
+
+
+def _proved_words(trace: Trace, forward: Sequence[Step], reply: Sequence[Step]) -> str:
+    end = "" if trace.outcome == DELIVERED else f"{trace.outcome}, as expected; "
+    seen = f"{_tally(forward)} hops seen in order, {_unexpected(trace, forward)} unexpected"
+    return end + seen + (f", reply {_tally(reply)}" if reply else "")
+
+
+def _tally(steps: Sequence[Step]) -> str:
+    expected = [step for step in steps if step.hop.predicted]
+    return f"{sum(step.state == 'seen' for step in expected)}/{len(expected)}"
+
+
+def _unexpected(trace: Trace, steps: Sequence[Step]) -> int:
+    astray = {step.hop.point for step in steps if step.state == "unexpected"}
+    return len(astray | {hop.point for hop in trace.guards if hop.seen})
+
+
+def _lost_words(trace: Trace) -> str:
+    if trace.outcome == REJECTED:
+        return f"rejected{_where(trace.cause)}: {trace.answer or 'no answer'} came back"
+    if trace.outcome == DROPPED:
+        return f"dropped on purpose{_where(trace.cause)}"
+    if trace.lost_between is None:
+        return f"lost{_where(trace.cause)}"
+    seen, missing = trace.lost_between
+    return f"between {_spoken(seen)} (seen) and {_spoken(missing)} ({_witness(trace.taps, missing)})"
+
+
+def _witness(taps: Iterable[Tap], point: Point) -> str:
+    tap = next((tap for tap in taps if tap.point == point), None)
+    if tap is None:
+        return "not seen"
+    return "not seen, capture live, 0 drops" if tap.is_witness else "not seen, but its capture is no witness"
+
+
+def _where(cause: Cause | None) -> str:
+    return f" at {_spoken(cause.point)}" if cause is not None and cause.point is not None else ""
+
+
+def _spoken(point: Point) -> str:
+    return f"{point.place} {point.iface}"
+
+
+def _astray_words(trace: Trace) -> str:
+    strays = [hop for hop in (*trace.forward, *trace.guards) if hop.seen and not hop.predicted]
+    places = ", ".join(dict.fromkeys(_spoken(hop.point) for hop in strays))
+    return f"seen at {places}, where it must not be" if places else "seen, but not on the way foretold"
+
+
+def _lines(trace: Trace, command: Command) -> tuple[Line, ...]:
+    reasons = [Line("because", plain(reason)) for reason in trace.inconclusive_because[1:]]
+    return (*reasons, *(_cause_lines(trace.cause, command) if trace.verdict != PROVED else ()))
+
+
+def _cause_lines(cause: Cause | None, command: Command) -> list[Line]:
+    if cause is None:
+        return []
+    wanted = f", wanted by {cause.source.kind} {cause.source.name}" if cause.source else ""
+    lines = [
+        Line("expected", cause.expected),
+        Line("seen", cause.found),
+        Line("cause", f"{cause.kind.replace('_', ' ')} ({cause.certainty}{wanted}): {cause.object}"),
+        *(Line("then" if number else "try", _typed(line, command)) for number, line in enumerate(cause.next)),
+    ]
+    return [Line(line.label, plain(line.text)) for line in lines if line.text]
+
+
+def _typed(line: str, command: Command) -> str:
+    """A next command, about the same lab where it is one of ours."""
+    return command(line.removeprefix(PROGRAM)) if line.startswith(PROGRAM) else line
+
+
+def _tries(trace: Trace) -> list[str]:
+    return [f"sent {trace.tries} times"] if trace.tries > 1 else []
+
+
+def _break_after(trace: Trace, steps: Sequence[Step]) -> int | None:
+    """Where the break is drawn: behind the last step seen before the first that is missing."""
+    if trace.verdict not in (LOST, WRONG_PATH):
+        return None
+    missing = (number for number, step in enumerate(steps) if step.state == "missing")
+    return next(missing, len(steps))

@@ -1,0 +1,192 @@
+"""Traces and predictions on a terminal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import click
+import pytest
+from helpers import pictures
+
+from overlaynet.trace.model import PROVED, REJECTED, Prediction, Trace
+from overlaynet.trace.render.story import trace_story
+from overlaynet.trace.render.terminal import explain_text, trace_text
+from overlaynet.trace.render.text import cells
+
+pytestmark = pytest.mark.unit
+
+WORDS = {"proved": "PROVED", "lost": "LOST", "wrong_path": "WRONG PATH", "inconclusive": "INCONCLUSIVE"}
+
+
+@pytest.fixture(params=pictures.TRACES)
+def trace(request: pytest.FixtureRequest) -> Trace:
+    return pictures.TRACES[request.param]()
+
+
+@pytest.fixture(params=pictures.PREDICTIONS)
+def prediction(request: pytest.FixtureRequest) -> Prediction:
+    return pictures.PREDICTIONS[request.param]()
+
+
+def shown(trace: Trace, width: int | None = 100, **more: bool) -> str:
+    return click.unstyle(trace_text(trace, width, **more))
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_no_line_is_wider_than_the_terminal(trace: Trace, width: int, verbose: bool):
+    text = shown(trace, width, verbose=verbose)
+    assert max(map(cells, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_no_line_of_a_prediction_is_wider_than_the_terminal(prediction: Prediction, width: int, verbose: bool):
+    text = click.unstyle(explain_text(prediction, width, verbose=verbose))
+    assert max(map(cells, text.splitlines())) <= width
+
+
+def test_the_verdict_is_a_word(trace: Trace):
+    assert WORDS[trace.verdict] in shown(trace, 80)
+
+
+def test_every_hop_is_there(trace: Trace):
+    text = shown(trace, 120, verbose=True)
+    for hop in (*trace.forward, *trace.reply):
+        assert f"{hop.place}:{hop.iface} {hop.direction}" in text
+        assert hop.iface in shown(trace, 120)
+
+
+def test_every_change_is_told(trace: Trace):
+    text = shown(trace, 160, verbose=True)
+    for hop in trace.forward:
+        for change in hop.changes:
+            if hop.seen is not False and change.field in ("src", "dst", "ttl"):
+                assert change.reason in text
+
+
+def test_every_entry_is_quoted_in_full_with_its_command(trace: Trace):
+    text = shown(trace, 200, verbose=True)
+    for hop in (*trace.forward, *trace.reply):
+        for why in hop.why:
+            assert why.text.removeprefix(f"{why.object} ") in text
+            assert why.command in text
+
+
+def test_every_mark_has_its_first_entry_with_the_command(trace: Trace):
+    text = shown(trace, 100)
+    for step in trace_story(trace).forward:
+        if step.mark is not None and step.hop.why:
+            assert step.hop.why[0].command in text
+
+
+@pytest.mark.parametrize("name", ["wrong-fdb", "too-big", "rejected", "wrong-path"])
+def test_the_cause_is_told_whole(name: str):
+    trace = pictures.TRACES[name]()
+    assert trace.cause is not None
+    flat = " ".join(shown(trace, 80).split())
+    for words in (trace.cause.expected, trace.cause.found, trace.cause.object, trace.cause.certainty):
+        assert " ".join(words.split()) in flat
+    assert all(command in flat for command in trace.cause.next)
+
+
+@pytest.mark.parametrize(("width", "height"), [(100, 35), (80, 24)])
+def test_two_hosts_fit_on_a_screen(width: int, height: int):
+    prompts = 2
+    assert len(shown(pictures.vxlan(), width).splitlines()) <= height - prompts
+
+
+def test_the_headline_and_the_verdict():
+    first, *_, last = shown(pictures.virtual_ip()).splitlines()
+    assert first == "web-1 10.244.1.2 (node-1) → svc/web 10.112.0.10:80 → web-3 10.244.2.2:8080 (node-2)"
+    assert last.startswith("PROVED  10/10 hops seen in order, 0 unexpected, reply 10/10")
+    assert last.endswith("t-0007.ovltrace")
+
+
+def test_dnat_and_its_undoing_are_told():
+    text = shown(pictures.virtual_ip())
+    assert "① DNAT" in text
+    assert "⑥ un-DNAT by conntrack: 10.112.0.10:80 → 10.244.1.2:44778" in text
+    assert "① rule   -j DNAT --to-destination 10.244.2.2:8080  +1" in text
+
+
+def test_the_tunnel_is_told():
+    text = shown(pictures.vxlan())
+    assert "outer 192.168.50.11 → 192.168.50.12  ② +50 B: VXLAN vni 1" in text
+    assert "③ −50 B: unwrapped" in text
+
+
+def test_what_follows_the_first_missing_hop_is_one_line():
+    lines = shown(pictures.wrong_fdb()).splitlines()
+    broken = next(n for n, line in enumerate(lines) if "lost here" in line)
+    assert lines[broken + 1].startswith("node-2")
+    assert "eth0 in" in lines[broken + 2]
+    assert "not seen" in lines[broken + 2]
+    assert "nor at  flannel.1 → cni0 → veth1c5d0a77e02 → web-3 eth0" in lines[broken + 3]
+    assert "LOST  between node-1 eth0 (seen) and node-2 eth0 (not seen, capture live, 0 drops)" in " ".join(
+        lines
+    )
+
+
+def test_a_deaf_point_is_no_witness():
+    trace = pictures.wrong_fdb()
+    taps = tuple(tap._replace(closed=tap.point.place != "node-2") for tap in trace.taps)
+    assert "its capture is no witness" in " ".join(shown(replace(trace, taps=taps)).split())
+
+
+def test_a_refusal_that_was_expected_is_proved_and_needs_no_remedy():
+    text = shown(pictures.rejected(PROVED, REJECTED))
+    assert "PROVED  rejected, as expected" in text
+    assert "  try " not in text
+
+
+def test_next_commands_are_about_the_same_lab():
+    text = trace_text(pictures.wrong_fdb(), command=lambda words: f"overlaynet {words} -l blue")
+    assert "overlaynet diff node-1 -l blue" in text
+
+
+def test_colour_adds_nothing_to_the_words(trace: Trace):
+    styled = trace_text(trace, 100)
+    assert "\x1b[" in styled
+    assert "\x1b" not in click.unstyle(styled)
+
+
+def test_a_prediction_says_so():
+    text = click.unstyle(explain_text(pictures.explained()))
+    assert "predicted:  delivered  10 hops; answer: syn-ack, 10 back" in text
+    assert "µs" not in text
+
+
+def test_what_ways_have_in_common_is_told_once():
+    text = click.unstyle(explain_text(pictures.four_ways(), 120))
+    assert text.count("web-1 eth0 out") == 1
+    for name in ("web-1", "web-2", "web-3", "web-4"):
+        assert f"{name} 10.244" in text
+    assert "one of 4 ways is taken" in text
+    assert "endpoint 3 of 4" in text
+    assert "predicted:  delivered  by 4 ways" in text
+    assert "nft is not installed on node-2" in text
+
+
+def test_no_way_at_all():
+    text = click.unstyle(explain_text(replace(pictures.explained(), paths=())))
+    assert text == "predicted:  nothing; no way could be followed"
+
+
+def test_hostile_names_stay_in_their_line():
+    trace = pictures.vxlan()
+    evil = replace(trace.forward[0], iface="eth\x1b]0;x\x07\n0", note="a\r\nb\x9b31m")
+    text = trace_text(replace(trace, forward=(evil, *trace.forward[1:])), 100, verbose=True)
+    stripped = click.unstyle(text)
+    assert not any(c in stripped for c in "\x1b\x07\r\x9b")
+    assert len(shown(trace).splitlines()) == len(
+        shown(replace(trace, forward=(evil, *trace.forward[1:]))).splitlines()
+    )
+
+
+def test_thirty_two_characters_fit():
+    long = "a" * 32
+    trace = pictures.vxlan()
+    far = tuple(replace(hop, place=long) if hop.place == "web-3" else hop for hop in trace.forward)
+    lines = shown(replace(trace, forward=far), 80).splitlines()
+    assert any(line.strip().startswith("320  aaa") and "eth0 in" in line for line in lines)
