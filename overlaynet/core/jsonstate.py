@@ -4,10 +4,8 @@ The probe looks at a host in one process and the planner, the command line and a
 saw in another. Between them travels JSON: every value below is made of dict, list, str, int, bool and
 None, with the field names of `state.py` in snake case, and an unknown value as null, never absent.
 
-Each type of object is described once, as a row of `_SHAPES`: its fields in order, and for those that are
-not plain already how to turn them into text and back. Writing and reading both go by that row, so they
-cannot drift apart. A row is compiled to a loop over tuples; 20 000 routes, neighbours and FDB entries
-take a fraction of a second each way.
+Each type of object is described once, as a row of `_SHAPES` (`shapes.py` says how); 20 000 routes, neighbours
+and FDB entries take a fraction of a second each way.
 
 Reading raises ValueInvalid for a document that was not written here.
 """
@@ -16,10 +14,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address, ip_interface, ip_network
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 from overlaynet.addr import Mac
 from overlaynet.core.diff import word
+from overlaynet.core.shapes import (
+    INTERFACE,
+    IP,
+    IPS,
+    MAC,
+    NETWORK,
+    NETWORKS,
+    TEXTS,
+    Codec,
+    Json,
+    Shape,
+    shape,
+    tuple_of,
+)
 from overlaynet.errors import UsageError, ValueInvalid
 from overlaynet.state import (
     Address,
@@ -52,20 +64,6 @@ from overlaynet.state import (
     describe,
 )
 
-Json: TypeAlias = dict[str, Any]
-
-
-class _Codec(NamedTuple):
-    """How one field that is not plain becomes JSON and comes back. Neither is asked about None."""
-
-    write: Callable[[Any], Any]
-    read: Callable[[Any], Any]
-
-
-def _tuple_of(codec: _Codec) -> _Codec:
-    write, read = codec
-    return _Codec(lambda items: [write(i) for i in items], lambda items: tuple(read(i) for i in items))
-
 
 def _endpoint(text: str) -> Endpoint:
     """The opposite of an endpoint's text: ``10.244.1.2:80``, ``[fd00::2]:80``."""
@@ -73,78 +71,42 @@ def _endpoint(text: str) -> Endpoint:
     return Endpoint(ip_address(host.strip("[]")), int(port))
 
 
-_IP = _Codec(str, ip_address)
-_NETWORK = _Codec(str, ip_network)
-_INTERFACE = _Codec(str, ip_interface)
-_MAC = _Codec(str, Mac.parse)
-_TEXTS = _Codec(list, tuple)
-_ENDPOINTS = _tuple_of(_Codec(str, _endpoint))
-_NETWORKS = _tuple_of(_NETWORK)
-_IPS = _tuple_of(_IP)
+_ENDPOINTS = tuple_of(Codec(str, _endpoint))
+_VXLAN = shape(Vxlan, local=IP)
+_LINK_INFO = shape(LinkInfo, mac=MAC, altnames=TEXTS, vxlan=_VXLAN.codec)
+_RULE_LINE = shape(RuleLine)
+_IP_RULE = shape(IpRule)
 
-
-class _Shape(NamedTuple):
-    """A type, and its fields in order with the codec of each (None: plain JSON already)."""
-
-    cls: type[Any]
-    fields: tuple[tuple[str, _Codec | None], ...]
-
-    def write(self, value: Any) -> Json:
-        out = {}
-        for name, codec in self.fields:
-            item = getattr(value, name)
-            out[name] = item if codec is None or item is None else codec.write(item)
-        return out
-
-    def read(self, document: Mapping[str, Any]) -> Any:
-        values = []
-        for name, codec in self.fields:
-            item = document[name]
-            values.append(item if codec is None or item is None else codec.read(item))
-        return self.cls(*values)
-
-
-def _shape(cls: type[Any], **codecs: _Codec) -> _Shape:
-    names: Iterable[str] = getattr(cls, "_fields", None) or cls.__dataclass_fields__
-    return _Shape(cls, tuple((name, codecs.get(name)) for name in names))
-
-
-_VXLAN = _shape(Vxlan, local=_IP)
-_VXLAN_FIELD = _Codec(_VXLAN.write, _VXLAN.read)
-_LINK_INFO = _shape(LinkInfo, mac=_MAC, altnames=_TEXTS, vxlan=_VXLAN_FIELD)
-_RULE_LINE = _shape(RuleLine)
-_IP_RULE = _shape(IpRule)
-
-_SHAPES: Mapping[str, _Shape] = {
-    "link": _shape(Link, mac=_MAC, vxlan=_VXLAN_FIELD),
-    "address": _shape(Address, interface=_INTERFACE),
-    "port": _shape(BridgePort),
-    "neigh": _shape(Neigh, ip=_IP, mac=_MAC),
-    "fdb": _shape(Fdb, mac=_MAC, dst=_IP),
-    "route": _shape(Route, dst=_NETWORK, via=_IP, prefsrc=_IP),
-    "sysctl": _shape(Sysctl),
+_SHAPES: Mapping[str, Shape] = {
+    "link": shape(Link, mac=MAC, vxlan=_VXLAN.codec),
+    "address": shape(Address, interface=INTERFACE),
+    "port": shape(BridgePort),
+    "neigh": shape(Neigh, ip=IP, mac=MAC),
+    "fdb": shape(Fdb, mac=MAC, dst=IP),
+    "route": shape(Route, dst=NETWORK, via=IP, prefsrc=IP),
+    "sysctl": shape(Sysctl),
 }
-_POLICIES: Mapping[str, _Shape] = {
-    "masquerade": _shape(Masquerade, overlay=_NETWORKS, own=_NETWORKS),
-    "forward_accept": _shape(ForwardAccept, overlay=_NETWORKS),
-    "vxlan_guard": _shape(VxlanGuard, overlay=_NETWORKS, peers=_IPS, devices=_TEXTS),
-    "service_port": _shape(
+_POLICIES: Mapping[str, Shape] = {
+    "masquerade": shape(Masquerade, overlay=NETWORKS, own=NETWORKS),
+    "forward_accept": shape(ForwardAccept, overlay=NETWORKS),
+    "vxlan_guard": shape(VxlanGuard, overlay=NETWORKS, peers=IPS, devices=TEXTS),
+    "service_port": shape(
         ServicePortPolicy,
-        cluster_ips=_IPS,
-        external_ips=_IPS,
-        ingress_ips=_IPS,
-        source_ranges=_NETWORKS,
+        cluster_ips=IPS,
+        external_ips=IPS,
+        ingress_ips=IPS,
+        source_ranges=NETWORKS,
         cluster=_ENDPOINTS,
         local=_ENDPOINTS,
-        serving=_Codec(lambda some: sorted(map(str, some)), lambda some: frozenset(map(_endpoint, some))),
+        serving=Codec(lambda some: sorted(map(str, some)), lambda some: frozenset(map(_endpoint, some))),
     ),
-    "services": _shape(
+    "services": shape(
         ServicesPolicy,
-        networks=_NETWORKS,
-        strays=_IPS,
-        node_ips=_IPS,
-        local_sources=_NETWORKS,
-        overlay=_NETWORKS,
+        networks=NETWORKS,
+        strays=IPS,
+        node_ips=IPS,
+        local_sources=NETWORKS,
+        overlay=NETWORKS,
     ),
 }
 _KINDS = {shape.cls: kind for table in (_SHAPES, _POLICIES) for kind, shape in table.items()}
@@ -175,7 +137,7 @@ def policy_from_json(document: Mapping[str, Any]) -> Policy:
     return _checked(_tagged, _POLICIES, document)  # type: ignore[no-any-return]
 
 
-def _tagged(shapes: Mapping[str, _Shape], document: Mapping[str, Any]) -> Any:
+def _tagged(shapes: Mapping[str, Shape], document: Mapping[str, Any]) -> Any:
     return shapes[document["kind"]].read(document)
 
 
