@@ -285,7 +285,7 @@ class Why(NamedTuple):
 class Hop:
     """A packet at a point. `inner` is the traced packet itself, `outer` what it is wrapped in, None outside of
     a tunnel. `seen` None: not looked for. `t_us`: since the first sighting, None across machines. `optional`: it
-    may be seen here or not, `note` says why, and neither is wrong."""
+    may be seen here or not, `note` says why, and neither is wrong. `mtu`: the interface's, in bytes."""
 
     place: str
     iface: str
@@ -302,6 +302,7 @@ class Hop:
     t_us: float | None = None
     note: str = ""
     optional: bool = False
+    mtu: int | None = None
 
     @property
     def point(self) -> Point:
