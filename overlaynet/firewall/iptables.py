@@ -22,14 +22,15 @@ Version 1.8 or newer, the first with two variants.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from overlaynet.errors import FirewallBusy, FirewallError, NotPermitted, OverlayError, ToolMissing
 from overlaynet.firewall import compare, native
@@ -172,6 +173,21 @@ class Iptables:
         except (OverlayError, ValueError, KeyError, TypeError):  # an nft that speaks otherwise than we know
             return None
         return tuple(map(native.sentence, found))
+
+    def nftables(self, tables: Iterable[tuple[str, str]]) -> dict[str, Any]:
+        """Tables of nftables' own (family, name), as libnftables-json(5) has them. Raises ToolMissing or
+        FirewallError."""
+        program = _which("nft")
+        if program is None:
+            raise ToolMissing("the program 'nft' is not installed", next=["apt-get install nftables"])
+        found: list[Any] = []
+        for family, name in tables:
+            text = self._run([program, "-j", "list", "table", family, name], "")
+            try:
+                found += [item for item in json.loads(text)["nftables"] if "metainfo" not in item]
+            except (ValueError, KeyError, TypeError) as error:
+                raise FirewallError("nft does not speak JSON as we know it", evidence=text[:200]) from error
+        return {"nftables": found}
 
     # --- which variant ----------------------------------------------------------------------------
 

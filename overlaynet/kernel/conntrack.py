@@ -30,7 +30,8 @@ from overlaynet.kernel.parse import Answer, Attributes, attributes
 from overlaynet.kernel.wire import ATTR
 from overlaynet.state import Flow
 
-PROTOCOL_NUMBER = {"tcp": 6, "udp": 17, "sctp": 132}
+ICMP = "icmp"
+PROTOCOL_NUMBER = {ICMP: 1, "tcp": 6, "udp": 17, "sctp": 132}
 TCP = PROTOCOL_NUMBER["tcp"]
 PROTOCOL = {number: word for word, number in PROTOCOL_NUMBER.items()}
 TCP_STATE = {
@@ -54,6 +55,8 @@ ZONE = 18
 TUPLE_IP, TUPLE_PROTO, TUPLE_ZONE = 1, 2, 3
 IP_SRC, IP_DST = {4: 1, 6: 3}, {4: 2, 6: 4}
 PROTO_NUM, PROTO_SRC_PORT, PROTO_DST_PORT = 1, 2, 3
+PROTO_ICMP_ID, PROTO_ICMP_TYPE, PROTO_ICMP_CODE = 4, 5, 6
+ECHO_REQUEST = 8
 PROTOINFO_TCP, PROTOINFO_TCP_STATE = 1, 1
 FILTER_ORIG_FLAGS, FILTER_REPLY_FLAGS = 1, 2
 BY_PROTOCOL = 1 << 3
@@ -91,6 +94,20 @@ class ConntrackAdapter:
                 flow = _flow(answer)
                 if flow and flow.protocol == word and not (unanswered and flow.replied):
                     yield flow
+
+    def find(self, protocol: str, src: IPAddress, sport: int, dst: IPAddress, dport: int) -> Flow | None:
+        """The entry whose first packet was this; None if there is none. Of ICMP, an echo request's: `sport` is
+        its identifier and `dport` 0. Raises NoConntrack or KernelError."""
+        sought = Flow(protocol, src, sport, dst, dport, dst, dport, src, sport)
+        try:
+            answer = self._get(sought)
+        except KernelError as error:
+            raise _lacking(error) from error
+        if not isinstance(answer, Refusal):
+            return _flow(answer)
+        if answer.errno == errno.ENOENT:
+            return None
+        raise _lacking(KernelError(f"a look at the connection {_words(sought)}", answer.errno, answer.text))
 
     def delete(self, flow: Flow) -> None:
         if flow.protocol == "tcp" and not self._still(flow):
@@ -156,13 +173,20 @@ def _original(flow: Flow) -> bytes:
         wire.attribute(IP_SRC[version], flow.src.packed),
         wire.attribute(IP_DST[version], flow.dst.packed),
     )
-    protocol = nested(
-        TUPLE_PROTO,
-        wire.attribute(PROTO_NUM, bytes([PROTOCOL_NUMBER[flow.protocol]])),
-        wire.attribute(PROTO_SRC_PORT, _U16.pack(flow.sport)),
-        wire.attribute(PROTO_DST_PORT, _U16.pack(flow.dport)),
+    number = wire.attribute(PROTO_NUM, bytes([PROTOCOL_NUMBER[flow.protocol]]))
+    return nested(TUPLE_ORIG, ips, nested(TUPLE_PROTO, number, _ports(flow)))
+
+
+def _ports(flow: Flow) -> bytes:
+    if flow.protocol == ICMP:
+        return (
+            wire.attribute(PROTO_ICMP_ID, _U16.pack(flow.sport))
+            + wire.attribute(PROTO_ICMP_TYPE, bytes([ECHO_REQUEST]))
+            + wire.attribute(PROTO_ICMP_CODE, bytes([0]))
+        )
+    return wire.attribute(PROTO_SRC_PORT, _U16.pack(flow.sport)) + wire.attribute(
+        PROTO_DST_PORT, _U16.pack(flow.dport)
     )
-    return nested(TUPLE_ORIG, ips, protocol)
 
 
 def _lacking(error: KernelError) -> KernelError:
@@ -178,7 +202,7 @@ def _words(flow: Flow) -> str:
 
 
 def _flow(answer: Answer) -> Flow | None:
-    """None for what has no ports, or is of another zone."""
+    """None for a protocol that we do not know, or another zone."""
     buffer, start, end = answer
     at = start + nfnl.GENERIC_BYTES
     if at + _COMMON.size > end:
@@ -217,8 +241,16 @@ def _tuple(octets: bytes) -> tuple[str, IPAddress, int, IPAddress, int] | None:
     version = 4 if IP_SRC[4] in ips else 6
     if protocol is None or TUPLE_ZONE in found:
         return None
-    source, target = (_U16.unpack(proto[kind])[0] for kind in (PROTO_SRC_PORT, PROTO_DST_PORT))
+    source, target = _port_pair(protocol, proto)
     return protocol, address(ips[IP_SRC[version]]), source, address(ips[IP_DST[version]]), target
+
+
+def _port_pair(protocol: str, proto: Attributes) -> tuple[int, int]:
+    """Of ICMP the identifier, where the echo request's source port would be."""
+    if protocol != ICMP:
+        return _U16.unpack(proto[PROTO_SRC_PORT])[0], _U16.unpack(proto[PROTO_DST_PORT])[0]
+    ident = _U16.unpack(proto[PROTO_ICMP_ID])[0]
+    return (ident, 0) if proto[PROTO_ICMP_TYPE][0] == ECHO_REQUEST else (0, ident)
 
 
 def _state(found: Attributes) -> str:

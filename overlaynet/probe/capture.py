@@ -4,9 +4,6 @@ Silence is evidence only if somebody listened. So the probe says ``{"armed": tru
 own once every socket is bound, which is the moment from which the kernel queues frames for it; it listens
 until its standard input ends or the time is up, then empties every queue, and at last asks the kernel how
 many frames it had to drop for want of room (PACKET_STATISTICS). A drop makes "not seen" mean nothing.
-
-Frames are stamped by the kernel in nanoseconds of its real-time clock (SO_TIMESTAMPNS_NEW), comparable
-between the namespaces of one machine and not between machines.
 """
 
 from __future__ import annotations
@@ -16,7 +13,6 @@ import json
 import os
 import selectors
 import socket
-import struct
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -25,17 +21,10 @@ from typing import Any
 
 from overlaynet.errors import OverlayError, UsageError
 from overlaynet.probe.job import member, netns, objects
-from overlaynet.probe.sockets import open_socket
+from overlaynet.probe.sockets import ETH_P_ALL, PACKET_OUTGOING, TIMESPEC, dropped, packet_socket, stamp
 
-ETH_P_ALL = 0x0003
-PACKET_OUTGOING = 4
-_SOL_PACKET, _PACKET_STATISTICS = 263, 6
-_SO_TIMESTAMPNS_NEW, _SO_RCVBUFFORCE = 64, 33
-_RECEIVE_BUFFER_BYTES = 8 << 20
 _LARGEST_FRAME_BYTES = 65_535 + 14
-_TIMESPEC = struct.Struct("=qq")
-_STATISTICS = struct.Struct("=II")
-_ANCILLARY_BYTES = socket.CMSG_SPACE(_TIMESPEC.size)
+_ANCILLARY_BYTES = socket.CMSG_SPACE(TIMESPEC.size)
 
 
 @dataclass(slots=True)
@@ -74,7 +63,7 @@ class _Capture:
             self.points[number].error = os.strerror(error.errno or 0)
             return False
         if not self.needles or any(needle in data for needle in self.needles):
-            self._keep(number, data, _stamp(ancillary), outgoing=address[2] == PACKET_OUTGOING)
+            self._keep(number, data, stamp(ancillary), outgoing=address[2] == PACKET_OUTGOING)
         return True
 
     def _keep(self, number: int, data: bytes, t_ns: int | None, *, outgoing: bool) -> None:
@@ -124,27 +113,17 @@ def _needles(job: Mapping[str, Any]) -> tuple[bytes, ...]:
 
 def _arm(point: _Point) -> None:
     try:
-        sock = open_socket(point.netns, socket.AF_PACKET, socket.SOCK_RAW, 0)
+        sock = packet_socket(point.netns)
     except OverlayError as error:
         point.error = error.message
         return
     try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS_NEW, 1)
-        _enlarge(sock)
         sock.bind((point.iface, ETH_P_ALL))
     except OSError as error:
         sock.close()
         point.error = os.strerror(error.errno or 0)
     else:
         point.sock = sock
-
-
-def _enlarge(sock: socket.socket) -> None:
-    """A large queue; beyond the system's limit where we have the privilege (socket(7))."""
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
-    except PermissionError:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
 
 
 def _say_armed(points: Sequence[_Point]) -> None:
@@ -173,20 +152,10 @@ def _report(capture: _Capture) -> dict[str, Any]:
         if point.sock is not None:
             while not capture.truncated and capture.take(number):
                 pass
-            _, point.dropped = _STATISTICS.unpack(
-                point.sock.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, _STATISTICS.size)
-            )
+            point.dropped = dropped(point.sock)
     return {
         "kind": "Capture",
         "points": [{**point.as_json(), "dropped": point.dropped} for point in capture.points],
         "truncated": capture.truncated,
         "frames": sorted(capture.frames, key=lambda frame: frame["t_ns"] or 0),
     }
-
-
-def _stamp(ancillary: Sequence[tuple[int, int, bytes]]) -> int | None:
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS_NEW):
-            seconds, nanoseconds = _TIMESPEC.unpack(data[: _TIMESPEC.size])
-            return int(seconds * 1_000_000_000 + nanoseconds)
-    return None

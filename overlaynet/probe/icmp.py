@@ -38,6 +38,24 @@ MEANINGS: Mapping[tuple[int, int], str] = MappingProxyType(
 )
 """Types and codes that tell a sender its packet got no further."""
 
+NAMES: Mapping[tuple[int, int], str] = MappingProxyType(
+    {
+        (UNREACHABLE, 0): "net-unreachable",
+        (UNREACHABLE, 1): "host-unreachable",
+        (UNREACHABLE, 2): "proto-unreachable",
+        (UNREACHABLE, 3): "port-unreachable",
+        FRAGMENTATION_NEEDED: "fragmentation-needed",
+        (UNREACHABLE, 5): "source-route-failed",
+        (UNREACHABLE, 9): "net-prohibited",
+        (UNREACHABLE, 10): "host-prohibited",
+        (UNREACHABLE, 13): "admin-prohibited",
+        (TIME_EXCEEDED, 0): "ttl-exceeded",
+        (TIME_EXCEEDED, 1): "reassembly-timeout",
+        (PARAMETER_PROBLEM, 0): "parameter-problem",
+    }
+)
+"""The same in one word, as iptables calls them where it knows them (--reject-with icmp-…)."""
+
 
 class Reply(NamedTuple):
     """Somebody answered."""

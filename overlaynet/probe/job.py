@@ -1,13 +1,31 @@
-"""Reading the members of a job. A job is written by a program, so a fault in it is told in one line."""
+"""Reading a job and its members. A job is written by a program, so a fault in it is told in one line."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from overlaynet.errors import UsageError
 
 T = TypeVar("T")
+SCHEMA = "overlaynet/v1"
+
+
+def read_job(line: bytes) -> Mapping[str, Any]:
+    """A job, from its line. Raises UsageError."""
+    try:
+        job = json.loads(line)
+    except ValueError as error:
+        raise UsageError("the job is not one line of JSON", evidence=str(error)) from None
+    if not isinstance(job, dict):
+        raise UsageError("the job is not a JSON object", evidence=repr(job)[:200])
+    return job
+
+
+def answer_line(document: Mapping[str, Any]) -> bytes:
+    """An answer, as its line."""
+    return json.dumps({"schema": SCHEMA, **document}, separators=(",", ":")).encode() + b"\n"
 
 
 def member(job: Mapping[str, Any], name: str, kind: type[T], default: T | None = None) -> T:
