@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +22,7 @@ from overlaynet.cli import inventory
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.apply import namespace_option
 from overlaynet.cli.output import seconds
+from overlaynet.cli.values import duration, parsed
 from overlaynet.cluster.cluster import Cluster, Host, pick_hosts
 from overlaynet.core.probes import parse_probe
 from overlaynet.errors import EnvironmentProblem, NotFound, OverlayError, UsageError
@@ -39,20 +40,6 @@ HELPER_START_S = 10.0
 POLL_S = 0.02
 _PORT = re.compile(r"(\d+)(?:/(tcp|udp|sctp))?(?::([-a-z0-9]+))?", re.IGNORECASE)
 _HTTP = re.compile(r"(\d+)(/.*)?")
-_GRACE = re.compile(r"(\d+(?:\.\d+)?)(s|m|h)?")
-_UNITS = {None: 1, "s": 1, "m": 60, "h": 3600}
-
-
-def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
-    """An option's value, or each of its values, as `parse` understands it; its errors are told by click."""
-
-    def callback(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-        try:
-            return tuple(map(parse, value)) if isinstance(value, tuple) else value and parse(value)
-        except (ValueError, OverlayError) as error:
-            raise click.BadParameter(str(error), ctx, param) from None
-
-    return callback
 
 
 def _label(text: str) -> tuple[str, str]:
@@ -84,20 +71,12 @@ def _exec(text: str) -> Probe:
     return parse_probe({"exec": {"command": shlex.split(text)}})
 
 
-def _duration(text: str) -> float:
-    """Seconds: ``30s``, ``5m``, ``1h`` or a number alone."""
-    found = _GRACE.fullmatch(text)
-    if not found:
-        raise ValueError(f"{text!r} is not like 30s or 5m")
-    return float(found[1]) * _UNITS[found[2]]
-
-
-_probe_tcp = click.option("--probe-tcp", callback=_parsed(_tcp), metavar="PORT", help="Ready if it accepts.")
+_probe_tcp = click.option("--probe-tcp", callback=parsed(_tcp), metavar="PORT", help="Ready if it accepts.")
 _probe_http = click.option(
-    "--probe-http", callback=_parsed(_http), metavar="PORT/PATH", help="Ready if a GET is answered well."
+    "--probe-http", callback=parsed(_http), metavar="PORT/PATH", help="Ready if a GET is answered well."
 )
 _probe_exec = click.option(
-    "--probe-exec", callback=_parsed(_exec), metavar="'CMD ARGS'", help="Ready if it ends with 0 in there."
+    "--probe-exec", callback=parsed(_exec), metavar="'CMD ARGS'", help="Ready if it ends with 0 in there."
 )
 
 
@@ -105,8 +84,8 @@ _probe_exec = click.option(
 @click.argument("name")
 @click.option("--netns", "path", metavar="NAME|PATH", help="Its network namespace.")
 @click.option("--pid", type=click.IntRange(1), help="A process in it.")
-@click.option("--label", callback=_parsed(_label), multiple=True, metavar="K=V")
-@click.option("--port", callback=_parsed(_port), multiple=True, metavar="80[/tcp][:NAME]")
+@click.option("--label", callback=parsed(_label), multiple=True, metavar="K=V")
+@click.option("--port", callback=parsed(_port), multiple=True, metavar="80[/tcp][:NAME]")
 @click.option("--ip", multiple=True, metavar="ADDR", help="This address, if it is free.")
 @click.option("--host", metavar="HOST", help="Where it runs; only in a lab.")
 @_probe_tcp
@@ -228,7 +207,7 @@ def _start_helper(socket: Path, where: Sequence[str]) -> None:
 @click.command()
 @click.argument("name")
 @click.option(
-    "--grace", callback=_parsed(_duration), metavar="30s", help="Let it end its work: it takes nothing new."
+    "--grace", callback=parsed(duration), metavar="30s", help="Let it end its work: it takes nothing new."
 )
 @click.option("--host", metavar="HOST", help="Where it is; else it is looked for.")
 @namespace_option

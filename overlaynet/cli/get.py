@@ -232,7 +232,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "lab": Kind(
         ("labs", "la"),
-        members("NAME", "STATE", "DRIVER", "HOSTS", "CONTAINERS"),
+        members("NAME", "STATE", "DRIVER", "HOSTS", "CONTAINERS", "FAULTS"),
         _labs,
         "{name}",
     ),

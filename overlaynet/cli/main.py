@@ -51,6 +51,8 @@ VERBS: Mapping[str, Verb] = {
     "verify": Verb(_PROVE, "verify:verify", "Prove that every container reaches every other."),
     "diff": Verb(_PROVE, "repair:diff", "What differs between intended and real state."),
     "repair": Verb(_PROVE, "repair:repair", "Make the real state what it should be."),
+    "break": Verb(_PROVE, "faults:break_", "Break something in a lab on purpose, for a while or until healed."),
+    "heal": Verb(_PROVE, "faults:heal", "Undo what was broken on purpose."),
     "doctor": Verb(_PROVE, "doctor:doctor", "Check whether this machine has what is needed."),
     "attach": Verb(_CHANGE, "attach:attach", "Wire a container to the overlay."),
     "detach": Verb(_CHANGE, "attach:detach", "Unwire a container, at once or with a grace period."),

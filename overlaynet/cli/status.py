@@ -9,6 +9,7 @@ import click
 
 from overlaynet.cli import inventory
 from overlaynet.cli.app import App, pass_app, shared
+from overlaynet.cli.faults import fault_line
 from overlaynet.cli.output import members, table
 from overlaynet.cluster.cluster import Cluster, Host, read_view
 from overlaynet.cluster.contexts import LabCluster
@@ -47,6 +48,9 @@ def status(app: App) -> None:
         "etcd": _etcd(view),
         "network": _network(told, view),
         "problems": _problems(cluster, hosts, told),
+        "faults": [fault.as_item() for fault in cluster.lab.faults()]
+        if isinstance(cluster, LabCluster)
+        else [],
     }
     app.result("Status", members, lambda: status_text(cluster.name, members, wide=app.wide), [cluster.name])
 
@@ -135,6 +139,7 @@ def status_text(name: str, members: Mapping[str, Any], *, wide: bool = False) ->
     lines += [_etcd_line(members["etcd"]), _network_line(members["network"]), ""]
     lines.append(table(_COLUMNS, members["hosts"], wide=wide))
     lines += [line for host in members["hosts"] for line in _fallbacks(host)]
+    lines += ["", *map(fault_line, members["faults"])] if members["faults"] else []
     if members["problems"] and not members["rebooted"]:
         lines += ["", *(line for problem in members["problems"] for line in _problem(problem))]
     return "\n".join(lines)

@@ -25,6 +25,7 @@ from overlaynet.errors import (
     from_json,
 )
 from overlaynet.kernel.netns import path as netns_path
+from overlaynet.lab import faultrecords
 from overlaynet.lab.client import AgentClient
 from overlaynet.lab.converge import OUTSIDE_PLACE
 from overlaynet.lab.lab import Lab
@@ -67,7 +68,16 @@ def _lab_item(name: str, paths: LabPaths) -> dict[str, Any]:
         "driver": state.driver if state else None,
         "hosts": len(state.topology.hosts) if state else None,
         "containers": len(state.topology.containers) if state else None,
+        "faults": _faults(paths),
     }
+
+
+def _faults(paths: LabPaths) -> list[str] | None:
+    """What is broken in a lab on purpose, by its ids; None if that cannot be read."""
+    try:
+        return [fault.id for fault in faultrecords.load(paths)]
+    except LabFailed:
+        return None
 
 
 class LabCluster:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from overlaynet.errors import LabChoice, LabFailed, OverlayError
-from overlaynet.lab import lifecycle
+from overlaynet.lab import faultrecords, lifecycle
 from overlaynet.lab.client import AgentClient
 from overlaynet.lab.converge import ETCD, places
 from overlaynet.lab.driver import Driver
+from overlaynet.lab.faultrecords import Fault
 from overlaynet.lab.launch import agent_argv, agent_environ
 from overlaynet.lab.lifecycle import Progress, UpResult, silent
 from overlaynet.lab.netns_driver import NetnsDriver
@@ -146,6 +147,10 @@ class Lab:
         from overlaynet.store.etcd import EtcdStore  # here: it costs 0.2 s
 
         return EtcdStore([self.endpoint])
+
+    def faults(self) -> tuple[Fault, ...]:
+        """What is broken in it on purpose, oldest first. Raises LabFailed."""
+        return faultrecords.load(self.paths)
 
     def pid(self, name: str) -> int | None:
         """The process of that name (etcd, agent/HOST, command/CONTAINER), None if it does not run."""

@@ -10,6 +10,8 @@ next `up` goes on from there.
     containers     on each host as soon as its agent has a subnet
     settled        every agent ready, nothing pending, everyone knows everyone
     commands       once the network is there; what has a probe is waited for
+
+What was broken on purpose is healed first: a lab is to be as its topology says.
 """
 
 from __future__ import annotations
@@ -21,14 +23,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from overlaynet.core.keys import Keys
 from overlaynet.errors import AgentUnreachable, LabFailed, OverlayError, ToolMissing, TopologyError
 from overlaynet.kernel import capability, netns
-from overlaynet.lab import attach, cluster_store, process
+from overlaynet.lab import attach, cluster_store, faults, process
 from overlaynet.lab.build import STOP_GRACE_S, UNFINISHED, Builder
 from overlaynet.lab.client import TIMEOUT_S
 from overlaynet.lab.converge import (
@@ -50,6 +52,7 @@ from overlaynet.lab.converge import (
     unsettled,
     wanted,
 )
+from overlaynet.lab.faultrecords import Fault
 from overlaynet.lab.launch import identity, launches
 from overlaynet.lab.netns_driver import PREFIX, NetnsDriver, namespace
 from overlaynet.lab.paths import LabPaths, Paths
@@ -68,7 +71,8 @@ _WORKERS = 16
 
 @dataclass(frozen=True, slots=True)
 class UpResult:
-    """What `up` did. `waiting` says, if not converged, what each unsettled host still lacks."""
+    """What `up` did. `waiting` says, if not converged, what each unsettled host still lacks; `healed` are the
+    faults that were healed first, which count as changes too."""
 
     lab: str
     changes: int
@@ -76,6 +80,7 @@ class UpResult:
     ready_s: float
     converged: bool
     waiting: tuple[str, ...] = ()
+    healed: tuple[Fault, ...] = ()
 
 
 @dataclass(slots=True)
@@ -103,9 +108,11 @@ def up(topology: Topology, paths: Paths, *, timeout_s: float, progress: Progress
     for container in topology.containers:
         _check_command(container)
     with changing(paths, topology.name):
+        healed = faults.heal_before(topology.name, paths)
         old = load(paths.lab(topology.name))
         try:
-            return _Up(topology, paths, old, timeout_s, progress).run()
+            result = _Up(topology, paths, old, timeout_s, progress).run()
+            return replace(result, changes=result.changes + len(healed), healed=healed)
         except BaseException:
             if old is None and paths.lab(topology.name).lab_json.exists():
                 with suppress(OverlayError):
@@ -394,6 +401,7 @@ def down(name: str, paths: Paths, *, keep_logs: bool = False) -> int:
 
 def _take_down(name: str, paths: Paths, *, keep_logs: bool) -> int:
     lab = paths.lab(name)
+    faults.end_timers(lab)
     try:
         state = load(lab)
     except LabFailed:

@@ -4,6 +4,7 @@ Network namespaces share the machine's file system, so every host of a lab has d
 for what lives as long as the lab runs (`/run`, gone after a reboot) and one for what must survive it.
 
     /run/overlaynet/labs/LAB/lab.json                   what the lab is
+    /run/overlaynet/labs/LAB/faults.json                what is broken in it on purpose
     /run/overlaynet/labs/LAB/etcd.sock                  etcd, for those who are not on the underlay
     /run/overlaynet/labs/LAB/{etcd,CONTAINER}.log       what processes said
     /run/overlaynet/labs/LAB/hosts/HOST/                agent.{toml,sock,pid,log} subnet.env xtables.lock
@@ -53,6 +54,10 @@ class LabPaths:
     @property
     def lab_json(self) -> Path:
         return self.run / "lab.json"
+
+    @property
+    def faults_json(self) -> Path:
+        return self.run / "faults.json"
 
     @property
     def durable_json(self) -> Path:

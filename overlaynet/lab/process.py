@@ -100,11 +100,27 @@ def stop(processes: Iterable[Process], grace_s: float) -> None:
         waiting = _signal_and_wait(open_fds, signal.SIGTERM, grace_s)
         waiting = _signal_and_wait(waiting, signal.SIGKILL, 10.0)
         if waiting:
-            pids = ", ".join(str(process.pid) for process in waiting.values())
-            raise LabFailed(f"processes do not end: {pids}", next=[f"ps -o pid,stat,wchan,args -p {pids}"])
+            raise _undying(waiting.values())
     finally:
         for fd in open_fds:
             os.close(fd)
+
+
+def kill(processes: Iterable[Process]) -> None:
+    """End them as a power cut does: SIGKILL at once, and no chance to tidy up. Raises LabFailed."""
+    open_fds = {fd: process for process in processes if (fd := _pidfd(process)) is not None}
+    try:
+        waiting = _signal_and_wait(open_fds, signal.SIGKILL, 10.0)
+        if waiting:
+            raise _undying(waiting.values())
+    finally:
+        for fd in open_fds:
+            os.close(fd)
+
+
+def _undying(processes: Iterable[Process]) -> LabFailed:
+    pids = ", ".join(str(process.pid) for process in processes)
+    return LabFailed(f"processes do not end: {pids}", next=[f"ps -o pid,stat,wchan,args -p {pids}"])
 
 
 def _pidfd(process: Process) -> int | None:

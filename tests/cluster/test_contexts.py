@@ -53,9 +53,9 @@ def test_labs_are_listed_even_if_one_cannot_be_read(paths):
     damaged = paths.lab("broken")
     damaged.run.mkdir(parents=True)
     damaged.lab_json.write_text("{")
-    assert contexts.lab_items(paths) == [
-        {"name": "broken", "state": "unreadable", "driver": None, "hosts": None, "containers": None}
-    ]
+    damaged.faults_json.write_text("{")
+    unknown = dict.fromkeys(("driver", "hosts", "containers", "faults"))
+    assert contexts.lab_items(paths) == [{"name": "broken", "state": "unreadable", **unknown}]
 
 
 def test_local_host_is_known_without_an_agent(paths):
