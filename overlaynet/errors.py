@@ -9,7 +9,8 @@
     │   ├── NotFound                    OVL-105  no object of that name
     │   ├── ObjectInvalid               OVL-106  a Kubernetes object that is not as it must be
     │   │   └── AllocationTaken         OVL-107  a VIP or nodePort that belongs to another service
-    │   └── ProbeInvalid                OVL-108  a readiness probe that cannot be understood
+    │   ├── ProbeInvalid                OVL-108  a readiness probe that cannot be understood
+    │   └── BundleInvalid               OVL-109  a file that is no trace bundle that could be read
     ├── EnvironmentProblem        3     OVL-2xx  this machine lacks something
     │   ├── NotPermitted                OVL-201  a capability is missing
     │   ├── ToolMissing                 OVL-202  a program is missing
@@ -143,6 +144,10 @@ class ProbeInvalid(UsageError):
         super().__init__(f"{'.'.join(map(str, ('probe', *place)))} {problem}", evidence=evidence)
         self.place = tuple(place)
         self.problem = problem
+
+
+class BundleInvalid(UsageError):
+    code = "OVL-109"
 
 
 class EnvironmentProblem(OverlayError):
