@@ -230,16 +230,16 @@ class _Origin:
 def _isns(
     question: Question, prediction: Prediction, evidence: Evidence, seen: Sequence[_Seen]
 ) -> list[int | None]:
-    """The initial sequence number of every try. Tries from the same port have theirs in the same order."""
+    """The initial sequence number of every try. Tries from the same port have theirs in the same order; what
+    its own kernel refused may have been sent nevertheless, and has what the others leave."""
     syns = [one for one in seen if _is_syn(one.headers)]
     connections = [connection.text for connection in evidence.connections]
-    taken: set[int] = set()
-    isns: list[int | None] = []
-    for sent in evidence.sent:
+    isns: dict[int, int] = {}
+    for place, sent in sorted(enumerate(evidence.sent), key=lambda one: bool(one[1].error)):
         origin = _Origin(question, prediction, sent, connections)
-        isns.append(None if sent.error else origin.isn(syns, taken))
-        taken.update(isn for isn in isns[-1:] if isn is not None)
-    return isns
+        if (isn := origin.isn(syns, set(isns.values()))) is not None:
+            isns[place] = isn
+    return [isns.get(place) for place in range(len(evidence.sent))]
 
 
 def _isns_of(syns: Iterable[_Seen]) -> list[int]:

@@ -234,6 +234,13 @@ def test_tries_from_one_port_are_told_apart_by_their_order(wire) -> None:
     assert [(t.isn, len(t.forward), len(t.others)) for t in tries] == [(5, 1, 1), (None, 0, 0), (3, 1, 1)]
 
 
+def test_packet_of_a_refused_try_is_known_if_it_was_sent(wire) -> None:
+    wire.see("client-1:eth0", "out", syn(CLIENT, PORT, WEB, 80))
+    wire.see("client-1:eth0", "in", error(GATEWAY, CLIENT, syn(CLIENT, PORT, WEB, 80), 3, 1))
+    found = wire.one("tcp", attempt(error="no route to host"))
+    assert (len(found.forward), len(found.reply)) == (1, 1)
+
+
 # --- TCP from a host, which translates before any interface ----------------------------------------
 
 
