@@ -17,6 +17,7 @@ from overlaynet.core.keys import Keys
 from overlaynet.core.view import View
 from overlaynet.errors import NotFound, NotPermitted, OverlayError
 from overlaynet.lab.client import AgentClient
+from overlaynet.lab.session import Session
 from overlaynet.model import Identity, Port, Probe, Workload
 from overlaynet.ports import Listing, Store
 
@@ -87,7 +88,7 @@ class Cluster(Protocol):
 
     name: str
     one_machine: bool
-    """Whether all hosts are namespaces of one kernel: the probe of one reaches all, and their clocks are one."""
+    """Whether all hosts are namespaces of one kernel: one probe reaches all, and there is one clock."""
 
     def hosts(self) -> Sequence[Host]:
         """In the order of their names."""
@@ -121,6 +122,13 @@ class Cluster(Protocol):
 
     def probe(self, host: str, job: Mapping[str, Any], timeout_s: float) -> Mapping[str, Any]:
         """The answer of a probe run on that host."""
+
+    def session(self, host: str, timeout_s: float) -> Session:
+        """A probe on that host that answers job after job, to be closed by the caller. `timeout_s`: how long
+        its start may take, where that has to be waited for."""
+
+    def stream(self, host: str, job: Mapping[str, Any]) -> Popen[bytes]:
+        """A probe on that host that answers one job by line after line, until its input is closed."""
 
     def agent(self, host: str, timeout_s: float) -> AgentClient:
         """That host's agent, answering or not."""

@@ -32,6 +32,7 @@ from overlaynet.lab.lab import Lab
 from overlaynet.lab.netns_driver import clean_environ
 from overlaynet.lab.paths import LabPaths, Paths
 from overlaynet.lab.process import tool
+from overlaynet.lab.session import ProbeSession, Session, start
 from overlaynet.lab.state import LOCAL, running_labs
 from overlaynet.lab.state import choose as choose_name
 from overlaynet.lab.state import load as load_state
@@ -150,6 +151,12 @@ class LabCluster:
     def probe(self, host: str, job: Mapping[str, Any], timeout_s: float) -> Mapping[str, Any]:
         return checked(self.lab.driver.probe(host, job, timeout_s))
 
+    def session(self, host: str, timeout_s: float) -> Session:
+        return self.lab.driver.session(host)
+
+    def stream(self, host: str, job: Mapping[str, Any]) -> subprocess.Popen[bytes]:
+        return self.lab.driver.stream(host, job)
+
     def agent(self, host: str, timeout_s: float) -> AgentClient:
         return AgentClient(self.lab.paths.host(host).socket, timeout_s)
 
@@ -219,6 +226,12 @@ class LocalCluster:
     def probe(self, host: str, job: Mapping[str, Any], timeout_s: float) -> Mapping[str, Any]:
         done = _run(_PROBE, json.dumps(job).encode(), timeout_s)
         return checked(_document(host, "probe", done.stdout, done.stderr))
+
+    def session(self, host: str, timeout_s: float) -> Session:
+        return ProbeSession(host, _PROBE)
+
+    def stream(self, host: str, job: Mapping[str, Any]) -> subprocess.Popen[bytes]:
+        return start(host, _PROBE, job)
 
     def agent(self, host: str, timeout_s: float) -> AgentClient:
         return AgentClient(self._socket, timeout_s)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from overlaynet.lab.client import AgentClient
+from overlaynet.lab.session import ProbeSession
 
 
 class Completed(NamedTuple):
@@ -39,6 +40,12 @@ class Driver(Protocol):
 
     def probe(self, host: str, job: Mapping[str, Any], timeout_s: float = 30.0) -> dict[str, Any]:
         """Run `python -m overlaynet.probe` on a host: a job as JSON in, a document out. Raises LabFailed."""
+
+    def session(self, host: str) -> ProbeSession:
+        """A probe on a host that answers job after job, and is not waited for. Raises LabFailed."""
+
+    def stream(self, host: str, job: Mapping[str, Any]) -> subprocess.Popen[bytes]:
+        """A probe on a host whose answer is line after line, until its input is closed. Raises LabFailed."""
 
     def popen_in(self, place: str, argv: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start a command there on the caller's own terminal. Raises LabFailed."""

@@ -15,8 +15,10 @@ from overlaynet.lab.client import AgentClient
 from overlaynet.lab.driver import Completed
 from overlaynet.lab.paths import LabPaths
 from overlaynet.lab.process import tool
+from overlaynet.lab.session import ProbeSession, start
 
 PREFIX = "ovl"
+PROBE = (sys.executable, "-P", "-m", "overlaynet.probe")
 
 
 def namespace(lab: str, place: str) -> str:
@@ -54,8 +56,7 @@ class NetnsDriver:
         return Completed(done.returncode, done.stdout, done.stderr)
 
     def probe(self, host: str, job: Mapping[str, Any], timeout_s: float = 30.0) -> dict[str, Any]:
-        argv = [sys.executable, "-P", "-m", "overlaynet.probe"]
-        done = self.run(host, argv, stdin=json.dumps(job).encode(), timeout_s=timeout_s)
+        done = self.run(host, PROBE, stdin=json.dumps(job).encode(), timeout_s=timeout_s)
         try:
             document = json.loads(done.stdout)
         except ValueError:
@@ -67,6 +68,12 @@ class NetnsDriver:
                 next=[f"overlaynet exec {host} -- true"],
             )
         return document
+
+    def session(self, host: str) -> ProbeSession:
+        return ProbeSession(host, self.argv_in(host, PROBE))
+
+    def stream(self, host: str, job: Mapping[str, Any]) -> subprocess.Popen[bytes]:
+        return start(host, self.argv_in(host, PROBE), job)
 
     def popen_in(self, place: str, argv: Sequence[str]) -> subprocess.Popen[bytes]:
         try:

@@ -21,7 +21,15 @@ from typing import Any
 
 from overlaynet.errors import OverlayError, UsageError
 from overlaynet.probe.job import member, netns, objects
-from overlaynet.probe.sockets import ETH_P_ALL, PACKET_OUTGOING, TIMESPEC, dropped, packet_socket, stamp
+from overlaynet.probe.sockets import (
+    ETH_P_ALL,
+    PACKET_OUTGOING,
+    TIMESPEC,
+    close_packet_sockets,
+    dropped,
+    packet_socket,
+    stamp,
+)
 
 _LARGEST_FRAME_BYTES = 65_535 + 14
 _ANCILLARY_BYTES = socket.CMSG_SPACE(TIMESPEC.size)
@@ -99,9 +107,7 @@ def run(job: Mapping[str, Any], stop_fd: int) -> dict[str, Any]:
         _listen(capture, stop_fd, time.monotonic() + seconds)
         return _report(capture)
     finally:
-        for point in capture.points:
-            if point.sock is not None:
-                point.sock.close()
+        close_packet_sockets(point.sock for point in capture.points if point.sock is not None)
 
 
 def _needles(job: Mapping[str, Any]) -> tuple[bytes, ...]:

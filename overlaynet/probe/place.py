@@ -120,7 +120,7 @@ def _inside(name: str | None) -> Any:
 def _look(*, firewall: bool, instance: str) -> dict[str, Any]:
     with Rtnl.open() as rtnl:
         kernel = observe(rtnl, instance=instance)
-    kernel = replace(kernel, sysctls={name: sysctl.read(name) for name in _sysctls(kernel)})
+    kernel = replace(kernel, sysctls={name: sysctl.read(name) for name in sysctls(kernel)})
     rules = read_rules(instance) if firewall else Rules(None)
     return {
         "kernel": kernel_to_json(kernel),
@@ -135,7 +135,8 @@ def _json(rules: RuleSet | None) -> dict[str, Any] | None:
     return None if rules is None else rules_to_json(rules)
 
 
-def _sysctls(kernel: KernelState) -> Iterator[str]:
+def sysctls(kernel: KernelState) -> Iterator[str]:
+    """The settings that are read of a namespace with these links."""
     yield from SYSCTLS
     for device in kernel.links:
         for name in DEVICE_SYSCTLS:

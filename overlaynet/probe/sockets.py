@@ -12,7 +12,8 @@ from __future__ import annotations
 import ctypes
 import socket
 import struct
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from overlaynet.errors import EnvironmentProblem, NotPermitted
@@ -83,6 +84,13 @@ def stamp(ancillary: Ancillary) -> int | None:
             seconds, nanoseconds = TIMESPEC.unpack(data[: TIMESPEC.size])
             return int(seconds * 1_000_000_000 + nanoseconds)
     return None
+
+
+def close_packet_sockets(socks: Iterable[socket.socket]) -> None:
+    """Close them meanwhile. For each the kernel waits until no processor can be using it any more
+    (net/packet/af_packet.c, packet_release), some ten milliseconds; at once, they share one such wait."""
+    for sock in socks:
+        threading.Thread(target=sock.close, name="closing").start()
 
 
 def dropped(sock: socket.socket) -> int:

@@ -43,6 +43,7 @@ from overlaynet.probe.sockets import (
     TIMESPEC,
     Ancillary,
     attach_filter,
+    close_packet_sockets,
     dropped,
     open_socket,
     packet_socket,
@@ -156,25 +157,30 @@ class Taps:
         self._settle(settle_s)
         for number in self._barriers(self._live(), time.monotonic()):
             self.taps[number].closed = True
-        self.abandon()
+        self._end_thread()
         for number, tap in enumerate(self.taps):
             if tap.sock is not None:
                 while self._read(number, tap.sock):
                     pass
                 tap.dropped = dropped(tap.sock) + self._refused[number]
-                tap.sock.close()
-                tap.sock = None
+        self.abandon()
 
     def abandon(self) -> None:
-        """End the thread; harmless where there is none."""
+        """End the thread, close the sockets. Harmless if that was done."""
+        self._end_thread()
+        close_packet_sockets(self._injectors.values())
+        self._injectors.clear()
+        for tap in self.taps:
+            if tap.sock is not None:
+                close_packet_sockets([tap.sock])
+                tap.sock = None
+
+    def _end_thread(self) -> None:
         if self._thread is not None:
             os.eventfd_write(self._wake, 1)
             self._thread.join()
             self._thread = None
             os.close(self._wake)
-        for sock in self._injectors.values():
-            sock.close()
-        self._injectors.clear()
 
     # --- opening ----------------------------------------------------------------------------------
 
@@ -191,7 +197,7 @@ class Taps:
         tap.sock = sock
         tap.error = _bound(tap, sock) or _trouble(tap)
         if tap.error is not None:
-            sock.close()
+            close_packet_sockets([sock])
             tap.sock = None
 
     def _live(self) -> list[int]:

@@ -19,15 +19,18 @@ from overlaynet.core.jsonstate import kernel_to_json, rules_to_json
 from overlaynet.core.keys import Keys
 from overlaynet.core.view import View
 from overlaynet.core.workload import host_device, veth_tag
-from overlaynet.errors import AgentUnreachable, OverlayError
+from overlaynet.errors import AgentUnreachable, LabFailed, OverlayError, UsageError
 from overlaynet.model import Identity, Lease, NodeRecord, Vtep, Workload
 from overlaynet.ports import Put, Store, Wiring
 from overlaynet.probe import survey as surveying
+from overlaynet.probe.place import sysctls
+from overlaynet.state import RuleSet
 from overlaynet.store import codec
 from overlaynet.store.memory import MemoryStore
 from overlaynet.testing.fake_firewall import FakeFirewall
 from overlaynet.testing.fake_kernel import FakeKernel
 
+CONTAINER_FD = 100
 NETWORK = b'{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}'
 
 
@@ -53,6 +56,28 @@ class FakeAgent:
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         return self.get(path)
+
+
+class FakeSession:
+    """A probe that stays, of a fake cluster: every place is on the one machine."""
+
+    def __init__(self, cluster: FakeCluster) -> None:
+        self._cluster = cluster
+
+    def __enter__(self) -> FakeSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def ask(self, job: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        if job["op"] != "places":
+            raise UsageError(f"there is no operation {job['op']!r}", evidence="operations: places")
+        found = [self._cluster.place(p["name"], firewall=job.get("firewall", False)) for p in job["places"]]
+        return {"kind": "Places", "places": found}
+
+    def close(self) -> None:
+        """Nothing was opened."""
 
 
 class FakeCluster:
@@ -124,6 +149,30 @@ class FakeCluster:
         kernel = self.kernels[host].observe(job["sysctls"])
         return {"kernel": kernel_to_json(kernel), "rules": rules_to_json(self.rules[host].observe())}
 
+    def session(self, host: str, timeout_s: float) -> FakeSession:
+        if host in self.probe_errors:
+            raise self.probe_errors[host]
+        return FakeSession(self)
+
+    def stream(self, host: str, job: Mapping[str, Any]) -> Popen[bytes]:
+        raise LabFailed(f"the probe on {host} could not be started", evidence="there is nothing to listen at")
+
+    def place(self, name: str, *, firewall: bool) -> dict[str, Any]:
+        """A host or container of that name as a probe tells of it."""
+        host = next(h.name for h in self.hosts() if name in (h.name, f"web-{_number(h.name)}"))
+        kernel = self.kernels[host] if name == host else self.kernels[host].container(CONTAINER_FD)
+        rules = self.rules[host].observe() if name == host else RuleSet("nft")
+        seen = kernel.observe(list(sysctls(kernel.observe())))
+        return {
+            "name": name,
+            "kernel": kernel_to_json(seen),
+            "rules": rules_to_json(rules) if firewall else None,
+            "nft": None,
+            "listening": [],
+            "unread": [],
+            "error": None,
+        }
+
     def _ping(self, item: Mapping[str, Any]) -> dict[str, Any]:
         error, evidence = self.unreachable.get(item["id"], (None, ""))
         rtt_ms = 0.5 if error is None else None
@@ -172,7 +221,7 @@ class FakeCluster:
                 addresses=(ip_interface(f"{workload.ips[0]}/24"),),
                 gateways=(gateway_address(_identity(host).subnets[0]),),
                 mtu=1450,
-                netns_fd=100,
+                netns_fd=CONTAINER_FD,
                 netlink_fd=101,
             )
         )
