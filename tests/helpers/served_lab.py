@@ -170,23 +170,26 @@ class ServedLab:
         self.lab.driver.run(host, ["ip", "link", "set", "eth0", "down"])
 
 
-def topology(name: str, node_ttl_s: int) -> Topology:
-    """Three hosts with a container each. node-3 has the legacy iptables, which has a lock."""
-    simple = Topology.simple(name, hosts=3, containers=1)
+def topology(name: str, node_ttl_s: int, containers: int, backend: str) -> Topology:
+    """Three hosts with so many containers each. node-3 has the legacy iptables, which has a lock."""
+    simple = Topology.simple(name, hosts=3, containers=containers)
     flavours = ("nft", "nft", "legacy")
     hosts = [
         replace(host, agent={"firewall": {"backend": flavour}})
         for host, flavour in zip(simple.hosts, flavours, strict=True)
     ]
-    return replace(simple, hosts=tuple(hosts), settings=Settings(node_ttl_s=node_ttl_s))
+    network = replace(simple.network, backend={"type": backend})
+    return replace(simple, hosts=tuple(hosts), network=network, settings=Settings(node_ttl_s=node_ttl_s))
 
 
 @contextmanager
-def served_lab(name: str, *, node_ttl_s: int = NODE_TTL_S) -> Iterator[ServedLab]:
+def served_lab(
+    name: str, *, node_ttl_s: int = NODE_TTL_S, containers: int = 1, backend: str = "vxlan"
+) -> Iterator[ServedLab]:
     """Up, with `web` in place and answered by every container. Hosts refuse each call at once, where otherwise
     the kernel would tell one client of at most one a second (icmp(7), icmp_ratelimit)."""
     with ExitStack() as stack:
-        lab = stack.enter_context(Lab.running(topology(name, node_ttl_s)))
+        lab = stack.enter_context(Lab.running(topology(name, node_ttl_s, containers, backend)))
         listening = stack.enter_context(servers())
         places = {
             place: stack.enter_context(named_netns(namespace(name, place)))

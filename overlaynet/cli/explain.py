@@ -1,0 +1,71 @@
+"""`overlaynet explain`: where a packet would go, by the state of every place on its way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from overlaynet.cli.app import App, pass_app, shared
+from overlaynet.cli.asking import asked, question_options
+from overlaynet.cli.pictures import PICTURES, write_picture
+from overlaynet.errors import UsageError
+from overlaynet.trace.model import DELIVERED, Prediction
+
+INCONCLUSIVE = 4
+
+
+@click.command()
+@question_options
+@click.option("--from", "file", type=click.Path(path_type=Path), help="Ask the state that this trace saved.")
+@click.option("-v", "--verbose", is_flag=True, help="All headers, and every entry that decides.")
+@click.option("-w", "--write", type=click.Path(path_type=Path), multiple=True, help=f"Write {PICTURES}.")
+@shared
+@pass_app
+def explain(app: App, /, file: Path | None, verbose: bool, write: tuple[Path, ...], **words: Any) -> int:
+    """Predict a packet's path and say which entries decide it. Nothing is sent.
+
+    FROM and TO are containers, hosts, `outside`, svc/NAME or addresses. The answer is by the state of routes,
+    neighbours, FDB entries, rules and sysctls as they are now (or, with --from, as a trace has saved them).
+    Exit code 0 if the packet would arrive by every way it may take, 1 if not, 4 if something on the way
+    could not be read.
+    """
+    prediction = _predict(app, file, words)
+    for picture in write:
+        write_picture(picture, prediction)
+    _show(app, prediction, verbose=verbose)
+    if prediction.outcome != DELIVERED:
+        return 1
+    return 0 if all(path.certain for path in prediction.paths) else INCONCLUSIVE
+
+
+def _predict(app: App, file: Path | None, words: dict[str, Any]) -> Prediction:
+    if file is None:
+        from overlaynet.proof.tracing import explain as ask
+
+        with app.progress("reading the state of every place"):
+            return ask(app.cluster, asked(**words)).prediction
+    from overlaynet.proof.saved import open_bundle
+    from overlaynet.trace.predict import predict
+
+    bundle = open_bundle(file)
+    if words["source"] is None:
+        return predict(bundle.world, bundle.question)
+    raise UsageError(
+        "a saved state answers the question that it was saved for",
+        evidence=f"it is {bundle.question.source} → {bundle.question.target}",
+        next=[f"overlaynet explain --from {file}"],
+    )
+
+
+def _show(app: App, prediction: Prediction, *, verbose: bool) -> None:
+    from overlaynet.trace.document import explain_json
+    from overlaynet.trace.render.terminal import explain_text
+
+    app.result(
+        "Explanation",
+        explain_json(prediction),
+        lambda: explain_text(prediction, app.width, verbose=verbose, command=app.command),
+        [prediction.outcome],
+    )
