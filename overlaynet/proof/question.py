@@ -30,6 +30,10 @@ LARGEST_PAYLOAD_BYTES = 65_507
 """Of UDP over IPv4: 65 535 without both headers (RFC 768, RFC 791). An ICMP echo has the same header size."""
 
 
+COOKIE_BYTES = 8
+"""By which a datagram is known wherever it is seen, so none is sent with less."""
+
+
 class Asked(NamedTuple):
     """The words as they were typed. `protocol` None, `dst_port` None: what the target suggests."""
 
@@ -186,7 +190,7 @@ def question(asked: Asked, directory: Directory) -> Question:
         protocol=protocol,
         src_port=asked.src_port,
         dst_port=port,
-        size=asked.size,
+        size=0 if protocol == "tcp" else max(asked.size, COOKIE_BYTES),
         df=asked.df,
     )
 

@@ -257,8 +257,10 @@ class _Run:
 
     def _counts(self) -> Iterator[Count]:
         """By how much the counters of rules on the predicted paths grew."""
-        quoted = {why.text for hop in _hops(self.prediction) for why in hop.why if why.object == "rule"}
-        for name in sorted({hop.place for hop in _hops(self.prediction)} if quoted else ()):
+        quoted: dict[str, set[str]] = {}
+        for hop in _hops(self.prediction):
+            quoted.setdefault(hop.place, set()).update(why.key for why in hop.why if why.object == "rule")
+        for name in sorted(name for name, keys in quoted.items() if keys):
             place = self.scene.world.places.get(name)
             if place is None or place.rules is None or not place.rules.chains:
                 continue
@@ -267,7 +269,7 @@ class _Run:
                 answer = self.sessions.ask(self.sessions.machine(place.host), job)
             except OverlayError:
                 continue  # evidence that is missing, and nothing else
-            yield from _grown(name, place.rules, rules_from_json(answer["rules"]), quoted)
+            yield from _grown(name, place.rules, rules_from_json(answer["rules"]), quoted[name])
 
     def _connections(self, sent: Iterable[Sent]) -> Iterator[Connection]:
         """What conntrack keeps of the packets, where they were translated."""
@@ -445,14 +447,16 @@ def _keep(prediction: Prediction, world: World) -> dict[str, Any]:
 
 
 def _grown(place: str, before: RuleSet, after: RuleSet, quoted: set[str]) -> Iterator[Count]:
-    """Rules among the quoted whose counters grew; a chain that was rewritten meanwhile tells nothing."""
+    """Rules among the quoted (``nat OVL-SERVICES 3``) whose counters grew; a chain that was rewritten meanwhile
+    tells nothing."""
     for (table, chain), lines in after.chains.items():
         old = before.chains.get((table, chain), ())
         if tuple(line.text for line in old) != tuple(line.text for line in lines):
             continue
         for position, (was, now) in enumerate(zip(old, lines, strict=True), start=1):
-            if now.text in quoted and now.packets > was.packets:
-                yield Count(place, table, chain, position, now.text, now.packets - was.packets)
+            if f"{table} {chain} {position}" in quoted and now.packets > was.packets:
+                text = f"-A {chain} {now.text}"
+                yield Count(place, table, chain, position, text, now.packets - was.packets)
 
 
 def _underlay_gap(found: Trace, world: World) -> tuple[Point, Point] | None:
