@@ -18,7 +18,7 @@ packet first sent is told from its repetitions, which prove nothing about it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -81,6 +81,8 @@ class Joined:
 
 End: TypeAlias = tuple[IPAddress | None, int | None]
 """One side of a packet: address, and port or, at the sender of an ICMP echo, identifier."""
+_Copy: TypeAlias = dict[int, tuple[Headers, int]]
+"""One packet at one point: its fragments by offset, each with its header and the number of its frame."""
 _COOKIE_BYTES = 8
 _IP_BYTES = 20
 _PORTS_BYTES = 8
@@ -125,20 +127,36 @@ def _decoded(captured: Captured, vxlan_port: int) -> Frame | None:
 
 def _assemble(captured: Sequence[Captured], frames: Sequence[Frame | None]) -> list[_Seen]:
     """Every packet at every point in order of time, its fragments together. A fragment that is there already
-    begins another copy of the packet."""
-    copies: dict[tuple[object, ...], list[dict[int, int]]] = {}
+    begins another copy of the packet.
+
+    Fragments share protocol and IP id. Addresses and TTL only help to choose between copies: the kernel sends
+    the pieces of a packet that it had put together for NAT on in the very memory that a socket still shows,
+    and writes the new header into it (net/ipv4/ip_output.c, ip_fraglist_prepare). So later fragments may be
+    seen with the header that they get at a point further on."""
+    copies: dict[tuple[object, ...], list[_Copy]] = {}
     for number, (record, frame) in enumerate(zip(captured, frames, strict=True)):
-        if frame is not None:
-            piece = _fragment(frame)
-            key = (number,) if piece is None else (*record[:1], record.direction, *_datagram(piece))
-            offset = 0 if piece is None else piece.offset
-            there = copies.setdefault(key, [])
-            place = next((copy for copy in there if offset not in copy), None)
-            if place is None:
-                there.append(place := {})
-            place[offset] = number
+        if frame is None:
+            continue
+        piece = _fragment(frame)
+        key = (number,) if piece is None else (record.point, record.direction, piece.protocol, piece.ip_id)
+        _add(number, piece or frame.outer, copies.setdefault(key, []))
     seen = [_seen(copy, captured, frames) for there in copies.values() for copy in there]
     return sorted(seen, key=_order)
+
+
+def _add(number: int, piece: Headers, copies: list[_Copy]) -> None:
+    """Put a fragment to the copy of its packet that lacks it and is most like it."""
+
+    def likeness(copy: _Copy) -> tuple[bool, bool]:
+        other, _ = next(iter(copy.values()))
+        return (piece.src, piece.dst) == (other.src, other.dst), piece.ttl == other.ttl
+
+    lacking = [copy for copy in copies if piece.offset not in copy]
+    if not lacking:
+        copies.append({})
+        lacking = copies[-1:]
+    best = lacking[0] if len(lacking) == 1 else max(lacking, key=likeness)
+    best[piece.offset] = piece, number
 
 
 def _fragment(frame: Frame) -> Headers | None:
@@ -148,13 +166,8 @@ def _fragment(frame: Frame) -> Headers | None:
     return frame.inner if frame.inner is not None and frame.inner.is_fragment else None
 
 
-def _datagram(piece: Headers) -> tuple[object, ...]:
-    """What fragments of one packet share (RFC 791 section 3.2), and the TTL, by which passes differ."""
-    return piece.src, piece.dst, piece.protocol, piece.ip_id, piece.ttl
-
-
-def _seen(copy: Mapping[int, int], captured: Sequence[Captured], frames: Sequence[Frame | None]) -> _Seen:
-    numbers = [copy[offset] for offset in sorted(copy)]
+def _seen(copy: _Copy, captured: Sequence[Captured], frames: Sequence[Frame | None]) -> _Seen:
+    pieces, numbers = zip(*(copy[offset] for offset in sorted(copy)), strict=True)
     parts = [frame for n in numbers if (frame := frames[n]) is not None]
     times = [t for n in numbers if (t := captured[n].t_ns) is not None]
     first = captured[numbers[0]]
@@ -164,22 +177,20 @@ def _seen(copy: Mapping[int, int], captured: Sequence[Captured], frames: Sequenc
         t_ns=min(times, default=None),
         frame=parts[0],
         fragments=len(parts),
-        complete=_is_complete([_fragment(part) for part in parts]),
+        complete=_is_complete(pieces),
         numbers=tuple(sorted(numbers)),
     )
     return _Seen(sighting, tuple(part.payload for part in parts))
 
 
-def _is_complete(pieces: Sequence[Headers | None]) -> bool:
+def _is_complete(pieces: Sequence[Headers]) -> bool:
     """Whether fragments, in order of their offsets, leave no gap. Their IP headers have no options here."""
     end = 0
     for piece in pieces:
-        if piece is None:
-            return True
         if piece.offset > end:
             return False
         end = piece.offset + (piece.length or 0) - _IP_BYTES
-    return bool(pieces) and pieces[-1] is not None and not pieces[-1].more_fragments
+    return not pieces[-1].more_fragments
 
 
 # --- TCP ------------------------------------------------------------------------------------------
