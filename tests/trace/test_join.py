@@ -253,7 +253,10 @@ def test_packet_that_its_own_host_translates_is_known_by_its_prediction(wire) ->
 
 
 FROM_HOST = (hop("node-1:cni0", GATEWAY, "10.244.1.5", None, 8080),)
-ENTRY = f"tcp {HOSTS[0]}:{PORT} → {VIP}:80, answered by 10.244.1.5:8080 → {GATEWAY}:61007"
+ENTRY = (
+    f"tcp SYN_SENT src={HOSTS[0]} dst={VIP} sport={PORT} dport=80 "
+    f"src=10.244.1.5 dst={GATEWAY} sport=8080 dport=61007"
+)
 
 
 @pytest.mark.parametrize(
@@ -460,6 +463,24 @@ def test_fragments_sent_twice_are_two_sightings(wire) -> None:
     found = wire.one("udp")
     assert [s.numbers for s in found.forward] == [(0, 1, 2)]
     assert [s.numbers for s in found.others] == [(3, 4, 5)]
+
+
+def test_later_fragments_are_the_packets_though_they_show_a_header_of_further_on(wire) -> None:
+    """What the kernel writes into them at the next router, while the socket still shows them."""
+    first, *rest = pieces(big("icmp"))
+    for piece in rest:
+        piece.ttl, piece.src = 63, GATEWAY
+    wire.see("client-1:eth0", "out", first, *rest)
+    found = wire.one("icmp")
+    assert [(s.fragments, s.complete, s.frame.packet.ttl) for s in found.forward] == [(3, True, 64)]
+    assert found.others == ()
+
+
+def test_fragments_of_a_packet_in_a_loop_are_sorted_by_their_ttl(wire) -> None:
+    passes = [list(pieces(big("icmp", ttl=ttl))) for ttl in (64, 62)]
+    wire.see("client-1:eth0", "out", passes[0][0], *passes[1], *passes[0][1:])
+    found = wire.one("icmp")
+    assert [(s.frame.packet.ttl, s.numbers) for s in found.forward] == [(64, (0, 4, 5)), (62, (1, 2, 3))]
 
 
 def test_fragments_of_others_are_not_mixed_in(wire) -> None:
