@@ -24,6 +24,7 @@ from overlaynet.errors import UsageError
 from overlaynet.proof.packet import Packet, Scene
 from overlaynet.proof.predicates import Match, as_match
 from overlaynet.proof.way import Inconclusive, Refuted, Way, line
+from overlaynet.trace.filter import Filter
 from overlaynet.trace.model import Point, Tap
 
 SHOWN = 12
@@ -42,6 +43,11 @@ class Packets(Sequence[Packet]):
         self._all = None if packets is None else tuple(packets)
         self._taps = {tap.point: tap for tap in taps}
         self._scene = scene or Scene()
+
+    def end(self, packets: Iterable[Packet], taps: Iterable[Tap], wanted: Filter) -> None:
+        """The capture has ended, and this was captured."""
+        self._all = tuple(packet for packet in packets if wanted(packet.frame))
+        self._taps = {tap.point: tap for tap in taps}
 
     def _found(self) -> tuple[Packet, ...]:
         if self._all is None:

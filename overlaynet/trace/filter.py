@@ -24,7 +24,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
-from typing import Literal, NamedTuple, NoReturn, TypeAlias
+from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 
 from overlaynet.addr import IPAddress, IPNetwork
 from overlaynet.errors import UsageError
@@ -105,6 +105,27 @@ class Filter:
 
     def __call__(self, frame: Frame) -> bool:
         return _passes(self.term, frame)
+
+    def keep(self, vxlan_port: int) -> dict[str, Any] | None:
+        """What the kernel may leave out already: a probe's `keep`, which passes all that this passes and some
+        more. None: everything has to come up."""
+        terms = _joint(self.term)
+        ips = [term.ips for term in terms if isinstance(term, Address)]
+        ports = [term.number for term in terms if isinstance(term, Port)]
+        protocols = [term.name for term in terms if isinstance(term, Protocol) and term.name != "arp"]
+        if not (ips or ports or protocols):
+            return None
+        return {
+            "ips": sorted(map(str, min(ips, key=len, default=()))),
+            "protocol": next(iter(protocols), None),
+            "ports": ports[:1],
+            "vxlan_port": vxlan_port,
+        }
+
+
+def _joint(term: Term) -> list[Term]:
+    """What must be true of one and the same packet."""
+    return [one for part in term.terms for one in _joint(part)] if isinstance(term, All) else [term]
 
 
 def _passes(term: Term, frame: Frame) -> bool:

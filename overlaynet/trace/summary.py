@@ -2,9 +2,10 @@
 
     10.244.1.2:40000 > 10.112.0.10:80 tcp S ttl 64
     10.244.1.2 > 10.244.2.2 icmp echo request 7/1 ttl 63
-    192.168.50.11:59000 > 192.168.50.12:8472 vxlan 1 [10.244.1.2 > 10.244.2.2 icmp echo request 7/1 ttl 63]
+    192.168.50.11 > 192.168.50.12 vxlan 1 [10.244.1.2 > 10.244.2.2 icmp echo request 7/1 ttl 63]
 
-The packet in a tunnel is in brackets. An echo's numbers are its identifier and sequence number.
+The packet in a tunnel is in brackets; the tunnel's own ports say nothing and are left out. An echo's numbers
+are its identifier and sequence number.
 """
 
 from __future__ import annotations
@@ -41,9 +42,8 @@ def parts(frame: Frame) -> tuple[str, str]:
     """The outer packet, and the inner one in brackets or nothing: for where one line is too short."""
     if frame.vni is None:
         return packet(frame.outer), ""
-    ends = _ends(frame.outer)
     inside = packet(frame.inner) if frame.inner else "cut off"
-    return f"{ends} vxlan {frame.vni}", f"[{inside}]"
+    return f"{frame.outer.src} > {frame.outer.dst} vxlan {frame.vni}", f"[{inside}]"
 
 
 def packet(headers: Headers) -> str:

@@ -89,7 +89,7 @@ def test_expected_packet_that_is_not_there_shows_the_nearest_with_reasons() -> N
         "  0.000000  web-1:eth0           out  10.244.1.2 > 10.244.2.2 icmp echo request 7/1 ttl 64  74 B\n"
         "      ^ it is not in a tunnel\n"
         "    "
-        "  0.000030  node-1:eth0          out  192.168.50.11:40001 > 192.168.50.12:8472 vxlan 1"
+        "  0.000030  node-1:eth0          out  192.168.50.11 > 192.168.50.12 vxlan 1"
         " [10.244.1.2 > 10.244.2.2 icmp echo request 7/1 ttl 63]  124 B"
     )
 
