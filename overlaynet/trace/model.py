@@ -68,7 +68,8 @@ class Tcp(NamedTuple):
 
 
 class Quoted(NamedTuple):
-    """The packet that an ICMP error is about (RFC 792: its IP header and its first eight bytes at least)."""
+    """The packet that an ICMP error is about (RFC 792: its IP header and its first eight bytes at least).
+    `src_port`: of an ICMP echo its identifier."""
 
     src: IPAddress
     dst: IPAddress
@@ -217,7 +218,8 @@ class Service:
 @dataclass(frozen=True, slots=True)
 class World:
     """All that a path is predicted from. `cables`: veth pairs whose two ends are known, both ways round.
-    `wanted` lacks hosts of which etcd does not say what they should hold."""
+    `wanted` lacks hosts of which etcd does not say what they should hold. `one_clock`: times of all places can be
+    compared."""
 
     places: Mapping[str, Place]
     cables: Mapping[Point, Point] = field(default_factory=dict)
@@ -225,6 +227,7 @@ class World:
     nodes: Mapping[str, Node] = field(default_factory=dict)
     services: tuple[Service, ...] = ()
     vxlan_port: int = 8472
+    one_clock: bool = True
 
     def place_of(self, ip: IPAddress) -> Place | None:
         """Who has this address (loopback ones have no owner here)."""
