@@ -358,9 +358,8 @@ def _lost(case: Case, view: View, gap: Gap, outcome: str) -> Finding:
     if cause := _cause_after(case, view):
         return Finding(LOST, outcome, view, gap[:2], cause, notes=(_CHANGED,))
     cause = causes.of_loss(case.scene, gap, view.followed)
-    altered = view.forward.different or view.reply.different
-    if cause.kind == "unknown" and altered:
-        cause = causes.of_difference(case.scene, altered[0])
+    if cause.kind == "unknown" and view.forward.different:
+        cause = causes.of_difference(case.scene, view.forward.different[0])
     return Finding(LOST, outcome, view, gap[:2], cause)
 
 

@@ -93,8 +93,8 @@ def _unheard(case: Case, view: View, path: Path, places: frozenset[str]) -> list
 
 
 def _ears(case: Case, path: Path, places: frozenset[str]) -> list[Point]:
-    """Taps by which a packet comes into these places, and that are not on the path itself: in them, at the other
-    end of their cables, and on their hosts, if the path does not lead there anyway."""
+    """Taps by which a packet comes into these places, and that are not on the path itself: in them, at the
+    other end of their cables, and on their hosts, if the path does not lead there anyway."""
     on_path = {hop.point for hop in path.hops}
     inside = places | ({case.machine(name) for name in places} - {point.place for point in on_path})
     taps = [tap.point for tap in case.evidence.taps if tap.point not in on_path]
