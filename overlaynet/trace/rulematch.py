@@ -3,7 +3,7 @@
 A rule holds if all its conditions do. One that certainly does not decides it, whatever the others are; else one
 of which we know too little makes the rule doubtful. Doubts are of three kinds:
 
-    unread   nobody here can tell: `-m u32`, a set of addresses, a port that is not known beforehand
+    unread   nobody here can tell: `-m u32`, a set of addresses, a range for a port that is not known beforehand
     chance   the kernel throws dice, counts, or remembers earlier packets: statistic, recent, our own sets
     rate     it depends on how much comes: limit, hashlimit. A few packets are within any limit
 
@@ -244,20 +244,39 @@ OF_HEADERS = frozenset({"tcp", "udp", "udplite", "sctp", "dccp", "multiport", "i
 FLAGS = {"FIN": "F", "SYN": "S", "RST": "R", "PSH": "P", "ACK": "A", "URG": "U"}
 
 
+CHOSEN_PORTS = range(1024, 65536)
+"""From which the kernel takes a port that nobody asked for: for a socket, or for a masquerade, which leaves a
+port in its class (net/netfilter/nf_nat_core.c)."""
+FEW_PORTS = 64
+"""A port that is not known yet is held to be none of so few: one packet in a thousand proves it wrong."""
+
+
 def covers(ranges: str, number: int | None) -> bool | None:
     """Whether a number is in ``80``, ``80:90``, ``1000:`` or a list of them; None if it is not known."""
     if number is None:
         return True if ranges in ("0:65535", ":65535", "0:") else None
-    return any(_in_range(part, number) for part in ranges.split(","))
+    return any(number in _bounds(part) for part in ranges.split(","))
 
 
-def _in_range(text: str, number: int) -> bool:
+def covers_port(ranges: str, port: int | None) -> bool | None:
+    """The same; of a port that is not known yet, None only where the ranges are neither all that the kernel may
+    choose nor next to nothing of it."""
+    if port is not None:
+        return covers(ranges, port)
+    shares = (_bounds(part) for part in ranges.split(","))
+    chosen = sum(max(0, one.stop - max(one.start, CHOSEN_PORTS.start)) for one in shares)
+    if chosen <= FEW_PORTS:
+        return False
+    return True if chosen >= len(CHOSEN_PORTS) else None
+
+
+def _bounds(text: str) -> range:
     low, colon, high = text.partition(":")
-    return int(low or 0) <= number <= (int(high or 65535) if colon else int(low))
+    return range(int(low or 0), (int(high or 65535) if colon else int(low)) + 1)
 
 
 def _ports(sides: Sequence[str], option: Option, packet: Packet, here: Here) -> Holds:
-    answers = [covers(option.value, getattr(packet, side)) for side in sides]
+    answers = [covers_port(option.value, getattr(packet, side)) for side in sides]
     if True in answers:
         return True
     return _unread(option) if None in answers else False
