@@ -12,7 +12,9 @@ A barrier must cross nothing that could be at fault. The kernel shows a frame to
 interface just before it hands it to the driver (net/core/dev.c, xmit_one), so its way to us is inside the
 interface. It is of the Local Experimental EtherType 0x88B5, which no stack takes, and goes from the interface's
 own address to the same: a bridge or a switch does not send a frame back to where its destination is, a VXLAN
-device knows no peer of that address. An interface that is down or without carrier passes nothing, and says so.
+device knows no peer of that address. So it ends at the other end of the cable at the latest (a bridge that took
+the address of one of its ports sends it out there). An interface that is down or without carrier passes
+nothing, and says so.
 
 The kernel turns stamping on with a delay when the first socket asks for it, and until then a frame is stamped
 when it is read. Such a barrier is seen, but tells that the clock is not right yet: then it is sent again.
@@ -150,10 +152,11 @@ class Taps:
             tap = self.taps[number]
             if not tap.armed and tap.error is None:
                 tap.error = _trouble(tap) or "does not show its own frames"
+        self._last_s = time.monotonic()
 
     def close(self, settle_s: float = 0.0) -> None:
-        """Wait until nothing has come for `settle_s` seconds, see a closing barrier everywhere, read what is
-        queued, ask for losses, and end. Not more than once."""
+        """Wait until nothing has come for `settle_s` seconds (since `arm`, if nothing came at all), see a
+        closing barrier everywhere, read what is queued, ask for losses, and end. Not more than once."""
         self._settle(settle_s)
         for number in self._barriers(self._live(), time.monotonic()):
             self.taps[number].closed = True
@@ -192,9 +195,9 @@ class Taps:
         except OverlayError as error:
             tap.error = error.message
             return
+        tap.sock = sock
         attach_filter(sock, self.code)
         sock.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
-        tap.sock = sock
         tap.error = _bound(tap, sock) or _trouble(tap)
         if tap.error is not None:
             close_packet_sockets([sock])
