@@ -23,6 +23,7 @@ when it is read. Such a barrier is seen, but tells that the clock is not right y
 from __future__ import annotations
 
 import base64
+import ctypes
 import errno
 import fcntl
 import os
@@ -32,6 +33,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -68,8 +70,13 @@ _COOKIE_AT = slice(_ETHER_BYTES + len(MAGIC), _ETHER_BYTES + len(MAGIC) + COOKIE
 BARRIER_BYTES = _COOKIE_AT.stop
 """A frame must not be cut shorter than this."""
 _ARPHRD_ETHER, _ARPHRD_LOOPBACK = 1, 772
-_SIOCGIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8913, 0x01, 0x40
-_IFREQ = struct.Struct("@16sH22x")
+_SIOCGIFFLAGS, _IFF_UP = 0x8913, 0x01
+_FLAGS = struct.Struct("@16sH22x")
+"""struct ifreq with flags; or below with a pointer."""
+_SIOCETHTOOL, _ETHTOOL_GLINK = 0x8946, 0x0A
+_POINTER = struct.Struct("@16sP16x")
+_VALUE = struct.Struct("@II")
+"""struct ethtool_value."""
 _SOL_PACKET, _PACKET_AUXDATA = 263, 8
 _AUXDATA = struct.Struct("=IIIHHHH")
 """struct tpacket_auxdata; its second member is the length on the wire."""
@@ -322,16 +329,24 @@ def _bound(tap: Tap, sock: socket.socket) -> str | None:
 
 
 def _trouble(tap: Tap) -> str | None:
-    """Why an interface passes nothing, by its flags (netdevice(7))."""
+    """Why an interface passes nothing (netdevice(7))."""
     assert tap.sock is not None
     try:
-        answer = fcntl.ioctl(tap.sock, _SIOCGIFFLAGS, _IFREQ.pack(tap.iface.encode(), 0))
+        answer = fcntl.ioctl(tap.sock, _SIOCGIFFLAGS, _FLAGS.pack(tap.iface.encode(), 0))
     except OSError as error:
         return _words(error)
-    (flags,) = _IFREQ.unpack(answer)[1:]
-    if not flags & _IFF_UP:
+    if not _FLAGS.unpack(answer)[1] & _IFF_UP:
         return "is down"
-    return None if flags & _IFF_RUNNING else "has no carrier"
+    return None if _has_carrier(tap.sock, tap.iface) else "has no carrier"
+
+
+def _has_carrier(sock: socket.socket, iface: str) -> bool:
+    """As ethtool(8) asks the driver: the flag IFF_RUNNING may come a second later (net/core/link_watch.c). One
+    that does not say is taken to have it."""
+    value = ctypes.create_string_buffer(_VALUE.pack(_ETHTOOL_GLINK, 1), _VALUE.size)
+    with suppress(OSError):
+        fcntl.ioctl(sock, _SIOCETHTOOL, _POINTER.pack(iface.encode(), ctypes.addressof(value)))
+    return bool(_VALUE.unpack(value.raw)[1])
 
 
 def _words(error: OSError) -> str:

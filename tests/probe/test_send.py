@@ -56,7 +56,7 @@ class Net:
 
 @pytest.fixture
 def net() -> Iterator[Net]:
-    """Made anew for each test: a router sends few errors a second to one address (net/ipv4/route.c, ip_error)."""
+    """Made anew for each test: a router sends an address few errors a second (net/ipv4/route.c, ip_error)."""
     with private_netns() as left, private_netns() as right:
         left.run(f"ip link add eth0 type veth peer name eth0 netns {right.path}")
         for netns, address in ((left, "10.9.0.1/24"), (right, "10.9.0.2/24")):
@@ -267,6 +267,7 @@ def listening(netns: PrivateNetns) -> Iterator[list[Taken]]:
 
     taps = Taps([Tap("here", netns.path, "eth0")], program(None), 2000, take)
     taps.arm()
+    assert taps.taps[0].armed, taps.taps[0].error
     yield frames
     taps.close(settle_s=0.05)
 
