@@ -10,17 +10,16 @@ Widths are in thousandths of an em, the em being the font's size in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 
 SANS = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, "DejaVu Sans", sans-serif'
 MONO = 'ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", "Liberation Mono", monospace'
 
 _MONO_ADVANCE = 602
-_BOLD_FACTOR = 1.12
-"""DejaVu Sans Bold's letters are at most this much wider, on average over a word."""
 _UNKNOWN_ADVANCE = 1100
 _FIRST = 32
-# The characters from blank to tilde, in their order.
+# The characters from blank to tilde, in their order: regular, then bold.
 _ADVANCES = (
     318, 401, 460, 838, 636, 950, 780, 275, 390, 390, 500, 838, 318, 361, 318, 337,
     636, 636, 636, 636, 636, 636, 636, 636, 636, 636, 337, 337, 838, 838, 838, 531,
@@ -29,16 +28,23 @@ _ADVANCES = (
     500, 613, 635, 550, 635, 615, 352, 635, 634, 278, 278, 579, 278, 974, 634, 612,
     635, 635, 411, 521, 392, 634, 592, 818, 592, 592, 525, 636, 337, 636, 838,
 )  # fmt: skip
-_OTHERS = {"µ": 636, "→": 838, "←": 838, "⇒": 838, "…": 1000, "×": 838, "·": 318, "–": 500, "−": 838, "✗": 838}
+_BOLD_ADVANCES = (
+    348, 456, 521, 838, 696, 1002, 872, 306, 457, 457, 523, 838, 380, 415, 380, 365,
+    696, 696, 696, 696, 696, 696, 696, 696, 696, 696, 400, 400, 838, 838, 838, 580,
+    1000, 774, 762, 734, 830, 683, 683, 821, 837, 372, 372, 775, 637, 995, 837, 850,
+    733, 850, 770, 720, 682, 812, 774, 1103, 771, 724, 725, 457, 365, 457, 838, 500,
+    500, 675, 716, 593, 716, 678, 435, 716, 712, 343, 343, 665, 343, 1042, 712, 687,
+    716, 716, 493, 595, 478, 712, 652, 924, 645, 652, 582, 712, 365, 712, 838,
+)  # fmt: skip
+_OTHERS = {"µ": 736, "→": 838, "←": 838, "⇒": 838, "…": 1000, "×": 838, "·": 380, "–": 500, "−": 838, "✗": 838}
 
 
 def width(text: str, size: float, *, mono: bool = False, bold: bool = False) -> float:
     """Pixels that the text takes at most, at `size` pixels an em."""
     if mono:
-        thousandths = float(sum(_MONO_ADVANCE if _is_known(c) else _UNKNOWN_ADVANCE for c in text))
-    else:
-        thousandths = sum(map(_advance, text)) * (_BOLD_FACTOR if bold else 1.0)
-    return thousandths * size / 1000
+        return sum(_MONO_ADVANCE if _is_known(c) else _UNKNOWN_ADVANCE for c in text) * size / 1000
+    advances = _BOLD_ADVANCES if bold else _ADVANCES
+    return sum(_advance(character, advances) for character in text) * size / 1000
 
 
 def is_exact(text: str) -> bool:
@@ -50,12 +56,16 @@ def fit(text: str, room: float, size: float, *, mono: bool = False, bold: bool =
     """As much of the text as fits into `room` pixels; what was left out, in the middle, is marked."""
     if width(text, size, mono=mono, bold=bold) <= room:
         return text
-    for kept in range(len(text) - 1, 0, -1):
-        tail = kept // 3
-        short = text[: kept - tail] + "…" + (text[-tail:] if tail else "")
-        if width(short, size, mono=mono, bold=bold) <= room:
-            return short
-    return "…" if width("…", size, mono=mono, bold=bold) <= room else ""
+    kept = bisect_right(
+        range(len(text)), room, key=lambda length: width(_without(text, length), size, mono=mono, bold=bold)
+    )
+    return _without(text, kept - 1) if kept else ""
+
+
+def _without(text: str, kept: int) -> str:
+    """So many of its characters, two thirds of them the first."""
+    tail = kept // 3
+    return text[: kept - tail] + "…" + (text[-tail:] if tail else "")
 
 
 def wrapped(
@@ -84,8 +94,8 @@ def _is_known(character: str) -> bool:
     return _FIRST <= ord(character) < _FIRST + len(_ADVANCES) or character in _OTHERS
 
 
-def _advance(character: str) -> int:
+def _advance(character: str, advances: Sequence[int]) -> int:
     place = ord(character) - _FIRST
-    if 0 <= place < len(_ADVANCES):
-        return _ADVANCES[place]
+    if 0 <= place < len(advances):
+        return advances[place]
     return _OTHERS.get(character, _UNKNOWN_ADVANCE)

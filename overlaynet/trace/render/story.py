@@ -53,15 +53,16 @@ DECIDING = frozenset({"route", "neigh", "fdb", "rule", "iprule", "conntrack"})
 Tone = Literal["good", "bad", "unsure", "foretold"]
 _TONES: dict[str, Tone] = {PROVED: "good", LOST: "bad", WRONG_PATH: "bad", INCONCLUSIVE: "unsure"}
 
-State = Literal["seen", "missing", "unexpected", "unlooked", "predicted"]
+State = Literal["seen", "missing", "unexpected", "unlooked", "spared", "predicted"]
 STATE_WORDS: dict[State, str] = {
     "seen": "",
     "missing": "✗ not seen",
     "unexpected": "! unexpected",
     "unlooked": "? not looked at",
+    "spared": "not seen here",
     "predicted": "",
 }
-"""What stands beside a step that is not simply as it should be."""
+"""What stands beside a step that was not seen as foretold. Spared: it need not be seen there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class Story:
     `title`: who asks whom, and who answers. `tag`: how the packet was known again, and how it was listened
     for. `word`: the verdict; `summary`: the rest of its line. `lines`: what to know about a bad end.
     `notes`: what else was said. `break_after`: after how many steps of `forward` the packet was lost; None if
-    it was not."""
+    it was not; `break_words` say what befell it there."""
 
     title: tuple[str, ...]
     tag: str
@@ -125,6 +126,7 @@ class Story:
     notes: tuple[str, ...] = ()
     connections: tuple[str, ...] = ()
     break_after: int | None = None
+    break_words: str = ""
     bundle: str | None = None
     foretold: bool = False
 
@@ -163,6 +165,7 @@ def trace_story(trace: Trace, command: Command = plain_command) -> Story:
         notes=tuple(map(plain, [*trace.notes, *_tries(trace)])),
         connections=tuple(plain(f"{c.place}: {c.text}") for c in trace.connections),
         break_after=_break_after(trace, forward),
+        break_words=f"{trace.outcome if trace.outcome in (REJECTED, DROPPED) else LOST} here",
         bundle=None if trace.bundle is None else plain(trace.bundle),
     )
 
@@ -192,6 +195,7 @@ def _path_story(prediction: Prediction, path: Path, command: Command) -> Story:
         lines=tuple(_cause_lines(path.cause, command)),
         notes=tuple(map(plain, [*path.choices, *path.notes, *doubt, *unread])),
         break_after=None if path.outcome == DELIVERED else len(forward),
+        break_words=plain(f"{path.outcome} here"),
         foretold=True,
     )
 
@@ -215,7 +219,7 @@ def _steps(
                 state=state,
                 who=plain(_who(hop)),
                 same=before is not None and _who(before) == _who(hop),
-                told=plain(_told(hop, number, known[hop.point])),
+                told=plain(_told(hop, before, known[hop.point])),
                 mark=mark if marked else None,
             )
         )
@@ -233,7 +237,7 @@ def _state(hop: Hop, *, foretold: bool) -> State:
     if hop.seen is None:
         return "unlooked"
     if not hop.seen:
-        return "missing"
+        return "spared" if hop.optional else "missing"
     return "seen" if hop.predicted else "unexpected"
 
 
@@ -245,11 +249,9 @@ def _who(hop: Hop) -> str:
     return f"outer {flow(hop.outer, ports=False)}" if hop.outer else flow(hop.inner)
 
 
-def _told(hop: Hop, number: int, role: Role) -> str:
-    words = change_words(hop)
-    if hop.note:
-        words = f"{words}, {hop.note}" if words else hop.note
-    return words or role_words(hop, number, role)
+def _told(hop: Hop, before: Hop | None, role: Role) -> str:
+    words = change_words(hop, before) if hop.changes else ""
+    return ", ".join(part for part in (words, hop.note) if part) or role_words(hop, before, role)
 
 
 # --- head -----------------------------------------------------------------------------------------
@@ -310,7 +312,7 @@ def _proved_words(trace: Trace, forward: Sequence[Step], reply: Sequence[Step]) 
 
 
 def _tally(steps: Sequence[Step]) -> str:
-    expected = [step for step in steps if step.hop.predicted]
+    expected = [step for step in steps if step.hop.predicted and step.state != "spared"]
     return f"{sum(step.state == 'seen' for step in expected)}/{len(expected)}"
 
 

@@ -49,7 +49,12 @@ _STYLES: Mapping[str, Mapping[str, Any]] = {
     "faint": {"dim": True},
     "mark": {"fg": "cyan"},
 }
-_STATE_STYLES: Mapping[str, str] = {"missing": "bad", "unexpected": "bad", "unlooked": "unsure"}
+_STATE_STYLES: Mapping[str, str] = {
+    "missing": "bad",
+    "unexpected": "bad",
+    "unlooked": "unsure",
+    "spared": "faint",
+}
 _HOST = re.compile(r" \([^()]*\)")
 
 
@@ -113,7 +118,7 @@ def _paint(line: Line) -> Iterator[str]:
 def _trace_lines(story: Story, width: int, *, verbose: bool) -> Iterator[Line]:
     yield from _head(story.title, story.tag, width)
     steps, rest = (story.forward, ()) if verbose else _without_followers(story)
-    yield from _table(steps, width, broken=story.break_after)
+    yield from _table(steps, width, broken=story.break_after, words=story.break_words)
     if rest:
         yield [Span(f"{'·':>{TIME_CELLS}}{GAP}", "faint"), Span("✗ nor at  ", "bad"), Span(_chain(rest))]
     yield from _reply(story, width, verbose=verbose)
@@ -154,7 +159,7 @@ def _columns(steps: Sequence[Step], width: int) -> Columns:
     return Columns(where, who, room - who)
 
 
-def _table(steps: Sequence[Step], width: int, broken: int | None = None) -> Iterator[Line]:
+def _table(steps: Sequence[Step], width: int, broken: int | None = None, words: str = "") -> Iterator[Line]:
     columns = _columns(steps, width)
     if not steps:
         return
@@ -166,12 +171,14 @@ def _table(steps: Sequence[Step], width: int, broken: int | None = None) -> Iter
         ruler: Line | None = _ruler(lane, width)
         for step in group:
             if number == broken:
-                yield _break_line(width)
+                yield _break_line(words, width)
             if ruler is not None:
                 yield ruler
             ruler = None
             yield _row(step, columns)
             number += 1
+    if number == broken:
+        yield _break_line(words, width)
 
 
 def _ruler(lane: str, width: int) -> Line:
@@ -179,9 +186,9 @@ def _ruler(lane: str, width: int) -> Line:
     return [Span(name, "strong"), Span(" " + "─" * max(0, width - cells(name) - 1), "faint")]
 
 
-def _break_line(width: int) -> Line:
-    words = f"{'':>{TIME_CELLS}}{GAP}✗ lost here "
-    return [Span(words, "bad"), Span("╌" * (width - cells(words)), "bad")]
+def _break_line(words: str, width: int) -> Line:
+    line = f"{'':>{TIME_CELLS}}{GAP}✗ {words} "
+    return [Span(line, "bad"), Span("╌" * max(0, width - cells(line)), "bad")]
 
 
 def _row(step: Step, columns: Columns) -> Line:

@@ -81,9 +81,9 @@ def _leaving(hops: Sequence[Hop], hop: Hop) -> Role:
     return Role.WIRE if at_the_end else Role.BRIDGE
 
 
-def role_words(hop: Hop, number: int, role: Role) -> str:
-    """What there is to say where nothing changes. `number` counts from 0."""
-    if number == 0:
+def role_words(hop: Hop, before: Hop | None, role: Role) -> str:
+    """What there is to say where nothing changes."""
+    if before is None:
         return _size_words(hop.inner)
     match role, hop.direction:
         case Role.CONTAINER, "in":
@@ -137,45 +137,60 @@ def flow_parts(ip: IPAddress | None, port: int | None) -> str:
 # --- changes --------------------------------------------------------------------------------------
 
 
-def change_words(hop: Hop) -> str:
-    """All that changed here, by reason: ``DNAT, ttl 63: routed``."""
-    by_reason: dict[str, list[Change]] = {}
+def change_words(hop: Hop, before: Hop | None = None) -> str:
+    """All that changed here since the hop before, by reason: ``DNAT, ttl 63: routed``. What a router always
+    changes comes last."""
+    by_reason: dict[str, dict[str, Change]] = {}
     for change in hop.changes:
-        by_reason.setdefault(change.reason, []).append(change)
-    return ", ".join(_reason_words(hop, reason, changes) for reason, changes in by_reason.items())
+        by_reason.setdefault(change.reason, {})[change.field] = change
+    words = [_reason_words(hop, before, reason, fields) for reason, fields in by_reason.items()]
+    return ", ".join(sorted(words, key=lambda text: text.startswith(("ttl ", "new MACs"))))
 
 
-def _reason_words(hop: Hop, reason: str, changes: Sequence[Change]) -> str:
-    fields = {change.field: change for change in changes}
+def _reason_words(hop: Hop, before: Hop | None, reason: str, fields: Mapping[str, Change]) -> str:
     if "encapsulation" in fields:
-        return _wrapping_words(hop, fields)
+        return _wrapping_words(hop, before, fields)
     if "fragments" in fields:
-        return f"{fields['fragments'].after} fragments: {reason}"
+        return _because(_pieces(fields["fragments"]), reason)
+    if fields.keys() & {"src", "dst", "src_port", "dst_port"}:
+        return reason or ", ".join(f"{name} {change.after}" for name, change in fields.items())
     if "ttl" in fields:
-        return f"ttl {fields['ttl'].after}: {reason}"
-    if "length" in fields and len(fields) == 1:
-        return f"{_growth(fields['length'])} {reason}".lstrip()
-    return f"new MACs: {reason}" if set(fields) <= _QUIET else reason
+        return _because(f"ttl {fields['ttl'].after}", reason)
+    return _because("new MACs" if fields.keys() <= _QUIET else _growth(fields.get("length")), reason)
 
 
-def _wrapping_words(hop: Hop, fields: Mapping[str, Change]) -> str:
-    wrapping = fields["encapsulation"]
-    grown = _growth(fields["length"]) if "length" in fields else _overhead(hop)
+def _because(words: str, reason: str) -> str:
+    return f"{words}: {reason}" if words and reason else words or reason or "changed"
+
+
+def _pieces(change: Change) -> str:
+    if change.after is None:
+        return "put together again"
+    return f"{change.after} fragments" if change.after.isdecimal() else f"fragments: {change.after}"
+
+
+def _wrapping_words(hop: Hop, before: Hop | None, fields: Mapping[str, Change]) -> str:
+    grown = _growth(fields.get("length")) or _overhead(hop, "+") or _overhead(before, "−")
     size = f"{grown}: " if grown else ""
-    if wrapping.after is None:
+    if fields["encapsulation"].after is None:
         return f"{size}unwrapped"
-    return f"{size}{wrapping.after if hop.vni is None else f'VXLAN vni {hop.vni}'}"
+    return f"{size}VXLAN" if hop.vni is None else f"{size}VXLAN vni {hop.vni}"
 
 
-def _growth(length: Change) -> str:
+def _growth(length: Change | None) -> str:
     """By how many bytes: ``+50 B``; empty if that is not known."""
-    before, after = length.before or "", length.after or ""
-    if not (before.isdecimal() and after.isdecimal()):
+    if length is None or length.before is None or length.after is None:
         return ""
-    return f"{'+' if int(after) >= int(before) else '−'}{abs(int(after) - int(before))} B"
+    if not (length.before.isdecimal() and length.after.isdecimal()):
+        return ""
+    more = int(length.after) - int(length.before)
+    return f"{'−' if more < 0 else '+'}{abs(more)} B"
 
 
-def _overhead(hop: Hop) -> str:
-    if hop.outer is None or hop.outer.length is None or hop.inner.length is None:
+def _overhead(hop: Hop | None, sign: str) -> str:
+    """What a tunnel adds to its packet here; empty if there is none or it is not known."""
+    if hop is None or hop.outer is None or hop.outer.length is None or hop.inner.length is None:
         return ""
-    return f"+{hop.outer.length - hop.inner.length} B"
+    if hop.outer.is_fragment:
+        return ""
+    return f"{sign}{hop.outer.length - hop.inner.length} B"
