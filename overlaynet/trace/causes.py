@@ -9,9 +9,10 @@ that vanished, the first line that fits is the cause::
         net unreachable / host unreachable                             route_missing / neigh_missing   likely
         port, protocol unreachable, prohibited; or a RST on the way    rule_reject       certain
         time exceeded                                                  route_wrong       likely
-    a point's capture or state says that its link is down              link_down         certain
     between two hosts, and the second cannot be looked at, or all its
-        links are down                                                 node_down         certain
+        links are down and its agent is not known to live              node_down         certain
+    a point's capture or state says that its link is down              link_down         certain
+    between two hosts,
         no test packet arrives, its agent is dead, its record gone     node_down         likely
         no test packet arrives, and the host is there                  partition         certain
         all of ICMP arrives, no UDP to the VXLAN port                  underlay_loss     certain
@@ -228,8 +229,8 @@ def _said_no(scene: Scene, gap: Gap, followed: Followed) -> Cause | None:
 
 
 def says_down(tap: Tap | None) -> bool:
-    """Whether a capture failed because its link was down (ENETDOWN): where nothing can pass."""
-    return tap is not None and "is down" in tap.error
+    """Whether a capture failed because its link was down (ENETDOWN) or unplugged: where nothing can pass."""
+    return tap is not None and any(words in tap.error for words in ("is down", "no carrier"))
 
 
 def _link_down(scene: Scene, gap: Gap, followed: Followed) -> Cause | None:
@@ -250,26 +251,28 @@ def _down_words(scene: Scene, point: Point) -> str:
     link = links.get(point.iface)
     if links and link is None:
         return f"{point.place} has no link {point.iface}"
+    if link and link.up and not link.running:
+        return f"link {point.iface} of {point.place} has no carrier: its other end is down or unplugged"
     if says_down(scene.taps.get(point)) or (link and not link.up):
         return f"link {point.iface} of {point.place} is down"
-    return f"link {point.iface} of {point.place} has no carrier" if link and not link.running else ""
+    return ""
 
 
 def _host_gone(world: World, name: str) -> str:
     node, place = world.nodes.get(name), world.places.get(name)
     if node and node.error:
         return f"{name} cannot be looked at: {node.error}"
-    if place and place.kind == HOST and _all_down(place):
-        return f"all links of {name} are down"
+    if place and place.kind == HOST and _all_down(place) and node and node.agent in ("down", None):
+        return f"no link of {name} carries anything" + (", and its agent is dead" if node.agent else "")
     return ""
 
 
 def _all_down(place: Place) -> bool:
-    """None of the devices that lead out of the host is up."""
+    """None of the devices that lead out of the host is up, with somebody at the other end."""
     inside = ("vxlan", "bridge")
     links = [li for li in place.kernel.links.values() if li.name != "lo" and not li.master]
     out = [link for link in links if link.type not in inside]
-    return bool(out) and not any(link.up for link in out)
+    return bool(out) and not any(link.up and link.running for link in out)
 
 
 # --- the underlay ---------------------------------------------------------------------------------

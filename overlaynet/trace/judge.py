@@ -17,6 +17,7 @@ line that fits decides::
     arrived           seen at the last hop of a path that does
                         with other headers than predicted             WRONG PATH
                         a hop missed on the way, or out of order      inconclusive
+                        where it went is out of sight, and no answer  inconclusive
                         no answer predicted, or seen to its end too   PROVED
                         the answer vanished between witnesses         LOST
                         no answer where it need not come (UDP, ICMP
@@ -39,6 +40,7 @@ afterwards predicts for a packet that was seen so far, else what the captures te
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -72,6 +74,7 @@ from overlaynet.trace.silence import (
     is_silent,
     needed,
     reply_end_doubts,
+    reply_end_gap,
     unread_places,
 )
 
@@ -146,14 +149,14 @@ def _decisive(findings: Sequence[Finding]) -> Finding:
 
 
 def _lost_ones(case: Case, finding: Finding, findings: Sequence[Finding]) -> Iterator[str]:
-    """How many were lost, where one of the others was not."""
-    gaps = [f.lost_between for f in findings if f.verdict == LOST and f.lost_between]
-    if finding.verdict == LOST or not gaps:
+    """How many of the others were lost where, if not all were lost alike."""
+    gaps = Counter(f.lost_between for f in findings if f.verdict == LOST and f.lost_between)
+    if finding.verdict == LOST and len(gaps) < 2:
         return
-    before, missing = gaps[0]
-    reach = causes.measured(case.evidence, case.machine(before.place), case.machine(missing.place))
-    test = f"; {causes.figures(reach, case.world.vxlan_port)}" if reach else ""
-    yield f"{len(gaps)} of {len(findings)} packets lost between {before} and {missing}{test}"
+    for (before, missing), count in gaps.items():
+        reach = causes.measured(case.evidence, case.machine(before.place), case.machine(missing.place))
+        test = f"; {causes.figures(reach, case.world.vxlan_port)}" if reach else ""
+        yield f"{count} of {len(findings)} packets lost between {before} and {missing}{test}"
 
 
 # --- one try --------------------------------------------------------------------------------------
@@ -231,6 +234,9 @@ def _arrived(case: Case, view: View, rivals: Sequence[View]) -> Finding | None:
         return altered
     if gaps := [*_missed(case, course), *_disorder(case, course)]:
         return _inconclusive(view, gaps)
+    if view.path.arrived_at is None and view.answer not in (*POSITIVE, "rst"):
+        gone = f"it left {course.steps[course.last].hop.point} for {case.question.dst}, which is out of sight"
+        return _inconclusive(view, [f"{gone}, and nobody answered; next: {case.again}"])
     if case.expect != DELIVERED:
         note = f"it was delivered, and {case.expect} was expected"
         return Finding(WRONG_PATH, DELIVERED, view, notes=(note,))
@@ -313,7 +319,7 @@ def _answer_ended(case: Case, view: View, back: Path) -> Finding:
         return _inconclusive(view, [f"{reason}: they disagree; next: {_shows(case, back)}"])
     if open_questions := reply_end_doubts(case, view, back):
         return _inconclusive(view, [f"of the answer: {one}" for one in open_questions])
-    between = end_gap(case, replace(view, path=back, forward=view.reply))
+    between = reply_end_gap(case, view, back)
     return Finding(LOST, DELIVERED, view, between, _sure(case, back), notes=(_ANSWER_LOST,))
 
 

@@ -122,15 +122,23 @@ def _says_so(case: Case, view: View, path: Path) -> bool:
 
 
 def end_gap(case: Case, view: View) -> tuple[Point, Point] | None:
-    """Between the last hop seen of a path that ends early, and where the packet would have been next: the entry
-    that stops it, else the first witness on the way to where it should arrive."""
-    course, cause = view.forward, view.path.cause
+    """Between the last hop seen of a path that ends early, and where the packet would have been next."""
+    return _gap(case, view.path, view.forward, case.destinations(view.path))
+
+
+def reply_end_gap(case: Case, view: View, back: Path) -> tuple[Point, Point] | None:
+    """The same of an answer."""
+    return _gap(case, back, view.reply, frozenset({case.question.source}))
+
+
+def _gap(case: Case, path: Path, course: Course, places: frozenset[str]) -> tuple[Point, Point] | None:
+    """What comes next is the entry that stops it, else the first witness on the way to these places."""
     if course.last < 0:
         return None
-    last = course.steps[course.last].hop.point
+    last, cause = course.steps[course.last].hop.point, path.cause
     if cause and cause.point and cause.point not in course.points:
         return last, cause.point
-    ears = [p for p in _ears(case, view.path, case.destinations(view.path)) if is_silent(case.taps.get(p))]
+    ears = [p for p in _ears(case, path, places) if is_silent(case.taps.get(p))]
     following = next((p for p in ears if _is_card(case, p)), next(iter(ears), None))
     return (last, following) if following else None
 

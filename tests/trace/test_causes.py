@@ -161,12 +161,26 @@ def test_a_link_without_carrier_and_one_that_is_gone():
     assert "node-1 has no link cni0" in why(lost_after(ON_HOST).having(after=gone)).found
 
 
-def test_a_host_all_of_whose_links_are_down_is_down():
-    here = down(world(), "node-2")
+def test_an_unplugged_link_is_a_witness_and_the_cause():
+    eth0 = world().places["node-2"].kernel.links["eth0"]._replace(running=False)
+    here = with_links(world(), "node-2", eth0=eth0)
+    story = lost_after(TO_WIRE).having(after=here).deaf("node-2:eth0", error="has no carrier")
+    assert told_as(story) == ("link_down", "node-2:eth0", CERTAIN)
+    assert "node-2 has no carrier" in why(story).found
+
+
+@pytest.mark.parametrize("agent", ["down", None])
+def test_a_host_all_of_whose_links_are_down_is_down(agent: str | None):
+    here = with_node(down(world(), "node-2"), "node-2", agent=agent)
     story = lost_after(TO_WIRE).having(after=here, reach=(NONE,)).deaf("node-2:eth0", error="Network is down")
     assert told_as(story) == ("node_down", "node-2:eth0", CERTAIN)
-    one = down(world(), "node-2", "flannel.1")
-    assert why(lost_after(TO_WIRE).having(after=one, reach=(NONE,))).kind == "partition"
+
+
+def test_a_host_whose_agent_lives_has_a_link_that_is_down():
+    story = lost_after(TO_WIRE).having(after=down(world(), "node-2"), reach=(NONE,))
+    assert told_as(story.deaf("node-2:eth0", error="Network is down")) == ("link_down", "node-2:eth0", CERTAIN)
+    other = down(world(), "node-2", "flannel.1")
+    assert why(lost_after(TO_WIRE).having(after=other, reach=(NONE,))).kind == "partition"
 
 
 def test_a_host_that_cannot_be_looked_at_is_down():

@@ -165,6 +165,15 @@ def test_what_asks_for_no_answer_is_proved_without_one():
     assert told(replace(VXLAN, reply=None, answer="")).verdict().verdict == PROVED
 
 
+def test_what_goes_out_of_sight_is_proved_by_an_answer_only():
+    """To an address that nobody has whom one could look at."""
+    path = replace(VXLAN, hops=VXLAN.hops[:5], arrived_at=None, reply=None, answer="")
+    trace = told(path).verdict()
+    assert (trace.verdict, trace.outcome) == (INCONCLUSIVE, DELIVERED)
+    assert "it left node-1:eth0 for 10.244.2.2, which is out of sight, and nobody answered" in reasons(trace)
+    assert told(path).seeing(answered("syn-ack")).verdict().verdict == PROVED
+
+
 def test_offloading_is_no_fault():
     story = (
         healthy()
@@ -307,6 +316,14 @@ def test_the_try_that_got_furthest_tells_where():
     tries = (went(VXLAN, number=1, hops=2), went(VXLAN, number=2, hops=7), went(VXLAN, number=3, hops=5))
     trace = Story((VXLAN,), tries=tries).verdict()
     assert trace.lost_between == (at("node-2:flannel.1"), at("node-2:cni0"))
+
+
+def test_tries_that_were_lost_elsewhere_are_told():
+    tries = (went(VXLAN, number=1, hops=5), went(VXLAN, number=2, hops=7), went(VXLAN, number=3, hops=5))
+    trace = Story((VXLAN,), tries=tries).verdict()
+    assert "2 of 3 packets lost between node-1:eth0 and node-2:eth0" in trace.notes
+    assert "1 of 3 packets lost between node-2:flannel.1 and node-2:cni0" in trace.notes
+    assert not any("packets lost" in note for note in lost_after(5, tries=3).verdict().notes)
 
 
 def test_a_lost_and_an_undecided_try_are_undecided():
@@ -718,12 +735,13 @@ def test_another_answer_that_the_state_after_predicts_is_a_loss():
 
 def test_an_answer_that_is_lost_by_the_state_is_lost_with_its_cause():
     assert VXLAN.reply is not None
-    back = ending(VXLAN.reply, 4, LOST, cause("route_missing", "node-2:eth0"))
+    back = ending(VXLAN.reply, 4, LOST, cause("fdb_missing", "node-2:flannel.1"))
     path = replace(VXLAN, reply=back)
     story = Story((path,), tries=(went(path, back=4, answer=""),), listening=(at("web-1:eth0"),))
     story = story.seeing(answered(""))
     trace = story.verdict()
     assert (trace.verdict, trace.outcome, trace.cause) == (LOST, DELIVERED, back.cause)
+    assert trace.lost_between == (at("node-2:flannel.1"), at("node-1:eth0"))
     assert story.seeing(answered("syn-ack")).verdict().verdict == INCONCLUSIVE
 
 
