@@ -76,6 +76,7 @@ class Live:
     ) -> None:
         self._one_clock = cluster.one_machine
         self._spots = spots
+        self._depths = {spot.point: spot.depth for spot in spots}
         self._started = [
             _Machine(name, cluster.stream(name, job))
             for name, job in jobs("stream", spots, sessions, keep, None).items()
@@ -142,7 +143,7 @@ class Live:
                 self._selector.unregister(key.fileobj)
 
     def _hold(self, frame: Captured) -> None:
-        order = order_of(frame) if self._one_clock else (0, 0)
+        order = order_of(frame, self._depths) if self._one_clock else (0, 0)
         heapq.heappush(self._held, (order, next(self._numbers), time.monotonic(), frame))
 
     def _due(self, before: float) -> Iterator[Captured]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from ipaddress import ip_address
 
-from overlaynet.addr import IPAddress, gateway_address, vtep_address
+from overlaynet.addr import IPAddress, Mac, gateway_address, vtep_address
 from overlaynet.cluster import known
 from overlaynet.cluster.cluster import Cluster, Container, read_view
 from overlaynet.core.view import View
@@ -105,6 +105,38 @@ class Network:
             next=["overlaynet get containers"],
         )
 
+    # --- where what is ---
+
+    def kernel(self, place: str) -> KernelState:
+        """Interfaces, addresses, routes and neighbours of a place, as they are now. Raises NotFound."""
+        where = where_is(self.directory, place)
+        return look_at(self.sessions, [where])[where.name]
+
+    def underlay(self, host: str) -> str:
+        """The point at which a host meets the others: "node-1:eth0". Raises NotFound."""
+        ip = self.address_of(host)
+        for address in self.kernel(host).addresses:
+            if address.interface.ip == ip:
+                return f"{host}:{address.dev}"
+        raise NotFound(f"no interface of {host} has its address {ip}", next=["overlaynet status"])
+
+    def tunnel(self, host: str) -> str:
+        """The point at which a host's packets enter the tunnel: "node-1:flannel.1". Raises NotFound."""
+        for link in self.kernel(host).links.values():
+            if link.vxlan is not None:
+                return f"{host}:{link.name}"
+        raise NotFound(f"{host} has no VXLAN device", next=[f"overlaynet diff {host}"])
+
+    def mac(self, point: str) -> Mac | None:
+        """The Ethernet address of an interface. Raises NotFound."""
+        place, _, iface = point.partition(":")
+        links = self.kernel(place).links
+        if iface not in links:
+            raise NotFound(
+                f"there is no interface {iface!r} on {place}", evidence="interfaces: " + ", ".join(links)
+            )
+        return links[iface].mac
+
     # --- listening and sending ---
 
     @contextmanager
@@ -167,6 +199,16 @@ class Network:
         answer = self.sessions.ask(self.sessions.machine(where.host), job)
         return Sent(**answer["tries"][-1])
 
+    def services(self) -> list[str]:
+        """Their names, as targets: "svc/default/web". Raises NotFound if there is none, and StoreError."""
+        found = [f"svc/{item.value.id}" for item in self._directory_with_services().services]
+        if not found:
+            raise NotFound(
+                f"{self.cluster.name} has no service",
+                next=["overlaynet service create web --port 80 --selector app=web"],
+            )
+        return found
+
     def service(self, word: str) -> tuple[IPAddress, int, list[str]]:
         """A service's virtual IP, first port, and the containers behind that. Raises NotFound, StoreError."""
         directory = self._directory_with_services()
@@ -180,19 +222,6 @@ class Network:
         if self.directory.view is None:
             self.directory = replace(self.directory, view=read_view(self.cluster))
         return self.directory
-
-    def kernel(self, place: str) -> KernelState:
-        """Interfaces, addresses, routes and neighbours of a place, as they are now. Raises NotFound."""
-        where = where_is(self.directory, place)
-        return look_at(self.sessions, [where])[where.name]
-
-    def underlay(self, host: str) -> str:
-        """The point at which a host meets the others: "node-1:eth0". Raises NotFound."""
-        ip = self.address_of(host)
-        for address in self.kernel(host).addresses:
-            if address.interface.ip == ip:
-                return f"{host}:{address.dev}"
-        raise NotFound(f"no interface of {host} has its address {ip}", next=["overlaynet status"])
 
 
 @contextmanager

@@ -29,10 +29,12 @@ _PATTERN = frozenset("*?[")
 
 
 class Spot(NamedTuple):
-    """A point, with the way to it."""
+    """A point, with the way to it. `depth`: which of several interfaces that a packet comes in by at one moment
+    has it first, the lowest; it goes out in the other order."""
 
     point: Point
     where: Where
+    depth: int = 0
 
 
 def where_is(directory: Directory, name: str) -> Where:
@@ -83,12 +85,19 @@ def spots(
     places = {where.name: where for where in (where_is(directory, place) for place, _, _ in split)}
     kernels = look_at(sessions, places.values())
     found = [
-        Spot(Point(where.name, iface), where)
+        Spot(Point(where.name, iface), where, _depth(kernels[where.name].links[iface]))
         for place, _, wanted in split
         for where in [places[directory.place(place)]]
         for iface in _interfaces(where, wanted, kernels[where.name].links)
     ]
     return list(dict.fromkeys(found)), kernels
+
+
+def _depth(link: LinkInfo) -> int:
+    """A bridge has what came by one of its ports, and a tunnel's device what came by the underlay."""
+    if link.master is not None:
+        return 0
+    return 2 if link.vxlan is not None or link.type == "bridge" else 1
 
 
 def _interfaces(where: Where, wanted: str, links: Mapping[str, LinkInfo]) -> Iterator[str]:

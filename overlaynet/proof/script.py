@@ -17,7 +17,7 @@ from types import ModuleType
 
 from overlaynet.errors import OverlayError
 from overlaynet.proof.network import Network
-from overlaynet.proof.way import Inconclusive, Refuted
+from overlaynet.proof.way import Inconclusive
 
 NOT_SO, INCONCLUSIVE = 1, 4
 
@@ -31,8 +31,8 @@ def ok(text: str) -> None:
 def prove(claim: Callable[[Network], None]) -> None:
     """Run the claim against the lab that the command line names (-l), and exit.
 
-    The claim's docstring is the sentence that is proved if it returns; it raises Refuted (as assertions about
-    packets do) if it does not hold."""
+    The claim's docstring is the sentence that is proved if it returns; it raises AssertionError (as claims
+    about packets do) if it does not hold."""
     module = sys.modules[claim.__module__]
     lab = _parser(module).parse_args().lab
     sentence = (getdoc(claim) or claim.__name__).splitlines()[0]
@@ -44,12 +44,12 @@ def run(claim: Callable[[Network], None], lab: str | None, sentence: str) -> int
     try:
         with Network.open(lab) as net:
             claim(net)
-    except Refuted as error:
-        sys.stdout.write(f"NOT SO  {sentence}\n{error}\n")
-        return NOT_SO
     except Inconclusive as error:
         sys.stdout.write(f"INCONCLUSIVE  {sentence}\n{error}\n")
         return INCONCLUSIVE
+    except AssertionError as error:
+        sys.stdout.write(f"NOT SO  {sentence}\n{error}\n")
+        return NOT_SO
     except OverlayError as error:
         sys.stderr.write("\n".join([f"error {error.code}: {error}", *_details(error)]) + "\n")
         return error.exit_code

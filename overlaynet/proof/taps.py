@@ -54,7 +54,8 @@ class Taps:
             here = [tap_from(item) for item in answer["points"]]
             taps |= {tap.point: tap for tap in here}
             frames += (captured_from(here, item) for item in answer["frames"])
-        return list(taps.values()), sorted(frames, key=order_of)
+        depths = {spot.point: spot.depth for spot in self.spots}
+        return list(taps.values()), sorted(frames, key=lambda frame: order_of(frame, depths))
 
     def _machine(self, spot: Spot) -> str:
         return self.sessions.machine(spot.where.host)
@@ -88,9 +89,9 @@ def tap_from(item: Mapping[str, Any]) -> Tap:
     return Tap(point, item["error"] or "", item["armed"], item.get("closed", False), item.get("dropped", None))
 
 
-def order_of(frame: Captured) -> tuple[int, int]:
-    """Sorts by time. What leaves a tunnel keeps the stamp that it had inside; the longer one was first."""
-    return (frame.t_ns or 0, -frame.length)
+def order_of(frame: Captured, depths: Mapping[Point, int]) -> tuple[int, int]:
+    """Sorts by time, and where a packet keeps its stamp from one interface to the next, by its way inwards."""
+    return (frame.t_ns or 0, depths[frame.point] if frame.direction == "in" else 0)
 
 
 def captured_from(taps: Sequence[Tap], item: Mapping[str, Any]) -> Captured:

@@ -38,8 +38,7 @@ def line(packet: Packet, start_ns: int = 0) -> str:
 class Change(NamedTuple):
     """A field that differs from one sighting to the next."""
 
-    before_point: str
-    after_point: str
+    where: tuple[str, str]
     before: Any
     after: Any
 
@@ -87,7 +86,12 @@ class Way(Sequence[Packet]):
     def changes(self, field: str) -> list[Change]:
         """Where on the way a field gets another value."""
         seen = list(zip(self.points, self.values(field), strict=True))
-        return [Change(here, there, old, new) for (here, old), (there, new) in pairwise(seen) if old != new]
+        return [Change((here, there), old, new) for (here, old), (there, new) in pairwise(seen) if old != new]
+
+    def require(self, claim: str, good: bool) -> None:
+        """Anything else that holds of this way, in words. Raises Refuted with all sightings if it does not."""
+        if not good:
+            raise Refuted("\n".join([f"not so: {claim}", *self.lines()]))
 
     def keeps(self, field: str) -> None:
         """The field is the same everywhere."""
@@ -96,17 +100,24 @@ class Way(Sequence[Packet]):
     def falls(self, field: str, by: int, between: tuple[str, str]) -> None:
         """The field gets smaller by that much between these points, and changes nowhere else."""
         changes = self.changes(field)
-        good = len(changes) == 1 and changes[0][:2] == between and changes[0].before - changes[0].after == by
+        good = len(changes) == 1 and changes[0].where == between and changes[0].before - changes[0].after == by
         self._require(field, good, f"{field} falls by {by} between {between[0]} and {between[1]} alone")
 
-    def turns(self, field: str, before: int | Address, after: int | Address, between: tuple[str, str]) -> None:
-        """NAT: the field has the one value up to the first of these points and the other from the second on.
-        A value may be the name of a container or host."""
+    def turns(
+        self,
+        field: str,
+        before: int | Address,
+        after: int | Address,
+        between: tuple[str, str] | None = None,
+    ) -> Change:
+        """NAT: the field has the one value up to a point (the first of these), and the other from the next one
+        on. Values may be names of containers and hosts."""
         changes = self.changes(field)
-        good = len(changes) == 1 and changes[0][:2] == between and self._is(changes[0].before, before)
-        good = good and self._is(changes[0].after, after)
-        where = f"between {between[0]} and {between[1]} alone"
+        good = len(changes) == 1 and self._is(changes[0].before, before) and self._is(changes[0].after, after)
+        good = good and between in (None, changes[0].where)
+        where = "once" if between is None else f"between {between[0]} and {between[1]} alone"
         self._require(field, good, f"{field} turns from {before} to {after} {where}")
+        return changes[0]
 
     def _is(self, value: Any, wanted: int | Address) -> bool:
         return value == wanted if isinstance(wanted, int) else value in (addresses(wanted, self._names) or ())

@@ -231,7 +231,7 @@ def test_claim_about_a_way_shows_the_values(claim, told: str) -> None:
 def test_ttl_that_falls_once_is_proved() -> None:
     way = ping_on_its_way().path(ROAD[:5], icmp())
     way.falls("ttl", by=1, between=("node-1:cni0", "node-1:flannel.1"))
-    assert way.changes("ttl")[0].before_point == "node-1:cni0"
+    assert way.changes("ttl")[0].where == ("node-1:cni0", "node-1:flannel.1")
     assert way.at("node-1:eth0").outer.protocol == "udp"
     with pytest.raises(Refuted, match="is not seen at node-9:eth0"):
         way.at("node-9:eth0")
