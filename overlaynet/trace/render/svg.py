@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from overlaynet.trace.model import Hop, Prediction, Trace
 from overlaynet.trace.render import sections
@@ -35,21 +36,38 @@ def sheet(what: Trace | Prediction) -> Sheet:
 
 def story_sheet(story: Story, guards: Sequence[Hop] = ()) -> Sheet:
     """One way: headline, lanes, and what explains them."""
+    return _composed(
+        story,
+        (sections.headline, sections.verdict_lines),
+        (
+            sections.legend, sections.reply, sections.reasons, sections.mtu_bar, sections.notes,
+            lambda _, *place: sections.guards(guards, *place),
+        ),
+    )  # fmt: skip
+
+
+def picture_sheet(story: Story) -> Sheet:
+    """What of one way has to be a picture, for a page that says the rest in words."""
+    return _composed(story, (), (sections.legend, sections.reply, sections.mtu_bar))
+
+
+Draw: TypeAlias = Callable[[Story, float, float, float], sections.Section]
+
+
+def _composed(story: Story, above: Sequence[Draw], below: Sequence[Draw]) -> Sheet:
+    """The lanes with sections above and below."""
     drawing = Sheet(f"{' → '.join(story.title)}: {story.word}", summary(story), 0.0)
     lanes = lay_out(story.forward, 0.0, story.break_after)
-    room = max(NARROWEST, lanes.width)
-    shapes, y = sections.headline(story, MARGIN, MARGIN, room)
-    drawing.add(*shapes)
-    shapes, y = sections.verdict_lines(story, MARGIN, y, room)
-    drawing.add(*shapes)
+    room, y = max(NARROWEST, lanes.width), MARGIN
+    for section in above:
+        shapes, y = section(story, MARGIN, y, room)
+        drawing.add(*shapes)
     left = MARGIN + (room - lanes.width) / 2
     drawing.add(*(shifted(shape, left, y) for shape in draw(lanes, story.break_words)))
     y += lanes.bottom + 22
-    for section in (sections.legend, sections.reply, sections.reasons, sections.mtu_bar, sections.notes):
+    for section in below:
         shapes, y = section(story, MARGIN, y, room)
         drawing.add(*shapes)
-    shapes, y = sections.guards(guards, MARGIN, y, room)
-    drawing.add(*shapes)
     drawing.width, drawing.height = room + 2 * MARGIN, y + MARGIN - 10
     return drawing
 

@@ -12,6 +12,8 @@ from hypothesis import given, settings
 
 from overlaynet.trace.document import explain_json, trace_json
 from overlaynet.trace.model import Prediction, Trace
+from overlaynet.trace.render.html import html
+from overlaynet.trace.render.mermaid import mermaid
 from overlaynet.trace.render.svg import sheet, svg
 from overlaynet.trace.render.terminal import explain_text, trace_text
 from overlaynet.trace.render.text import cells
@@ -36,6 +38,8 @@ def test_any_trace(trace: Trace):
     check_text(trace_text(trace, WIDTH))
     check_text(trace_text(trace, WIDTH, verbose=True))
     ElementTree.fromstring(svg(trace))
+    assert "</html>" in html(trace)
+    assert "sequenceDiagram" in mermaid(trace)
     drawing = sheet(trace)
     assert all(drawing.box.holds(text.box) for text in drawing.texts)
 
@@ -47,3 +51,5 @@ def test_any_prediction(prediction: Prediction):
     check_text(explain_text(prediction, WIDTH))
     check_text(explain_text(prediction, WIDTH, verbose=True))
     ElementTree.fromstring(svg(prediction))
+    assert "</html>" in html(prediction)
+    assert mermaid(prediction).count("sequenceDiagram") == len(prediction.paths)
