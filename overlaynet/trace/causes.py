@@ -15,6 +15,7 @@ that vanished, the first line that fits is the cause::
     between two hosts,
         no test packet arrives, its agent is dead, its record gone     node_down         likely
         no test packet arrives, and the host is there                  partition         certain
+        it waits for ARP, which the other host does not answer         partition         likely
         all of ICMP arrives, no UDP to the VXLAN port                  underlay_loss     certain
         some arrive                                                    underlay_loss     likely
         all arrive, and the lost packet was far larger                 mtu               likely
@@ -68,11 +69,12 @@ LARGE_BYTES = 1280
 
 
 class Gap(NamedTuple):
-    """Where a packet vanished. `frame`: as it was seen last."""
+    """Where a packet vanished. `frame`: as it was seen last; `following`: the point after the missing one."""
 
     seen: Point
     missing: Point
     frame: Frame | None = None
+    following: Point | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,10 +236,10 @@ def says_down(tap: Tap | None) -> bool:
 
 
 def _link_down(scene: Scene, gap: Gap, followed: Followed) -> Cause | None:
-    ends = _crossing(scene.world, gap)
-    if ends and _host_gone(scene.world, ends[1]):
+    across = _across(scene, gap)
+    if across and _host_gone(scene.world, machine(scene.world, across.missing.place)):
         return None  # more than a link
-    for point in (gap.missing, gap.seen):
+    for point in (gap.missing, gap.seen, *([across.missing] if across else [])):
         found = _down_words(scene, point)
         if found:
             told = _Told("link_down", point, f"link {point.iface}", f"{point} up", found, CERTAIN)
@@ -285,17 +287,46 @@ def _crossing(world: World, gap: Gap) -> tuple[str, str] | None:
     return (sender, receiver) if crosses else None
 
 
+_UNANSWERED = frozenset({"failed", "incomplete"})
+
+
+def _across(scene: Scene, gap: Gap) -> Gap | None:
+    """The gap, if it is the underlay; or the underlay behind it, if the packet waits in front of that for an
+    answer to ARP that does not come."""
+    if _crossing(scene.world, gap):
+        return gap
+    behind = Gap(gap.missing, gap.following, gap.frame) if gap.following else None
+    waits = behind and _crossing(scene.world, behind) and _unanswered(scene.world, behind.seen, behind.missing)
+    return behind if waits else None
+
+
+def _unanswered(world: World, asker: Point, asked: Point) -> bool:
+    """Whether ARP for the other host has failed, or is still being tried."""
+    place, node = world.places.get(asker.place), world.nodes.get(machine(world, asked.place))
+    here = [n for n in place.kernel.neighs if n.dev == asker.iface] if place else []
+    return any(n.ip in (node.underlay_ips if node else ()) and n.state in _UNANSWERED for n in here)
+
+
 def _underlay(scene: Scene, gap: Gap, followed: Followed) -> Cause | None:
-    ends = _crossing(scene.world, gap)
-    if ends is None:
+    across = _across(scene, gap)
+    ends = _crossing(scene.world, across) if across else None
+    if across is None or ends is None:
         return None
     gone = _host_gone(scene.world, ends[1])
     if gone:
-        told = _Told("node_down", gap.missing, f"host {ends[1]}", f"{ends[1]} is there", gone, CERTAIN)
+        told = _Told("node_down", across.missing, f"host {ends[1]}", f"{ends[1]} is there", gone, CERTAIN)
         return _cause(scene, told)
     reach = measured(scene.evidence, *ends)
-    told_by = _by_reach(scene, gap, reach) if reach else None
+    told_by = _by_reach(scene, across, reach) if reach else None
+    if told_by is None and across is not gap:
+        told_by = _unresolved(across, *ends)
     return _cause(scene, told_by) if told_by else None
+
+
+def _unresolved(across: Gap, sender: str, receiver: str) -> _Told:
+    found = f"both hosts are there with their links up, and {receiver} does not answer {sender}'s ARP"
+    expected = f"{sender} reaches {receiver}"
+    return _Told("partition", across.missing, f"underlay between {sender} and {receiver}", expected, found)
 
 
 def measured(evidence: Evidence, sender: str, receiver: str) -> Reach | None:

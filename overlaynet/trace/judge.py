@@ -251,7 +251,7 @@ def _stopped(case: Case, view: View, rivals: Sequence[View]) -> Finding | None:
     is_refused = said is not None and said.place not in case.destinations(view.path)
     if not is_refused and (view.answer in POSITIVE or doubts(case, needed(case, (view, *rivals)))):
         return None
-    gap = _gap(course.steps[course.last], course.rest[0])
+    gap = _gap(course.steps[course.last], course.rest)
     return _lost(case, view, gap, REJECTED if is_refused else LOST)
 
 
@@ -333,7 +333,7 @@ def _answer_stopped(case: Case, view: View) -> Finding:
     if open_questions:
         return _inconclusive(view, [f"of the answer: {one}" for one in open_questions])
     last = view.reply.steps[view.reply.last] if view.reply.last >= 0 else view.forward.steps[view.forward.last]
-    found = _lost(case, view, _gap(last, rest[0]), DELIVERED)
+    found = _lost(case, view, _gap(last, rest), DELIVERED)
     return replace(found, notes=(*found.notes, _ANSWER_LOST))
 
 
@@ -342,8 +342,11 @@ def _answer_stopped(case: Case, view: View) -> Finding:
 _CHANGED = "the state changed after the path was predicted"
 
 
-def _gap(seen: Step, missing: Step) -> Gap:
-    return Gap(seen.hop.point, missing.hop.point, seen.sighting.frame if seen.sighting else None)
+def _gap(seen: Step, rest: Sequence[Step]) -> Gap:
+    """Between a step and those that should have followed."""
+    frame = seen.sighting.frame if seen.sighting else None
+    missing, *following = (step.hop.point for step in rest[:2])
+    return Gap(seen.hop.point, missing, frame, *following)
 
 
 def _as_predicted(case: Case, view: View, between: tuple[Point, Point] | None) -> Finding:

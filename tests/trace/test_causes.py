@@ -25,6 +25,7 @@ from helpers.traces import (
     world,
 )
 
+from overlaynet.state import Neigh
 from overlaynet.trace.causes import answer_words, next_commands
 from overlaynet.trace.join import Followed, Sighting
 from overlaynet.trace.model import (
@@ -265,6 +266,33 @@ def test_what_vanished_on_one_host_is_not_the_underlays():
     assert why(lost_after(ON_HOST).having(reach=(NONE,))).kind == "unknown"
     inner = why(lost_after(9).having(reach=(NONE,)))  # veth and container: a cable, not the underlay
     assert (inner.kind, str(inner.point)) == ("unknown", "web-3:eth0")
+
+
+def waiting(state: str, here: World | None = None) -> World:
+    """node-1 has asked for node-2's MAC."""
+    here = here or world()
+    place = here.places["node-1"]
+    neigh = Neigh("eth0", ip_address("192.168.50.12"), None, state)
+    kernel = replace(place.kernel, neighs=(neigh,))
+    return replace(here, places={**here.places, "node-1": replace(place, kernel=kernel)})
+
+
+@pytest.mark.parametrize("state", ["failed", "incomplete"])
+def test_a_packet_that_waits_for_arp_is_lost_in_the_underlay(state: str):
+    story = lost_after(4).having(after=waiting(state))
+    assert str(VXLAN.hops[4].point) == "node-1:eth0"
+    assert told_as(story) == ("partition", "node-2:eth0", LIKELY)
+    assert told_as(story.having(reach=(NONE,))) == ("partition", "node-2:eth0", CERTAIN)
+    dead = with_node(waiting(state), "node-2", error="no route to host")
+    assert told_as(story.having(after=dead)) == ("node_down", "node-2:eth0", CERTAIN)
+    eth0 = world().places["node-2"].kernel.links["eth0"]._replace(running=False)
+    unplugged = waiting(state, with_links(world(), "node-2", eth0=eth0))
+    assert told_as(story.having(after=unplugged)) == ("link_down", "node-2:eth0", CERTAIN)
+
+
+def test_a_neighbour_that_answered_is_not_waited_for():
+    assert why(lost_after(4).having(after=waiting("stale"), reach=(NONE,))).kind == "unknown"
+    assert why(lost_after(3).having(after=waiting("failed"), reach=(NONE,))).kind == "unknown"
 
 
 def test_an_answer_lost_in_the_underlay():
