@@ -63,6 +63,9 @@ SETTLE_MOST_S = 1.0
 MAGIC = b"overlaynet barrier "
 COOKIE_BYTES = 8
 
+DOWN, UNPLUGGED = "is down", "has no carrier"
+"""Errors of an interface that passes nothing, so that its silence is certain; if it was so to the end."""
+
 _ETHER_BYTES, _LEAST_FRAME_BYTES = 14, 60
 _ETHERTYPE_AT = slice(12, 14)
 _BARRIER_TYPE = bpf.ETHERTYPE_BARRIER.to_bytes(2, "big")
@@ -173,6 +176,8 @@ class Taps:
                 while self._read(number, tap.sock):
                     pass
                 tap.dropped = dropped(tap.sock) + self._refused[number]
+                if tap.error in (DOWN, UNPLUGGED) and _trouble(tap) is None:
+                    tap.error = "came up meanwhile"
         self.abandon()
 
     def abandon(self) -> None:
@@ -206,7 +211,9 @@ class Taps:
         attach_filter(sock, self.code)
         sock.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
         tap.error = _bound(tap, sock) or _trouble(tap)
-        if tap.error is not None:
+        if tap.error in (DOWN, UNPLUGGED):
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # says that it is down; later it would be news
+        elif tap.error is not None:
             close_packet_sockets([sock])
             tap.sock = None
 
@@ -239,7 +246,7 @@ class Taps:
         try:
             self._injectors[tap.netns].sendto(frame.ljust(_LEAST_FRAME_BYTES, b"\0"), (tap.iface, 0))
         except OSError as error:
-            tap.error = tap.error or _words(error)
+            tap.error = tap.error or (_went(error) if tap.armed else _words(error))
             return None
         return time.time_ns()
 
@@ -336,8 +343,8 @@ def _trouble(tap: Tap) -> str | None:
     except OSError as error:
         return _words(error)
     if not _FLAGS.unpack(answer)[1] & _IFF_UP:
-        return "is down"
-    return None if _has_carrier(tap.sock, tap.iface) else "has no carrier"
+        return DOWN
+    return None if _has_carrier(tap.sock, tap.iface) else UNPLUGGED
 
 
 def _has_carrier(sock: socket.socket, iface: str) -> bool:
@@ -350,7 +357,7 @@ def _has_carrier(sock: socket.socket, iface: str) -> bool:
 
 
 def _words(error: OSError) -> str:
-    known = {errno.ENODEV: "does not exist", errno.ENETDOWN: "is down"}
+    known = {errno.ENODEV: "does not exist", errno.ENETDOWN: DOWN}
     return known.get(error.errno or 0, os.strerror(error.errno or 0))
 
 
