@@ -87,7 +87,7 @@ def made_text(made: Made, command: Callable[[str], str]) -> str:
     """What was done in the words of the tools, who leaves it alone, and how to undo it."""
     fault, damage = made.fault, made.fault.damage
     ends = "until healed" if fault.for_s is None else f"for {seconds(fault.for_s)}"
-    lines = [f"{fault.id}  {fault.kind} {fault.target}".rstrip() + f", {ends}"]
+    lines = [f"{fault.id}  {fault.words}, {ends}"]
     lines += _labelled("done", map(str, faultrecords.making(damage)))
     if made.repaired_s is not None:
         took = f"repaired by the agent of {damage.host} after {seconds(made.repaired_s)}"
@@ -130,7 +130,7 @@ def heal(app: App, fault: tuple[str, ...], everything: bool) -> None:
 
 def healed_text(healed: Sequence[Fault], left: Sequence[Fault]) -> str:
     """A line for each, and what is still broken."""
-    lines = [f"healed {one.id}  {one.kind} {one.target}".rstrip() for one in healed] or ["nothing is broken"]
+    lines = [f"healed {one.id}  {one.words}" for one in healed] or ["nothing is broken"]
     return "\n".join([*lines, *(fault_line(one.as_item()) for one in left)])
 
 

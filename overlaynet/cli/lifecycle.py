@@ -117,7 +117,7 @@ def up_text(hosts: Items, result: UpResult, command: Callable[[str], str]) -> st
         containers = "  ".join(host["containers"])
         subnet = host["subnet"] or "no subnet"
         lines.append(f"{host['name']}  {host['underlay_ip']}  {subnet}  {containers}".rstrip())
-    lines += [f"healed   {fault.id} {fault.kind} {fault.target}".rstrip() for fault in result.healed]
+    lines += [f"healed   {fault.id} {fault.words}" for fault in result.healed]
     lines += [f"waiting  {text}" for text in result.waiting]
     count = f"{result.changes} change" + ("" if result.changes == 1 else "s")
     state = f"ready in {result.ready_s:.1f} s" if result.converged else "not settled in time"

@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from overlaynet.addr import MIN_MTU_BYTES, IPAddress, IPNetwork, Mac, vtep_address
 from overlaynet.core.jsonstate import key_text
 from overlaynet.core.ownership import owned
+from overlaynet.core.workload import host_device
 from overlaynet.errors import EnvironmentProblem, NotFound, UsageError
 from overlaynet.firewall.chains import is_any_instances, probability, quoted
 from overlaynet.firewall.compare import hooks_in
@@ -39,6 +40,7 @@ from overlaynet.state import (
     MAIN_TABLE,
     Fdb,
     KernelState,
+    Key,
     Kind,
     LinkInfo,
     Neigh,
@@ -173,6 +175,11 @@ def _host_of(ground: Ground, place: str) -> str | None:
     return next((c.host for c in ground.topology.containers if c.name == place), None)
 
 
+def _host_meant(ground: Ground, point: str) -> str | None:
+    """The host whose interface or cable this is."""
+    return _host_of(ground, point.partition(":")[0])
+
+
 def _link(ground: Ground, place: str, device: str) -> LinkInfo:
     links = ground.look(place).links
     if device not in links:
@@ -237,7 +244,7 @@ def _plan_link(ground: Ground, request: Request) -> Damage:
     return Damage(
         object=f"link {device} of {place}",
         touches=(f"{place} link {device}",),
-        host=_host_of(ground, place),
+        host=_host_meant(ground, request.words[0]),
         links=(LinkChange(place, device, UP, 1, 0),),
         entries=tuple(_lost(ground, place, {device})),
         holds=_hold_link(ground, place, link),
@@ -248,13 +255,18 @@ def _lost(ground: Ground, place: str, devices: set[str]) -> Iterable[Entry]:
     """What the kernel forgets when these go down and does not bring back: routes, but for its own, and
     permanent neighbours (fib_disable_ip and neigh_ifdown in net/). Addresses of IPv4 stay."""
     kernel = ground.look(place)
-    ours = {obj.key for obj in owned(kernel, ())}
+    ours = _ours(ground, place, kernel)
     for route in kernel.routes:
         if route.dev in devices and route.table != LOCAL_TABLE and route.protocol != KERNEL_PROTOCOL:
             yield Entry(place, route, None, route.key in ours)
     for neigh in kernel.neighs:
         if neigh.dev in devices and neigh.state == "permanent":
             yield Entry(place, neigh, None, neigh.key in ours)
+
+
+def _ours(ground: Ground, place: str, kernel: KernelState) -> frozenset[Key]:
+    """What a host's agent looks after. In a container nobody does, though the agent has put it there."""
+    return frozenset(obj.key for obj in owned(kernel, ())) if place in _hosts(ground) else frozenset()
 
 
 def _hold_link(ground: Ground, place: str, link: LinkInfo) -> tuple[Held, ...]:
@@ -264,19 +276,32 @@ def _hold_link(ground: Ground, place: str, link: LinkInfo) -> tuple[Held, ...]:
 
 
 def _plan_mtu(ground: Ground, request: Request) -> Damage:
-    place, device = _point(ground, request.words[0])
-    link, wanted = _link(ground, place, device), request.words[1]
+    text, wanted = request.words
     if not wanted.isdecimal() or not MIN_MTU_BYTES[4] <= int(wanted) <= MAX_MTU:
         raise UsageError(f"{wanted!r} is no MTU", evidence=f"{MIN_MTU_BYTES[4]} to {MAX_MTU} bytes are")
-    if int(wanted) == link.mtu:
+    place, device = _point(ground, text)
+    link = _link(ground, place, device)
+    ends = [(place, link), *_other_end(ground, text)]
+    if all(end.mtu == int(wanted) for _, end in ends):
         raise UsageError(f"the MTU of {place}:{device} is {wanted} already")
     return Damage(
         object=f"mtu {link.mtu} of {device} of {place}",
-        touches=(f"{place} link {device}",),
-        host=_host_of(ground, place),
-        links=(LinkChange(place, device, MTU, link.mtu, int(wanted)),),
+        touches=tuple(f"{where} link {end.name}" for where, end in ends),
+        host=_host_meant(ground, text),
+        links=tuple(LinkChange(where, end.name, MTU, end.mtu, int(wanted)) for where, end in ends),
         holds=_hold_link(ground, place, link) if link.type != "veth" else (),
     )
+
+
+def _other_end(ground: Ground, text: str) -> Iterable[tuple[str, LinkInfo]]:
+    """Of a container's cable, meant as a whole, the end at its host: an end takes no frame that is larger than
+    its own MTU (__dev_forward_skb), and the sender would be told by its own interface."""
+    container = next((c for c in ground.topology.containers if c.name == text), None)
+    if container is not None:
+        device = host_device(f"{container.namespace}/{container.name}")
+        links = ground.look(container.host).links
+        if device in links:
+            yield container.host, links[device]
 
 
 # --- hosts and processes --------------------------------------------------------------------------
@@ -418,7 +443,7 @@ def _plan_entry(
 ) -> Damage:
     if after == before:
         raise UsageError(f"it is so already: {describe(before)}")
-    is_ours = before.key in {obj.key for obj in owned(kernel, ())}
+    is_ours = before.key in _ours(ground, place, kernel)
     kind, key = str(before.key[0]), key_text(before.key)
     found_by_kernel = isinstance(before, Neigh) and before.state != "permanent"
     return Damage(
@@ -426,7 +451,7 @@ def _plan_entry(
         touches=(f"{place} {kind} {key}",),
         host=_host_of(ground, place),
         entries=(Entry(place, None if found_by_kernel else before, after, is_ours),),
-        holds=(Held(place, kind, key),) if is_ours and place in _hosts(ground) else (),
+        holds=(Held(place, kind, key),) if is_ours else (),
     )
 
 
@@ -472,8 +497,7 @@ def _plan_rule(ground: Ground, request: Request) -> Damage:
     if request.target:
         if len(rest) != 2:
             raise _misused("rule", "--drop and --reject take a host, a source and a destination")
-        text = _foreign_rule(ground, request.target, rest, _comment(ground, request.ident))
-        return _plan_insertion(host, text)
+        return _plan_insertion(ground, host, request, rest)
     if len(rest) == 1:
         return _plan_service_rules(host, rules, rest[0])
     if len(rest) != 3:
@@ -485,22 +509,25 @@ def _comment(ground: Ground, ident: str) -> str:
     return f"-m comment --comment {quoted(f'fault {ident} of lab {ground.topology.name}')}"
 
 
-def _foreign_rule(ground: Ground, target: str, between: Sequence[str], comment: str) -> str:
+def _foreign_rule(ground: Ground, target: str, between: Sequence[str], *comment: str) -> str:
     ends = [
         f"-{flag} {_network(ground, name)}" for flag, name in zip("sd", between, strict=True) if name != "any"
     ]
     how = " --reject-with icmp-port-unreachable" if target == "REJECT" else ""
-    return " ".join([*ends, comment, f"-j {target}{how}"])
+    return " ".join([*ends, *comment, f"-j {target}{how}"])
 
 
 def _network(ground: Ground, name: str) -> IPNetwork:
     return _parsed(ip_network, name, "network") if "/" in name else ip_network(_address(ground, name))
 
 
-def _plan_insertion(host: str, text: str) -> Damage:
+def _plan_insertion(ground: Ground, host: str, request: Request, between: Sequence[str]) -> Damage:
+    assert request.target is not None
+    text = _foreign_rule(ground, request.target, between, _comment(ground, request.ident))
+    what = f"rule filter FORWARD {_foreign_rule(ground, request.target, between)}"
     return Damage(
-        object=f"rule filter FORWARD {text}",
-        touches=(f"{host} rule {text}",),
+        object=what,
+        touches=(f"{host} {what}",),
         host=host,
         edits=(Edit(host, rule_change("filter", "FORWARD", [text], [])),),
     )
@@ -620,7 +647,7 @@ KINDS: Mapping[str, FaultKind] = {
     ),
     "mtu": FaultKind(
         "HOST|CONTAINER|PLACE:IFACE BYTES", (2,),
-        "Change an MTU; of a host, what its cable carries.",
+        "Change an MTU: an interface's, or what a cable carries.",
         "overlaynet break mtu web-1 1500", _plan_mtu,
     ),
     "node": FaultKind(

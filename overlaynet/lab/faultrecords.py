@@ -121,6 +121,11 @@ class Fault:
     timer: Process | None = None
 
     @property
+    def words(self) -> str:
+        """What was asked for: ``fdb node-1 node-2``."""
+        return f"{self.kind} {self.target}".rstrip()
+
+    @property
     def until(self) -> float | None:
         """When it ends by itself, in seconds since 1970."""
         return None if self.for_s is None else self.since + self.for_s
@@ -159,7 +164,7 @@ def find(faults: Sequence[Fault], ident: str) -> Fault:
     """Raises NotFound."""
     found = next((fault for fault in faults if fault.id == ident), None)
     if found is None:
-        known = ", ".join(f"{fault.id} ({fault.kind} {fault.target})".rstrip() for fault in faults) or "none"
+        known = ", ".join(f"{fault.id} ({fault.words})" for fault in faults) or "none"
         raise NotFound(f"there is no fault {ident!r}", evidence=f"faults: {known}", next=["overlaynet status"])
     return found
 

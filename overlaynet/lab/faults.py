@@ -122,6 +122,7 @@ class Faults:
             fault = self._placed(fault, now)
             faultrecords.save(self.paths, [*present, fault])
             self._do(damage)
+            self._check_made(fault, hold=hold)
         except BaseException:
             with suppress(OverlayError):
                 self._heal([fault])
@@ -141,7 +142,7 @@ class Faults:
         for old in present:
             if (what := faultkinds.conflict(new.damage, old.damage)) is not None:
                 raise UsageError(
-                    f"{old.id} has broken that already: {old.kind} {old.target}".rstrip(),
+                    f"{old.id} has broken that already: {old.words}",
                     evidence=f"both are about {what}",
                     next=[f"overlaynet heal {old.id}"],
                 )
@@ -151,7 +152,7 @@ class Faults:
         taken = []
         left_s = None if fault.until is None else max(fault.until - now, 1.0)
         for held in fault.damage.holds:
-            reason = f"fault {fault.id}: {fault.kind} {fault.target}"
+            reason = f"fault {fault.id}: {fault.words}"
             body = {"kind": held.kind, "key": held.key, "for_s": left_s, "reason": reason[:200]}
             with suppress(AgentUnreachable, NotFound):
                 self.grip.agent(held.host).post("/v1/hold", body)
@@ -166,6 +167,17 @@ class Faults:
         self._write(damage.entries, lambda entry, _: (entry.after,))
         for edit in damage.edits:
             self._edit(edit, edit.change.have or (), edit.change.want or ())
+
+    def _check_made(self, fault: Fault, *, hold: bool) -> None:
+        """Raises LabFailed if nothing came of it: then a lab that works would be taken for a proof."""
+        damage = fault.damage
+        lasting = hold and (damage.links or damage.entries or damage.edits)
+        if lasting and not self.is_broken(fault):
+            raise LabFailed(
+                f"{damage.object} is not broken: somebody has put it right at once, or it could not be changed",
+                evidence="; ".join(map(str, faultrecords.making(damage))),
+                next=["overlaynet status", f"overlaynet logs {damage.host or ''}".rstrip()],
+            )
 
     def _watch_repair(self, fault: Fault) -> Made:
         """Without a hold, an agent repairs what is its own; then there is no fault any more."""
@@ -300,15 +312,15 @@ class Faults:
         return found
 
     def _rules(self, edit: Edit) -> tuple[str, ...] | None:
-        """The present rules that the edit is about; None where there is no such place or chain any more."""
+        """The present rules that the edit is about; None where there is no such place or chain any more. A
+        built-in chain is there even if the kernel has not been asked for its table yet."""
         if not self.grip.exists(edit.place):
             return None
         change = edit.change
         lines = self.grip.rules(edit.place).chains.get((change.table, change.chain))
-        if lines is None:
-            return None
         if is_any_instances(change.chain):
-            return tuple(line.text for line in lines)
+            return None if lines is None else tuple(line.text for line in lines)
+        lines = lines or ()
         if edit.owned:
             return hooks_in(lines)
         return tuple(
