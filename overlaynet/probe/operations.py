@@ -22,6 +22,7 @@ OPERATIONS: Mapping[str, tuple[str, str]] = {
     "counters": ("place", "counters"),
     "send": ("send", "run"),
     "burst": ("send", "burst"),
+    "calls": ("calls", "run"),
 }
 """Where each is: a module beside this one, and a function there."""
 

@@ -75,8 +75,12 @@ class Session:
             raise UsageError("this session is listening already", evidence="the job 'collect' ends that")
         self._store = Store()
         taps = tap.from_job(job, self._store.take)
+        try:
+            taps.arm()
+        except OSError:
+            taps.abandon()
+            raise
         self._taps = taps
-        taps.arm()
         return {"kind": "Armed", "points": [one.opening() for one in taps.taps]}
 
     def _collect(self, job: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ from overlaynet.probe.sockets import (
     stamp,
 )
 
-BARRIER_S = 0.25
+BARRIER_S = 1.0
 """How long a barrier may take. It takes some microseconds; the rest is for a busy machine's scheduler."""
 STAMPED_S = 0.05
 """How long right stamps are waited for."""
@@ -75,7 +75,7 @@ BARRIER_BYTES = _COOKIE_AT.stop
 _ARPHRD_ETHER, _ARPHRD_LOOPBACK = 1, 772
 _SIOCGIFFLAGS, _IFF_UP = 0x8913, 0x01
 _FLAGS = struct.Struct("@16sH22x")
-"""struct ifreq with flags; or below with a pointer."""
+"""struct ifreq with flags; `_POINTER` is the same with a pointer."""
 _SIOCETHTOOL, _ETHTOOL_GLINK = 0x8946, 0x0A
 _POINTER = struct.Struct("@16sP16x")
 _VALUE = struct.Struct("@II")
@@ -286,10 +286,8 @@ class Taps:
             data, ancillary, _, address = sock.recvmsg(self.snap, _ANCILLARY_BYTES)
         except BlockingIOError:
             return False
-        except (
-            OSError
-        ) as error:  # the interface went down or away; it may come back, but what passed is unknown
-            self.taps[number].error = _went(error)
+        except OSError as error:
+            self.taps[number].error = _went(error)  # it may come back, but what passed meanwhile is unknown
             return True
         t_ns = stamp(ancillary)
         if data[_ETHERTYPE_AT] == _BARRIER_TYPE and data.startswith(MAGIC, _ETHER_BYTES):
