@@ -10,9 +10,8 @@ that does not know a MAC floods, and an interface overhears what its neighbours 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from overlaynet.addr import Mac
 from overlaynet.trace import causes
@@ -32,21 +31,19 @@ from overlaynet.trace.model import (
     World,
 )
 
-Predict: TypeAlias = Callable[[World, Question], Prediction]
-
 POSITIVE = frozenset({"syn-ack", "echo-reply", "udp"})
 """Answers that only a packet's destination gives."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """All that stays the same from try to try."""
+    """All that stays the same from try to try. `after`: what the state read afterwards predicts, if it was."""
 
     world: World
     prediction: Prediction
     evidence: Evidence
     expect: str = DELIVERED
-    predict: Predict | None = None
+    after: Prediction | None = None
     one_clock: bool = True
 
     @property

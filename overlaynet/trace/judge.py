@@ -44,10 +44,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import TypeAlias
 
 from overlaynet.trace import causes
 from overlaynet.trace.align import Course, Step, remarks
-from overlaynet.trace.case import POSITIVE, Case, Finding, Predict, View, astray, chosen, is_copy
+from overlaynet.trace.case import POSITIVE, Case, Finding, View, astray, chosen, is_copy
 from overlaynet.trace.causes import Gap
 from overlaynet.trace.join import Followed, Sighting, join
 from overlaynet.trace.model import (
@@ -63,6 +64,7 @@ from overlaynet.trace.model import (
     Path,
     Point,
     Prediction,
+    Question,
     Trace,
     World,
 )
@@ -77,6 +79,8 @@ from overlaynet.trace.silence import (
     reply_end_gap,
     unread_places,
 )
+
+Predict: TypeAlias = Callable[[World, Question], Prediction]
 
 CLOCK_TOLERANCE_NS = 1_000_000
 """By how much a hop's stamp may lie before that of the hop it follows. Frames that one kernel hands from device
@@ -96,7 +100,8 @@ def judge(
     """Say what the evidence proves. `expect`: the outcome that counts as proved. `predict`: asked about the
     state after, if that was read. `one_clock`: the stamps of all hosts are comparable. Raises nothing."""
     joined = join(prediction.question, prediction, evidence, world.vxlan_port)
-    return judged(Case(world, prediction, evidence, expect, predict, one_clock), joined.tries, trace_id)
+    after = predict(evidence.after, prediction.question) if predict and evidence.after else None
+    return judged(Case(world, prediction, evidence, expect, after, one_clock), joined.tries, trace_id)
 
 
 def judged(case: Case, tries: Sequence[Followed], trace_id: str) -> Trace:
@@ -386,12 +391,9 @@ def _cause_after(case: Case, view: View) -> Cause | None:
 
 def _by_state_after(case: Case, view: View) -> View | None:
     """The same try beside what the state after predicts; None if it was not read."""
-    if case.evidence.after is None or case.predict is None:
+    if case.evidence.after is None or case.after is None or not case.after.paths:
         return None
-    prediction = case.predict(case.evidence.after, case.question)
-    if not prediction.paths:
-        return None
-    return chosen(replace(case, world=case.evidence.after, prediction=prediction), view.followed)[0]
+    return chosen(replace(case, world=case.evidence.after, prediction=case.after), view.followed)[0]
 
 
 def _altered(case: Case, view: View, course: Course) -> Finding | None:

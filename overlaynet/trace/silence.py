@@ -44,11 +44,13 @@ def _doubt(case: Case, point: Point, tap: Tap | None) -> str:
 
 
 def unread_places(case: Case, course: Course) -> Iterator[str]:
-    """Hosts on a path that could not be looked at."""
-    for name in dict.fromkeys(case.machine(step.hop.place) for step in course.steps):
-        node = case.world.nodes.get(name)
-        if node and node.error:
-            yield f"{name} could not be looked at: {node.error}; next: overlaynet status"
+    """Places on a path that could not be looked at."""
+    errors = {name: node.error for name, node in case.world.nodes.items() if node.error}
+    errors |= case.world.unseen
+    names = (name for step in course.steps for name in (step.hop.place, case.machine(step.hop.place)))
+    for name in dict.fromkeys(names):
+        if name in errors:
+            yield f"{name} could not be looked at: {errors[name]}; next: overlaynet status"
 
 
 # --- ends -----------------------------------------------------------------------------------------

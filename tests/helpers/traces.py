@@ -17,9 +17,9 @@ from helpers.pictures import HOSTS, MACS, VETH_1, VETH_2, VETH_3
 
 from overlaynet.addr import Mac
 from overlaynet.state import Address, KernelState, LinkInfo
-from overlaynet.trace.case import Case, Predict
+from overlaynet.trace.case import Case
 from overlaynet.trace.join import Followed, Sighting
-from overlaynet.trace.judge import judged
+from overlaynet.trace.judge import Predict, judged
 from overlaynet.trace.model import (
     CONTAINER,
     DELIVERED,
@@ -212,7 +212,8 @@ class Story:
             taps=tuple(tap for tap in taps.values() if tap is not None),
             sent=tuple(one.sent for one in self.tries),
         )
-        case = Case(self.world, self.prediction, evidence, self.expect, self.predict, self.one_clock)
+        after = self.predict(evidence.after, self.question) if self.predict and evidence.after else None
+        case = Case(self.world, self.prediction, evidence, self.expect, after, self.one_clock)
         return judged(case, self.tries, "t-1")
 
     def but(self, **changes: Any) -> Story:
@@ -270,3 +271,38 @@ def lost_after(hops: int, tries: int = 1) -> Story:
     """The same, seen at only so many hops."""
     path = path_of(pictures.vxlan())
     return Story((path,), tries=tuple(went(path, number=n, hops=hops) for n in range(1, tries + 1)))
+
+
+# --- alterations of what was seen --------------------------------------------------------------------
+
+
+def altered(point: str, direction: str, **headers: object) -> Callable[[Followed], Followed]:
+    """Seen there with other headers of the packet itself."""
+
+    def other(s: Sighting) -> Sighting:
+        if (s.point, s.direction) != (at(point), direction):
+            return s
+        packet = replace(s.frame.packet, **headers)
+        return s._replace(
+            frame=replace(s.frame, inner=packet) if s.frame.inner else replace(s.frame, outer=packet)
+        )
+
+    return lambda one: replace(one, forward=tuple(map(other, one.forward)), reply=tuple(map(other, one.reply)))
+
+
+def also_seen(
+    point: str, direction: str, like: int, *, t_us: float = 75, **outer: object
+) -> Callable[[Followed], Followed]:
+    """Seen at one more point, as at hop number `like`."""
+
+    def change(one: Followed) -> Followed:
+        seen = one.forward[like]
+        stray = seen._replace(
+            point=at(point),
+            direction=direction,
+            t_ns=round(t_us * 1000),
+            frame=replace(seen.frame, outer=replace(seen.frame.outer, **outer)),
+        )
+        return replace(one, forward=(*one.forward, stray))
+
+    return change

@@ -12,6 +12,8 @@ from helpers.pictures import VETH_1, VETH_2
 from helpers.traces import (
     GUARD,
     Story,
+    also_seen,
+    altered,
     answer_headers,
     at,
     cause,
@@ -67,38 +69,6 @@ def dropped_sighting(point: str, direction: str) -> Callable[[Followed], Followe
             for way in (one.forward, one.reply)
         ]
         return replace(one, forward=kept[0], reply=kept[1])
-
-    return change
-
-
-def altered(point: str, direction: str, **headers: object) -> Callable[[Followed], Followed]:
-    """Seen there with other headers of the packet itself."""
-
-    def other(s: Sighting) -> Sighting:
-        if (s.point, s.direction) != (at(point), direction):
-            return s
-        packet = replace(s.frame.packet, **headers)
-        return s._replace(
-            frame=replace(s.frame, inner=packet) if s.frame.inner else replace(s.frame, outer=packet)
-        )
-
-    return lambda one: replace(one, forward=tuple(map(other, one.forward)), reply=tuple(map(other, one.reply)))
-
-
-def also_seen(
-    point: str, direction: str, like: int, *, t_us: float = 75, **outer: object
-) -> Callable[[Followed], Followed]:
-    """Seen at one more point, as at hop number `like`."""
-
-    def change(one: Followed) -> Followed:
-        seen = one.forward[like]
-        stray = seen._replace(
-            point=at(point),
-            direction=direction,
-            t_ns=round(t_us * 1000),
-            frame=replace(seen.frame, outer=replace(seen.frame.outer, **outer)),
-        )
-        return replace(one, forward=(*one.forward, stray))
 
     return change
 
@@ -833,50 +803,6 @@ def test_every_reason_says_what_to_do_next():
         trace = story.verdict()
         assert trace.inconclusive_because
         assert all("; next: overlaynet " in reason for reason in trace.inconclusive_because)
-
-
-# --- hops as they were seen -----------------------------------------------------------------------
-
-
-def test_captured_headers_win_over_predicted_ones():
-    hops = tuple(replace(h, inner=replace(h.inner, ip_id=None)) for h in VXLAN.hops)
-    trace = Story((replace(VXLAN, hops=hops),), tries=(went(VXLAN, hops=5),)).verdict()
-    assert [hop.inner.ip_id for hop in trace.forward] == [22_852] * 5 + [None] * 5
-
-
-def test_times_are_since_the_first_sighting():
-    trace = healthy().verdict()
-    assert [hop.t_us for hop in trace.forward] == [float(10 * n) for n in range(10)]
-    assert trace.reply[0].t_us == 500.0
-
-
-def test_changes_are_those_that_were_seen():
-    path = path_of(pictures.virtual_ip())
-    other = ip_address("10.244.2.77")
-    story = Story((path,), question=pictures.TO_SERVICE, tries=(went(path),))
-    changes = {c.field: c for c in story.verdict().forward[2].changes}
-    assert (changes["dst"].after, changes["dst"].reason) == ("10.244.2.2", "DNAT")
-    changed = story.seeing(altered("node-1:cni0", "in", dst=other)).verdict().forward[2].changes
-    assert {c.field: c for c in changed}["dst"].after == "10.244.2.77"
-
-
-def test_wrapping_is_a_change():
-    wrapped = {c.field: c for c in healthy().verdict().forward[4].changes}
-    vxlan = "vxlan 1 192.168.50.11 → 192.168.50.12"
-    assert (wrapped["encapsulation"].before, wrapped["encapsulation"].after) == (None, vxlan)
-
-
-def test_rules_are_told_with_what_they_counted():
-    path = path_of(pictures.virtual_ip())
-    rule = path.hops[2].why[0]
-    bare = replace(
-        path, hops=tuple(replace(h, why=tuple(w._replace(packets=None) for w in h.why)) for h in path.hops)
-    )
-    story = Story((bare,), question=pictures.TO_SERVICE, tries=(went(path),))
-    trace = story.having(counts=(Count("node-1", "nat", "OVL-SEP", 2, rule.text, 1),)).verdict()
-    assert trace.forward[2].why[0].packets == 1
-    assert story.verdict().forward[2].why[0].packets is None
-    assert trace.counts[0].packets == 1
 
 
 # --- for any evidence -----------------------------------------------------------------------------
