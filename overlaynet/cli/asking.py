@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
@@ -18,9 +18,9 @@ _OPTIONS = (
     click.argument("target", metavar="TO", required=False),
     click.option("--tcp", type=PORT, metavar="PORT", help="Begin a TCP connection to this port."),
     click.option("--udp", type=PORT, metavar="PORT", help="Send a UDP datagram to this port."),
-    click.option("--icmp", is_flag=True, help="Send an ICMP echo request."),
+    click.option("--icmp", is_flag=True, default=None, help="Send an ICMP echo request."),
     click.option("--sport", type=PORT, metavar="PORT", help="From this port; else from any free one."),
-    click.option("--size", type=int, default=0, metavar="BYTES", help="Payload of UDP or ICMP, in bytes."),
+    click.option("--size", type=int, metavar="BYTES", help="Payload of UDP or ICMP, in bytes."),
     click.option("--df/--no-df", default=None, help="Forbid or allow fragments; else as Linux sends it."),
 )
 
@@ -37,9 +37,9 @@ def asked(
     target: str | None,
     tcp: int | None,
     udp: int | None,
-    icmp: bool,
+    icmp: bool | None,
     sport: int | None,
-    size: int,
+    size: int | None,
     df: bool | None,
 ) -> Asked:
     """The question as typed. Raises UsageError."""
@@ -55,8 +55,24 @@ def asked(
     if icmp:
         chosen.append(("icmp", None))
     if len(chosen) > 1:
-        raise UsageError("a packet has one protocol", evidence=" and ".join(f"--{name}" for name, _ in chosen))
+        raise UsageError(
+            "a packet has one protocol",
+            evidence=" and ".join(f"--{name}" for name, _ in chosen),
+            next=[
+                f"overlaynet trace {source} {target} --{name} {port or ''}".rstrip() for name, port in chosen
+            ],
+        )
     protocol, port = chosen[0] if chosen else (None, None)
-    if icmp and sport is not None:
-        raise UsageError("an ICMP echo request has no port", evidence=f"--sport {sport}")
-    return Asked(source, target, protocol, port, sport, size, df)
+    return Asked(source, target, protocol, port, sport, size or 0, df)
+
+
+def refuse_question(words: Mapping[str, Any], instead: str) -> None:
+    """What was saved has its question with it. Raises UsageError."""
+    given = [name for name, value in words.items() if value is not None]
+    if given:
+        shown = {"source": "FROM", "target": "TO"}
+        raise UsageError(
+            "what was saved has its question with it, so none can be asked",
+            evidence="asked as well: " + ", ".join(shown.get(name, f"--{name}") for name in given),
+            next=[instead],
+        )

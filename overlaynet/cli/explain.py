@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path as File
 from typing import Any
 
 import click
 
 from overlaynet.cli.app import App, pass_app, shared
-from overlaynet.cli.asking import asked, question_options
-from overlaynet.cli.pictures import PICTURES, write_picture
-from overlaynet.errors import UsageError
-from overlaynet.trace.model import DELIVERED, Prediction
+from overlaynet.cli.asking import asked, question_options, refuse_question
+from overlaynet.cli.pictures import PICTURES, check_pictures, write_picture
+from overlaynet.trace.model import CERTAIN, DELIVERED, Path, Prediction
 
 INCONCLUSIVE = 4
 
 
 @click.command()
 @question_options
-@click.option("--from", "file", type=click.Path(path_type=Path), help="Ask the state that this trace saved.")
+@click.option("--from", "file", type=click.Path(path_type=File), help="Ask the state that this trace saved.")
 @click.option("-v", "--verbose", is_flag=True, help="All headers, and every entry that decides.")
-@click.option("-w", "--write", type=click.Path(path_type=Path), multiple=True, help=f"Write {PICTURES}.")
+@click.option("-w", "--write", type=click.Path(path_type=File), multiple=True, help=f"Write {PICTURES}.")
 @shared
 @pass_app
-def explain(app: App, /, file: Path | None, verbose: bool, write: tuple[Path, ...], **words: Any) -> int:
+def explain(app: App, /, file: File | None, verbose: bool, write: tuple[File, ...], **words: Any) -> int:
     """Predict a packet's path and say which entries decide it. Nothing is sent.
 
     FROM and TO are containers, hosts, `outside`, svc/NAME or addresses. The answer is by the state of routes,
@@ -31,32 +30,37 @@ def explain(app: App, /, file: Path | None, verbose: bool, write: tuple[Path, ..
     Exit code 0 if the packet would arrive by every way it may take, 1 if not, 4 if something on the way
     could not be read.
     """
+    check_pictures(write, bundles=False)
     prediction = _predict(app, file, words)
     for picture in write:
         write_picture(picture, prediction)
     _show(app, prediction, verbose=verbose)
-    if prediction.outcome != DELIVERED:
+    return _exit_code(prediction)
+
+
+def _exit_code(prediction: Prediction) -> int:
+    if any(_is_sure(path) and path.outcome != DELIVERED for path in prediction.paths):
         return 1
-    return 0 if all(path.certain for path in prediction.paths) else INCONCLUSIVE
+    sure = prediction.paths and not prediction.unread and all(map(_is_sure, prediction.paths))
+    return 0 if sure else INCONCLUSIVE
 
 
-def _predict(app: App, file: Path | None, words: dict[str, Any]) -> Prediction:
+def _is_sure(path: Path) -> bool:
+    return path.certain and (path.cause is None or path.cause.certainty == CERTAIN)
+
+
+def _predict(app: App, file: File | None, words: dict[str, Any]) -> Prediction:
     if file is None:
         from overlaynet.proof.tracing import explain as ask
 
         with app.progress("reading the state of every place"):
             return ask(app.cluster, asked(**words)).prediction
+    refuse_question(words, f"overlaynet explain --from {file}")
     from overlaynet.proof.saved import open_bundle
     from overlaynet.trace.predict import predict
 
     bundle = open_bundle(file)
-    if words["source"] is None:
-        return predict(bundle.world, bundle.question)
-    raise UsageError(
-        "a saved state answers the question that it was saved for",
-        evidence=f"it is {bundle.question.source} → {bundle.question.target}",
-        next=[f"overlaynet explain --from {file}"],
-    )
+    return predict(bundle.world, bundle.question)
 
 
 def _show(app: App, prediction: Prediction, *, verbose: bool) -> None:

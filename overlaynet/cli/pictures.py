@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,14 +16,29 @@ BUNDLE = ".ovltrace"
 Pictured: TypeAlias = Trace | Prediction
 
 
-def write_picture(file: Path, what: Pictured, bundle: bytes | None = None) -> None:
-    """Write one file. Raises UsageError for a name whose end says nothing, EnvironmentProblem."""
-    if file.suffix == BUNDLE and bundle is not None:
-        content = bundle
-    elif file.suffix in _FORMS:
-        content = _FORMS[file.suffix](what).encode()
-    else:
-        raise UsageError(f"{file} does not say what to write", evidence=f"its name ends in one of: {PICTURES}")
+def check_pictures(files: Iterable[Path], *, bundles: bool) -> None:
+    """Find out before anything is sent what could not be written after it. Raises UsageError for a name whose
+    end says nothing, EnvironmentProblem."""
+    for file in files:
+        if file.suffix not in _FORMS and not (bundles and file.suffix == BUNDLE):
+            ends = [*_FORMS, *([BUNDLE] if bundles else [])]
+            raise UsageError(
+                f"{str(file)!r} does not say what to write",
+                evidence=f"its name ends in one of: {' '.join(ends)}",
+            )
+        if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise EnvironmentProblem(f"{file} could not be written", evidence=_obstacle(file))
+
+
+def _obstacle(file: Path) -> str:
+    if file.is_dir():
+        return "it is a directory"
+    return "no permission" if file.parent.is_dir() else f"there is no directory {file.parent}"
+
+
+def write_picture(file: Path, what: Pictured, bundle: bytes = b"") -> None:
+    """Write one file, whose name was checked. Raises EnvironmentProblem."""
+    content = bundle if file.suffix == BUNDLE else _FORMS[file.suffix](what).encode()
     try:
         file.write_bytes(content)
     except OSError as error:

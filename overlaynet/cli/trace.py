@@ -9,9 +9,8 @@ from typing import Any
 import click
 
 from overlaynet.cli.app import App, pass_app, shared
-from overlaynet.cli.asking import asked, question_options
-from overlaynet.cli.pictures import PICTURES, write_picture
-from overlaynet.errors import UsageError
+from overlaynet.cli.asking import asked, question_options, refuse_question
+from overlaynet.cli.pictures import PICTURES, check_pictures, write_picture
 from overlaynet.trace.model import DELIVERED, DROPPED, INCONCLUSIVE, LOST, PROVED, REJECTED, WRONG_PATH, Trace
 
 EXIT = {PROVED: 0, LOST: 1, WRONG_PATH: 1, INCONCLUSIVE: 4}
@@ -20,14 +19,20 @@ EXPECTED = click.Choice([DELIVERED, REJECTED, DROPPED])
 
 @click.command()
 @question_options
-@click.option("--expect", type=EXPECTED, default=DELIVERED, help="What has to become of it, to be proved.")
+@click.option("--expect", type=EXPECTED, help="What has to become of it, to be proved: else, that it arrives.")
 @click.option("--replay", type=click.Path(path_type=Path), metavar="FILE", help="Judge a saved trace again.")
 @click.option("-v", "--verbose", is_flag=True, help="All headers, and every entry that decides.")
 @click.option("-w", "--write", type=click.Path(path_type=Path), multiple=True, help=f"Write {PICTURES}.")
 @shared
 @pass_app
 def trace(
-    app: App, /, expect: str, replay: Path | None, verbose: bool, write: tuple[Path, ...], **words: Any
+    app: App,
+    /,
+    expect: str | None,
+    replay: Path | None,
+    verbose: bool,
+    write: tuple[Path, ...],
+    **words: Any,
 ) -> int:
     """Send a packet, capture it at every hop, and prove where it went.
 
@@ -35,7 +40,8 @@ def trace(
     every point on it is captured, one packet is sent by FROM's own kernel, and what was seen is compared with
     what was predicted. Needs no agent. Exit code 0 proved, 1 lost or on a wrong path, 4 inconclusive.
     """
-    found, saved = _replayed(app, replay, expect, words) if replay else _traced(app, expect, words)
+    check_pictures(write, bundles=True)
+    found, saved = _replayed(replay, expect, words) if replay else _traced(app, expect or DELIVERED, words)
     for file in write:
         write_picture(file, found, saved)
     _show(app, found, verbose=verbose)
@@ -51,11 +57,10 @@ def _traced(app: App, expect: str, words: dict[str, Any]) -> tuple[Trace, bytes]
     return saved.keep(app.cluster, proof)
 
 
-def _replayed(app: App, file: Path, expect: str, words: dict[str, Any]) -> tuple[Trace, bytes]:
+def _replayed(file: Path, expect: str | None, words: dict[str, Any]) -> tuple[Trace, bytes]:
+    refuse_question(words, f"overlaynet trace --replay {file}")
     from overlaynet.proof import saved
 
-    if words["source"] is not None:
-        raise UsageError("a saved trace has its question with it", next=[f"overlaynet trace --replay {file}"])
     bundle = saved.open_bundle(file)
     return saved.replay(bundle, expect, str(file)), file.read_bytes()
 

@@ -29,7 +29,8 @@ SERVICE_WORDS = frozenset({"svc", "service", "services"})
 LARGEST_PAYLOAD_BYTES = 65_507
 """Of UDP over IPv4: 65 535 without both headers (RFC 768, RFC 791). An ICMP echo has the same header size."""
 
-
+_EVERYBODY = 0xFFFFFFFF
+"""255.255.255.255 (RFC 919)."""
 COOKIE_BYTES = 8
 """By which a datagram is known wherever it is seen, so none is sent with less."""
 
@@ -81,12 +82,13 @@ class Directory:
         return [*places, *([OUTSIDE] if self.outside else [])]
 
     def place(self, word: str) -> str:
-        """The place of that name. Raises NotFound."""
+        """The place of that name or address. Raises NotFound."""
         for container in self.containers:
             if word in (container.name, container.id):
                 return container.name
-        if word in self.names():
-            return word
+        for name in self.names():
+            if word in (name, str(self.address_of(name))):
+                return name
         raise NotFound(
             f"there is no container or host {word!r}",
             evidence="there are " + (", ".join(self.names()) or "none"),
@@ -117,7 +119,9 @@ class Directory:
         except ValueError:
             ip = self._address(word)
         if ip.version != 4:
-            raise UsageError(f"{ip} is an IPv6 address", evidence="paths are followed over IPv4 only")
+            raise _unsuitable(f"{ip} is an IPv6 address", "paths are followed over IPv4 only")
+        if ip.is_multicast or ip.is_unspecified or int(ip) == _EVERYBODY:
+            raise _unsuitable(f"{ip} is nobody's address", "a path is followed to one receiver")
         taken = [item for item in self.services if ip in _frontends(item.value)]
         return Front(ip, tuple(port for item in taken for port in item.value.ports))
 
@@ -162,6 +166,10 @@ class Directory:
         return model.Service(item.value.id, _frontends(item.value), ports)
 
 
+def _unsuitable(message: str, why: str) -> UsageError:
+    return UsageError(message, evidence=why, next=["overlaynet get containers", "overlaynet get services"])
+
+
 def _frontends(service: Service) -> tuple[IPAddress, ...]:
     return (*service.cluster_ips, *service.external_ips, *service.ingress_ips)
 
@@ -181,6 +189,12 @@ def question(asked: Asked, directory: Directory) -> Question:
         )
     front = directory.front(asked.target)
     protocol, port = _protocol(asked, front)
+    if protocol == "icmp" and asked.src_port is not None:
+        raise UsageError(
+            "an ICMP echo request has no port to be sent from",
+            evidence=f"--sport {asked.src_port}",
+            next=[f"overlaynet trace {asked.source} {asked.target} --tcp PORT --sport {asked.src_port}"],
+        )
     _check_size(asked, protocol)
     return Question(
         source=source,
@@ -222,10 +236,17 @@ def _check_size(asked: Asked, protocol: str) -> None:
             next=[f"overlaynet trace {asked.source} {asked.target} --icmp --size {asked.size}"],
         )
     if not 0 <= asked.size <= LARGEST_PAYLOAD_BYTES:
-        raise UsageError(f"a payload has from 0 to {LARGEST_PAYLOAD_BYTES} bytes", evidence=f"{asked.size}")
+        raise UsageError(
+            f"a payload has from 0 to {LARGEST_PAYLOAD_BYTES} bytes",
+            evidence=f"--size {asked.size}",
+            next=[f"overlaynet trace {asked.source} {asked.target} --size {LARGEST_PAYLOAD_BYTES}"],
+        )
 
 
 def destinations(asked: Question, directory: Directory) -> Mapping[IPAddress, Container]:
-    """The containers at which the packet may end, by address."""
+    """The containers at which the packet may end, by address; any, where etcd cannot say what is behind it."""
+    everybody = {ip: c for c in directory.containers for ip in map(ip_address, c.ips)}
+    if directory.view is None and asked.dst not in everybody:
+        return everybody
     ips = {asked.dst, *directory.endpoints(asked.dst, asked.protocol, asked.dst_port)}
-    return {ip: c for c in directory.containers for ip in map(ip_address, c.ips) if ip in ips}
+    return {ip: c for ip, c in everybody.items() if ip in ips}

@@ -16,7 +16,7 @@ from overlaynet.trace.bundle import Bundle
 from overlaynet.trace.document import trace_json
 from overlaynet.trace.join import join
 from overlaynet.trace.judge import judge
-from overlaynet.trace.model import Trace
+from overlaynet.trace.model import DELIVERED, Trace
 from overlaynet.trace.predict import predict
 
 KEPT = 20
@@ -76,15 +76,15 @@ def open_bundle(file: Path) -> Bundle:
         raise EnvironmentProblem(f"{file} cannot be read", evidence=str(error)) from error
 
 
-def replay(saved: Bundle, expect: str, name: str) -> Trace:
-    """Judge a saved trace again, from nothing but what it holds."""
+def replay(saved: Bundle, expect: str | None, name: str) -> Trace:
+    """Judge a saved trace again, from nothing but what it holds; `expect` None: as it was expected then."""
     prediction = predict(saved.world, saved.question)
     found = judge(
         saved.world,
         prediction,
         saved.evidence,
         trace_id=str(saved.verdict.get("id") or ""),
-        expect=expect,
+        expect=expect or str(saved.verdict.get("expect") or DELIVERED),
         predict=predict,
         one_clock=saved.world.one_clock,
     )

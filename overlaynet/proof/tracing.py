@@ -221,7 +221,7 @@ class _Run:
             sent=(*before.sent, *(one._replace(number=one.number + len(before.sent)) for one in sent)),
             counts=tuple(self._counts()),
             connections=tuple(dict.fromkeys((*before.connections, *self._connections(sent)))),
-            problems=(*before.problems, *problems, *taps.problems),
+            problems=tuple(dict.fromkeys((*before.problems, *problems, *taps.problems))),
         )
         self.timing.lap("collect_s")
 
@@ -229,7 +229,7 @@ class _Run:
         what = self.scene.question
         place = self.scene.world.places.get(what.source)
         if place is None:
-            return [], [f"{what.source} could not be looked at, so nothing was sent"]
+            return [], list(self.prediction.unread)
         job = {
             "op": "send",
             "netns": place.netns,

@@ -130,6 +130,7 @@ def look(cluster: Cluster, sessions: Sessions, records: Records, wanted: Sequenc
         wanted={name: one for name, one in judged.items() if one is not None},
         nodes={host.name: _node(records, host, errors.get(host.name, "")) for host in records.directory.hosts},
         services=records.directory.world_services(),
+        unseen=errors,
         vxlan_port=_vxlan_port(records.directory.view),
         one_clock=cluster.one_machine,
     )

@@ -48,6 +48,8 @@ LOCAL_TABLE = 255
 RTPROT_KERNEL = 2
 ATTACH, DETACH, OBSERVE = "attach", "detach", "observe"
 """What `fail_next` takes beside a `Kind`."""
+FORWARDING = "net/ipv4/ip_forward"
+"""Of the namespace; writing it sets every device, and new ones follow it (ip-sysctl.rst)."""
 DEFAULT = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
 
@@ -62,7 +64,7 @@ class FakeKernel:
         self.routes: dict[Key, Route] = {}
         self.rules: list[IpRule] = []
         self.sysctls = {
-            "net/ipv4/ip_forward": "0",
+            FORWARDING: "0",
             "net/ipv6/conf/all/forwarding": "0",
             "net/bridge/bridge-nf-call-iptables": "1",
         }
@@ -194,6 +196,8 @@ class FakeKernel:
             case Sysctl(name, value):
                 _refuse_if(self._sysctl(name) is None, errno.ENOENT)
                 self.sysctls[name] = value
+                if name == FORWARDING:
+                    self.sysctls = {n: v for n, v in self.sysctls.items() if not _is_devices_forwarding(n)}
 
     def _drop(self, obj: Object) -> None:
         match obj:
@@ -381,7 +385,8 @@ class FakeKernel:
         parts = name.split("/")
         if parts[:1] == ["net"] and parts[2:3] == ["conf"] and len(parts) == 5:
             exists = parts[3] in self.links or parts[3] in ("all", "default")
-            return self.sysctls.get(name, "0") if exists else None
+            usual = self.sysctls[FORWARDING] if _is_devices_forwarding(name) else "0"
+            return self.sysctls.get(name, usual) if exists else None
         return self.sysctls.get(name)
 
     def _fail_if_told(self, kind: str, what: str) -> None:
@@ -393,6 +398,7 @@ class FakeKernel:
     def _wire(self, inside: FakeKernel, wiring: Wiring) -> None:
         self._add(LinkInfo(0, wiring.host_device, "veth", None, wiring.mtu, up=False, altnames=(wiring.tag,)))
         inside._add(LinkInfo(0, wiring.container_device, "veth", wiring.mac, wiring.mtu, up=False))
+        self._name_each_other(inside, wiring)
         self._ends[wiring.host_device] = (_namespace(wiring.netns_fd), wiring.container_device)
         try:
             inside._set_up(wiring.container_device, up=True)
@@ -403,6 +409,12 @@ class FakeKernel:
         except _Refused:
             self._delete(wiring.host_device)
             raise
+
+    def _name_each_other(self, inside: FakeKernel, wiring: Wiring) -> None:
+        """The ends of a veth pair, by the other's ifindex and an id of its namespace."""
+        outer, inner = self.links[wiring.host_device], inside.links[wiring.container_device]
+        self.links[outer.name] = outer._replace(peer_netns=0, peer=inner.ifindex)
+        inside.links[inner.name] = inner._replace(peer_netns=0, peer=outer.ifindex)
 
 
 class _Refused(Exception):
@@ -442,6 +454,10 @@ def _implied_routes(address: Address) -> list[Route]:
         scope="link" if v4 else "global", prefsrc=interface.ip if v4 else None,
     )  # fmt: skip
     return [whole, connected]
+
+
+def _is_devices_forwarding(name: str) -> bool:
+    return name.startswith("net/ipv4/conf/") and name.endswith("/forwarding")
 
 
 def _namespace(netns_fd: int) -> Namespace:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from overlaynet.addr import IPAddress, Mac
 from overlaynet.state import LinkInfo, Neigh
 from overlaynet.trace import routing
-from overlaynet.trace.model import Place, Point, World
+from overlaynet.trace.model import CONTAINER, Place, Point, World
 from overlaynet.trace.routing import Query, is_usable, neighbour
 
 
@@ -39,8 +39,16 @@ def resolve(world: World, place: Place, dev: str, ip: IPAddress) -> Resolved:
         return Resolved(entry.mac, entry)
     link = place.kernel.links[dev]
     answer = next((mac for mac in _answers(world, place, link, ip) if mac is not None), None)
+    if answer is None and _ends_out_of_sight(world, place, link):
+        return Resolved(None, entry, unknown=True)
     unknown = answer is None and is_underlay(world, place, dev) and not (entry and entry.state == "failed")
     return Resolved(answer, entry, unknown and not _is_of_a_host(world, ip))
+
+
+def _ends_out_of_sight(world: World, place: Place, link: LinkInfo) -> bool:
+    """A container's cable whose other end is in a namespace that could not be looked at."""
+    is_cable = place.kind == CONTAINER and link.type == "veth" and link.peer_netns is not None
+    return is_cable and Point(place.name, link.name) not in world.cables
 
 
 def _is_of_a_host(world: World, ip: IPAddress) -> bool:
@@ -53,7 +61,7 @@ def is_underlay(world: World, place: Place, dev: str) -> bool:
     link = place.kernel.links.get(dev)
     if link is None or link.type not in ("veth", "ether") or Point(place.name, dev) in world.cables:
         return False
-    return place.kind != "container" and link.master is None
+    return place.kind != CONTAINER and link.master is None
 
 
 def underlay_devices(world: World) -> Iterator[tuple[Place, LinkInfo]]:

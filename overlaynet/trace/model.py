@@ -218,14 +218,15 @@ class Service:
 @dataclass(frozen=True, slots=True)
 class World:
     """All that a path is predicted from. `cables`: veth pairs whose two ends are known, both ways round.
-    `wanted` lacks hosts of which etcd does not say what they should hold. `one_clock`: times of all places can be
-    compared."""
+    `wanted` lacks hosts of which etcd does not say what they should hold. `unseen`: places that could not be
+    looked at, and why. `one_clock`: times of all places can be compared."""
 
     places: Mapping[str, Place]
     cables: Mapping[Point, Point] = field(default_factory=dict)
     wanted: Mapping[str, Wanted] = field(default_factory=dict)
     nodes: Mapping[str, Node] = field(default_factory=dict)
     services: tuple[Service, ...] = ()
+    unseen: Mapping[str, str] = field(default_factory=dict)
     vxlan_port: int = 8472
     one_clock: bool = True
 
@@ -376,9 +377,9 @@ class Prediction:
 
     @property
     def outcome(self) -> str:
-        """That of all paths, or the worst of them."""
+        """That of all paths, or the worst of them; lost where there is none."""
         worst = (LOST, DROPPED, REJECTED, DELIVERED)
-        return min((path.outcome for path in self.paths), key=worst.index)
+        return min((path.outcome for path in self.paths), key=worst.index, default=LOST)
 
 
 # --- what was captured, and what it proves --------------------------------------------------------

@@ -59,8 +59,11 @@ ROUNDS = 2
 
 
 def predict(world: World, question: Question) -> Prediction:
-    """Every path of the first packet of what is asked. Raises UsageError for IPv6 and an unknown sender."""
-    _check(world, question)
+    """Every path of the first packet of what is asked; none if its sender was not looked at. Raises UsageError
+    for IPv6."""
+    _check(question)
+    if question.source not in world.places:
+        return Prediction(question, (), (), (_unseen(world, question.source),))
     start = Step(_first(world, question), Sends(question.source))
     ends = list(_followed(world, start))
     paths = tuple(_path(world, question, end) for end in ends[:MAX_PATHS])
@@ -72,14 +75,13 @@ def predict(world: World, question: Question) -> Prediction:
     return Prediction(question, paths, tuple(_guards(world, paths, floods)), tuple(unread))
 
 
-def _check(world: World, question: Question) -> None:
+def _check(question: Question) -> None:
     if question.src.version != 4 or question.dst.version != 4:
         raise UsageError(f"{question.dst} is an IPv6 address", evidence="paths are followed over IPv4 only")
-    if question.source not in world.places:
-        error = world.nodes[question.source].error if question.source in world.nodes else ""
-        raise UsageError(
-            f"{question.source} could not be looked at", evidence=error, next=["overlaynet status"]
-        )
+
+
+def _unseen(world: World, name: str) -> str:
+    return ": ".join(filter(None, (f"{name} could not be looked at", world.unseen.get(name))))
 
 
 def _first(world: World, question: Question) -> Journey:

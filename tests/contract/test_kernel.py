@@ -216,6 +216,16 @@ def test_dropping_a_sysctl_leaves_its_value(host: Host) -> None:
     assert ok(host, drop(Sysctl(FORWARDING, "1"))).sysctls == {FORWARDING: "1"}
 
 
+def test_devices_forward_as_their_namespace_does(host: Host) -> None:
+    mine, other = "net/ipv4/conf/cni0/forwarding", f"net/ipv4/conf/{UNDERLAY}/forwarding"
+    ok(host, put(Sysctl(FORWARDING, "1"), Sysctl(mine, "0")))
+    assert host.kernel.observe([mine, other]).sysctls == {mine: "0", other: "1"}
+    ok(host, put(Sysctl(FORWARDING, "0")))
+    assert host.kernel.observe([mine, other]).sysctls == {mine: "0", other: "0"}
+    ok(host, put(Sysctl(FORWARDING, "1")))
+    assert host.kernel.observe([mine, other]).sysctls == {mine: "1", other: "1"}
+
+
 def test_an_unknown_sysctl_reads_as_none_and_cannot_be_written(host: Host) -> None:
     unknown = Sysctl("net/ipv4/no_such_thing", "1")
     assert refusals(host.kernel.apply(put(unknown))) == [(unknown, errno.ENOENT)]
@@ -401,6 +411,14 @@ def test_attach_wires_a_container(bare: Host) -> None:
     assert inner.links["lo"].up
     assert Address("eth0", container.addresses[0]) in inner.addresses
     assert Route(ip_network("0.0.0.0/0"), "eth0", GATEWAY) in inner.routes
+
+
+def test_the_ends_of_a_cable_name_each_other(bare: Host) -> None:
+    container = bare.container()
+    bare.kernel.attach(container)
+    outer, inner = bare.kernel.observe().links["veth1"], bare.inside(container).links["eth0"]
+    assert (outer.peer, inner.peer) == (inner.ifindex, outer.ifindex)
+    assert None not in (outer.peer_netns, inner.peer_netns)
 
 
 def test_attach_wires_both_families(bare: Host) -> None:

@@ -1,7 +1,8 @@
 """A cluster in memory for the command line: two hosts with a container each, etcd, kernels, rules, agents.
 
 Every part can be broken by hand: take a route from `kernels`, let `store_error` or `probe_errors` speak,
-stop an agent by leaving it out of `agents`, decide what a ping finds in `unreachable`.
+stop an agent by leaving it out of `agents`, decide what a ping finds in `unreachable`. No packet can be sent,
+so traces are inconclusive; they are kept where `traces_in` says, which is nowhere at first.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ class FakeCluster:
         self.agents: dict[str, Mapping[str, Any]] = {}
         self.connections: dict[str, list[dict[str, Any]]] = {}
         self.unreachable: dict[str, tuple[str, str]] = {}
+        self.traces_in = Path("/dev/null/traces")
         self.kernels = {host.name: _kernel(host) for host in self.hosts()}
         self.rules = {host.name: FakeFirewall(random_fully=True) for host in self.hosts()}
         self._fill_etcd()
@@ -115,7 +117,7 @@ class FakeCluster:
         return None
 
     def traces(self) -> Path:
-        return Path("/nonexistent/traces")
+        return self.traces_in
 
     def places(self) -> Sequence[str]:
         return [h.name for h in self.hosts()] + [c.name for c in self.containers()]
@@ -269,7 +271,8 @@ def _number(host: str) -> int:
 
 def _kernel(host: Host) -> FakeKernel:
     kernel = FakeKernel()
-    kernel.add_device("eth0", addresses=(ip_interface(f"{host.underlay_ip}/24"),))
+    ip = ip_interface(f"{host.underlay_ip}/24")
+    kernel.add_device("eth0", mac=container_mac(ip.ip), addresses=(ip,))
     return kernel
 
 

@@ -96,6 +96,7 @@ worlds = whole(
     wanted=named(wanted),
     nodes=named(nodes),
     services=tuples(whole(Service, ips=tuples(ips))),
+    unseen=named(texts),
 )
 questions = whole(Question, src=ips, dst=ips)
 frames = whole(Captured, point=points)
