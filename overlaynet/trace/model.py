@@ -288,8 +288,8 @@ class Why(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Hop:
     """A packet at a point. `inner` is the traced packet itself, `outer` what it is wrapped in, None outside of
-    a tunnel. `seen` None: not looked for. `t_us`: since the first sighting, None across machines. `optional`: it
-    may be seen here or not, `note` says why, and neither is wrong. `mtu`: the interface's, in bytes."""
+    a tunnel. `seen` None: not looked for. `t_us`: since the first sighting, None across machines. `optional`:
+    it may be seen here or not, `note` says why, and neither is wrong. `mtu`: the interface's, in bytes."""
 
     place: str
     iface: str
