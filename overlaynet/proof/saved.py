@@ -86,6 +86,5 @@ def replay(saved: Bundle, expect: str | None, name: str) -> Trace:
         trace_id=str(saved.verdict.get("id") or ""),
         expect=expect or str(saved.verdict.get("expect") or DELIVERED),
         predict=predict,
-        one_clock=saved.world.one_clock,
     )
     return replace(found, bundle=name)

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from ipaddress import ip_address
+from itertools import pairwise
 from typing import Any
 
 from overlaynet.addr import IPAddress
@@ -188,8 +189,8 @@ class _Run:
 
     def _is_settled(self, found: Trace) -> bool:
         """Whether what was seen is what was predicted, for good or ill."""
-        expected_loss = found.verdict == LOST and self.prediction.outcome != DELIVERED
-        return found.verdict == PROVED or expected_loss
+        ends = [end.outcome for path in self.prediction.paths for end in (path, path.reply) if end is not None]
+        return found.verdict == PROVED or (found.verdict == LOST and any(end != DELIVERED for end in ends))
 
     def _judge(self) -> Trace:
         found = judge(
@@ -199,7 +200,6 @@ class _Run:
             trace_id=self.id,
             expect=self.expect,
             predict=predict,
-            one_clock=self.scene.world.one_clock,
         )
         self.timing.lap("judge_s")
         return found
@@ -460,10 +460,14 @@ def _grown(place: str, before: RuleSet, after: RuleSet, quoted: set[str]) -> Ite
 
 
 def _underlay_gap(found: Trace, world: World) -> tuple[Point, Point] | None:
-    """The two hosts' points between which the packet vanished, if both hosts can be asked."""
-    if found.verdict == PROVED or found.lost_between is None:
+    """The two hosts' points between which the packet, or its answer, vanished; None where it did not, or where
+    one of them cannot be asked. One that waits for ARP is lost there too, though it was not seen to leave."""
+    if found.verdict == PROVED:
         return None
-    sender, receiver = found.lost_between
-    between = sender.place != receiver.place and {sender.place, receiver.place} <= world.nodes.keys()
-    there = between and world.nodes[receiver.place].underlay_ips and world.nodes[sender.place].underlay_ips
-    return (sender, receiver) if there and {sender.place, receiver.place} <= world.places.keys() else None
+    way = found.reply if all(hop.seen or hop.optional for hop in found.forward) else found.forward
+    for here, there in pairwise(way):
+        hosts = {here.place, there.place}
+        if len(hosts) == 2 and not there.seen and hosts <= world.nodes.keys() & world.places.keys():
+            known = all(world.nodes[host].underlay_ips for host in hosts)
+            return (here.point, there.point) if known else None
+    return None

@@ -44,7 +44,6 @@ class Case:
     evidence: Evidence
     expect: str = DELIVERED
     after: Prediction | None = None
-    one_clock: bool = True
 
     @property
     def question(self) -> Question:

@@ -95,13 +95,12 @@ def judge(
     trace_id: str,
     expect: str = DELIVERED,
     predict: Predict | None = None,
-    one_clock: bool = True,
 ) -> Trace:
     """Say what the evidence proves. `expect`: the outcome that counts as proved. `predict`: asked about the
-    state after, if that was read. `one_clock`: the stamps of all hosts are comparable. Raises nothing."""
+    state after, if that was read. Raises nothing."""
     joined = join(prediction.question, prediction, evidence, world.vxlan_port)
     after = predict(evidence.after, prediction.question) if predict and evidence.after else None
-    return judged(Case(world, prediction, evidence, expect, after, one_clock), joined.tries, trace_id)
+    return judged(Case(world, prediction, evidence, expect, after), joined.tries, trace_id)
 
 
 def judged(case: Case, tries: Sequence[Followed], trace_id: str) -> Trace:
@@ -448,7 +447,7 @@ def _disorder(case: Case, course: Course) -> Iterator[str]:
     """Hops that were seen before the one they follow."""
     stamped = [(s.hop, s.sighting.t_ns) for s in course.steps if s.sighting and s.sighting.t_ns is not None]
     for (before, earlier), (after, later) in pairwise(stamped):
-        comparable = case.one_clock or case.machine(before.place) == case.machine(after.place)
+        comparable = case.world.one_clock or case.machine(before.place) == case.machine(after.place)
         if comparable and later + CLOCK_TOLERANCE_NS < earlier:
             ahead = f"{(earlier - later) / 1e6:.1f} ms before {before.point}"
             yield f"it was seen at {after.point} {ahead}, from where it should come; next: {case.again}"
@@ -473,7 +472,7 @@ def _notes(case: Case, view: View) -> Iterator[str]:
 
 def _trace(case: Case, finding: Finding, trace_id: str, tries: int) -> Trace:
     view, evidence, followed = finding.view, case.evidence, finding.view.followed
-    clock = Clock.of(case.world, followed.forward or followed.reply, one=case.one_clock)
+    clock = Clock.of(case.world, followed.forward or followed.reply, one=case.world.one_clock)
     return Trace(
         id=trace_id,
         verdict=finding.verdict,

@@ -213,7 +213,8 @@ class Story:
             sent=tuple(one.sent for one in self.tries),
         )
         after = self.predict(evidence.after, self.question) if self.predict and evidence.after else None
-        case = Case(self.world, self.prediction, evidence, self.expect, after, self.one_clock)
+        world = replace(self.world, one_clock=self.one_clock)
+        case = Case(world, self.prediction, evidence, self.expect, after)
         return judged(case, self.tries, "t-1")
 
     def but(self, **changes: Any) -> Story:
