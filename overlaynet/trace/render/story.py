@@ -1,17 +1,18 @@
 """What a picture tells, before it is drawn: steps with their marks, the verdict in words, what to type next.
 
 Every form (terminal, drawing, page, sequence diagram) tells the same story, so the words are chosen once, here.
-A **step** is a hop with what is said beside it. A step where something changes, or where an entry decided where
-the packet goes, has a **mark**: a number, under which the entry is quoted. What everybody may take for granted
-(the other end of a cable) has none.
+A **step** is a hop with what is said beside it. A step where something changes has a **mark**: a number, under
+which the entry that decided is quoted. On the way back only what NAT changes has one; the rest is as on the way
+there.
 
 Names, rules and answers come from outside; every text of a story has gone through `text.plain`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, TypeAlias
 
 from overlaynet.trace.model import (
@@ -34,6 +35,7 @@ from overlaynet.trace.model import (
 )
 from overlaynet.trace.render.text import count_of, plain
 from overlaynet.trace.render.words import (
+    TRANSLATED,
     Role,
     change_words,
     flow,
@@ -42,13 +44,13 @@ from overlaynet.trace.render.words import (
     lane,
     role_words,
     roles,
+    translations,
 )
 
 WORDS = {PROVED: "PROVED", LOST: "LOST", WRONG_PATH: "WRONG PATH", INCONCLUSIVE: "INCONCLUSIVE"}
 PREDICTED = "PREDICTED"
 PROGRAM = "overlaynet "
-DECIDING = frozenset({"route", "neigh", "fdb", "rule", "iprule", "conntrack"})
-"""Objects of a `Why` that decide where a packet goes; a hop with one of them has a mark."""
+_NAT = re.compile(r"(?:^| )-j (?:DNAT|SNAT|MASQUERADE|REDIRECT)\b")
 
 Tone = Literal["good", "bad", "unsure", "foretold"]
 _TONES: dict[str, Tone] = {PROVED: "good", LOST: "bad", WRONG_PATH: "bad", INCONCLUSIVE: "unsure"}
@@ -94,8 +96,20 @@ class Step:
 
     @property
     def why(self) -> Why | None:
-        """The entry that decided."""
-        return self.hop.why[0] if self.mark is not None and self.hop.why else None
+        """The entry that decided, of a step with a mark."""
+        return None if self.mark is None else deciding(self.hop)
+
+
+def deciding(hop: Hop) -> Why | None:
+    """The entry that made the change at a hop: the rule that translates, the FDB entry of a tunnel, the route;
+    else the first there is. What conntrack translates by itself no rule decides any more."""
+    fields = {change.field for change in hop.changes}
+    if fields & TRANSLATED:
+        rules = (why for why in hop.why if why.object == "rule" and _NAT.search(why.text))
+        return next(rules, next((why for why in hop.why if why.object == "conntrack"), None))
+    wanted = "fdb" if "encapsulation" in fields else "route"
+    found = [why for why in hop.why if why.object == wanted]
+    return next(iter(found or hop.why), None)
 
 
 class Line(NamedTuple):
@@ -150,7 +164,7 @@ def plain_command(words: str) -> str:
 def trace_story(trace: Trace, command: Command = plain_command) -> Story:
     """What a trace tells. `command` makes of a verb and its words the line to type."""
     forward = _steps(trace.forward, trace.reply, foretold=False)
-    reply = _steps(trace.reply, trace.forward, foretold=False, first_mark=_next_mark(forward))
+    reply = _back(trace.reply, trace.forward, forward, foretold=False)
     last = trace.forward[-1] if trace.forward and trace.outcome == DELIVERED else None
     return Story(
         title=_title(trace.question, trace.forward, last),
@@ -163,7 +177,7 @@ def trace_story(trace: Trace, command: Command = plain_command) -> Story:
         answer=plain(trace.answer),
         lines=_lines(trace, command),
         notes=tuple(map(plain, [*trace.notes, *_tries(trace)])),
-        connections=tuple(plain(f"{c.place}: {c.text}") for c in trace.connections),
+        connections=_connections(trace),
         break_after=_break_after(trace, forward),
         break_words=f"{trace.outcome if trace.outcome in (REJECTED, DROPPED) else LOST} here",
         bundle=None if trace.bundle is None else plain(trace.bundle),
@@ -190,7 +204,7 @@ def _path_story(prediction: Prediction, path: Path, command: Command) -> Story:
         tone="foretold",
         summary=plain(f"{path.outcome}  {way}"),
         forward=forward,
-        reply=_steps(back, path.hops, foretold=True, first_mark=_next_mark(forward)),
+        reply=_back(back, path.hops, forward, foretold=True),
         answer=plain(path.answer),
         lines=tuple(_cause_lines(path.cause, command)),
         notes=tuple(map(plain, [*path.choices, *path.notes, *doubt, *unread])),
@@ -203,15 +217,14 @@ def _path_story(prediction: Prediction, path: Path, command: Command) -> Story:
 # --- steps ----------------------------------------------------------------------------------------
 
 
-def _steps(
-    hops: Sequence[Hop], other_way: Sequence[Hop], *, foretold: bool, first_mark: int = 1
-) -> tuple[Step, ...]:
-    known, mark = roles(hops, other_way), first_mark
+def _steps(hops: Sequence[Hop], other_way: Sequence[Hop], *, foretold: bool) -> tuple[Step, ...]:
+    known, mark = roles(hops, other_way), 0
     steps = []
     for number, hop in enumerate(hops):
         before = hops[number - 1] if number else None
         state = _state(hop, foretold=foretold)
-        marked = state != "missing" and _is_remarkable(hop)
+        marked = bool(hop.changes) and state != "missing"
+        mark += marked
         steps.append(
             Step(
                 hop=hop,
@@ -223,12 +236,20 @@ def _steps(
                 mark=mark if marked else None,
             )
         )
-        mark += marked
     return tuple(steps)
 
 
-def _next_mark(steps: Iterable[Step]) -> int:
-    return 1 + sum(step.mark is not None for step in steps)
+def _back(
+    hops: Sequence[Hop], other_way: Sequence[Hop], forward: Sequence[Step], *, foretold: bool
+) -> tuple[Step, ...]:
+    """The way back: the numbers go on, and only for what NAT changes."""
+    mark = sum(step.mark is not None for step in forward)
+    steps = []
+    for step in _steps(hops, other_way, foretold=foretold):
+        marked = step.mark is not None and bool(translations(step.hop))
+        mark += marked
+        steps.append(replace(step, mark=mark if marked else None))
+    return tuple(steps)
 
 
 def _state(hop: Hop, *, foretold: bool) -> State:
@@ -239,10 +260,6 @@ def _state(hop: Hop, *, foretold: bool) -> State:
     if not hop.seen:
         return "spared" if hop.optional else "missing"
     return "seen" if hop.predicted else "unexpected"
-
-
-def _is_remarkable(hop: Hop) -> bool:
-    return bool(hop.changes) or any(why.object in DECIDING for why in hop.why)
 
 
 def _who(hop: Hop) -> str:
@@ -287,6 +304,13 @@ def _tag(trace: Trace) -> str:
     lost = sum(tap.dropped or 0 for tap in trace.taps)
     tag = ", ".join(known) or f"{_probe(trace.question)}, never seen"
     return plain(f"{tag}; {armed}, {count_of(lost, 'capture drop')}")
+
+
+def _connections(trace: Trace) -> tuple[str, ...]:
+    """What conntrack remembers, where it had to: of a packet that was translated."""
+    if not any(translations(hop) for hop in (*trace.forward, *trace.reply)):
+        return ()
+    return tuple(plain(f"{c.place}: {c.text}") for c in trace.connections)
 
 
 # --- verdict --------------------------------------------------------------------------------------

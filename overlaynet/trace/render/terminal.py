@@ -27,7 +27,7 @@ from overlaynet.trace.render.story import (
     trace_story,
 )
 from overlaynet.trace.render.text import cells, circled, count_of, cut, cut_middle, pad, plain
-from overlaynet.trace.render.words import Role
+from overlaynet.trace.render.words import Role, translations
 
 WIDTH = 120
 """Columns where nobody says how many there are: in a pipe or a file."""
@@ -240,8 +240,11 @@ def _reply(story: Story, width: int, *, verbose: bool) -> Iterator[Line]:
         yield from _table(story.reply, width)
         return
     for step in story.reply:
-        if step.mark is not None and not _is_routine(step):
-            said = [*_told(step, ""), Span(f": {step.who}")]
+        if step.mark is not None:
+            said = [
+                Span(f"{circled(step.mark)} ", "mark"),
+                Span(plain(f"{step.who}  {translations(step.hop)}")),
+            ]
             if sum(cells(span.text) for span in (*line, *said)) + 2 > width:
                 yield line
                 line = [Span(" " * TIME_CELLS)]
@@ -262,19 +265,11 @@ def _reply_words(story: Story) -> str:
     return plain(f"{story.answer}  {ends}  {seen}/{len(steps)} hops{took}")
 
 
-def _is_routine(step: Step) -> bool:
-    """Routed and wrapped like on the way there: nothing to tell in a summary."""
-    fields = {change.field for change in step.hop.changes}
-    return not fields & {"src", "dst", "src_port", "dst_port", "fragments"}
-
-
 # --- why ------------------------------------------------------------------------------------------
 
 
 def _notes(story: Story, width: int) -> Iterator[Line]:
-    shown = [step for step in story.forward if step.mark is not None]
-    shown += [step for step in story.reply if step.mark is not None and not _is_routine(step)]
-    for step in shown:
+    for step in story.marked:
         if step.why is not None:
             yield from _note(step.mark, step.why, width)
     for text in story.connections:
@@ -431,5 +426,5 @@ def _chain(steps: Sequence[Step]) -> str:
 def _link_of_chain(step: Step) -> str:
     hop = step.hop
     name = f"{hop.place} {hop.iface}" if step.role is Role.CONTAINER else hop.iface
-    translated = step.mark is not None and not _is_routine(step)
-    return plain(f"{name} ({step.told})" if translated else name)
+    translated = translations(hop)
+    return plain(f"{name} ({translated})" if translated else name)

@@ -12,9 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
 
 from overlaynet.addr import IPAddress
+from overlaynet.core.underlay import FLANNEL_DEVICE
 from overlaynet.trace.model import Change, Direction, Headers, Hop, Point
 
 UNKNOWN = "?"
+TRANSLATED = frozenset({"src", "dst", "src_port", "dst_port"})
+"""Fields that only NAT changes."""
 _QUIET = frozenset({"src_mac", "dst_mac"})
 """Fields that change whenever a packet is routed, so that they need no words of their own."""
 
@@ -75,7 +78,10 @@ def _role(hop: Hop, neighbours: Sequence[Hop]) -> Role | None:
 
 
 def _leaving(hops: Sequence[Hop], hop: Hop) -> Role:
-    """What nothing else tells: the last that sends and the first that receives are on the wire."""
+    """What nothing else tells: the last that sends and the first that receives are on the wire, if they have no
+    VXLAN device's name."""
+    if FLANNEL_DEVICE.fullmatch(hop.iface):
+        return Role.TUNNEL
     leaves: tuple[tuple[Hop, Direction], ...] = ((hops[-1], "out"), (hops[0], "in")) if hops else ()
     at_the_end = any(hop is end and hop.direction == way for end, way in leaves)
     return Role.WIRE if at_the_end else Role.BRIDGE
@@ -104,7 +110,8 @@ def role_words(hop: Hop, before: Hop | None, role: Role) -> str:
 
 def _size_words(headers: Headers) -> str:
     said = [f"ttl {headers.ttl}"] if headers.ttl is not None else []
-    said += [f"{headers.length} B"] if headers.length is not None else []
+    size = "fragments of " if headers.is_fragment else ""
+    said += [f"{size}{headers.length} B"] if headers.length is not None else []
     return ", ".join(said) or "sent"
 
 
@@ -139,34 +146,45 @@ def flow_parts(ip: IPAddress | None, port: int | None) -> str:
 
 def change_words(hop: Hop, before: Hop | None = None) -> str:
     """All that changed here since the hop before, by reason: ``DNAT, ttl 63: routed``. What a router always
-    changes comes last."""
+    changes comes last, and its new MACs go without saying."""
     by_reason: dict[str, dict[str, Change]] = {}
     for change in hop.changes:
-        by_reason.setdefault(change.reason, {})[change.field] = change
+        if change.field not in TRANSLATED:
+            by_reason.setdefault(change.reason, {})[change.field] = change
     words = [_reason_words(hop, before, reason, fields) for reason, fields in by_reason.items()]
-    return ", ".join(sorted(words, key=lambda text: text.startswith(("ttl ", "new MACs"))))
+    words.sort(key=lambda text: text.startswith(("ttl ", "new MACs")))
+    return ", ".join(filter(None, [translations(hop), *words]))
+
+
+def translations(hop: Hop) -> str:
+    """Why addresses or ports changed here: ``DNAT``; empty if they did not. The destination comes first."""
+    known = {change.field: change.reason for change in hop.changes if change.field in TRANSLATED}
+    reasons = [known[name] for name in ("dst", "dst_port", "src", "src_port") if known.get(name)]
+    return ", ".join(dict.fromkeys(reasons)) or ", ".join(known)
 
 
 def _reason_words(hop: Hop, before: Hop | None, reason: str, fields: Mapping[str, Change]) -> str:
     if "encapsulation" in fields:
         return _wrapping_words(hop, before, fields)
     if "fragments" in fields:
-        return _because(_pieces(fields["fragments"]), reason)
-    if fields.keys() & {"src", "dst", "src_port", "dst_port"}:
-        return reason or ", ".join(f"{name} {change.after}" for name, change in fields.items())
+        return _pieces(fields["fragments"], reason)
     if "ttl" in fields:
         return _because(f"ttl {fields['ttl'].after}", reason)
-    return _because("new MACs" if fields.keys() <= _QUIET else _growth(fields.get("length")), reason)
+    if fields.keys() <= _QUIET:
+        routed = any(change.field == "ttl" for change in hop.changes)
+        return "" if routed else _because("new MACs", reason)
+    return _because(_growth(fields.get("length")), reason)
 
 
 def _because(words: str, reason: str) -> str:
     return f"{words}: {reason}" if words and reason else words or reason or "changed"
 
 
-def _pieces(change: Change) -> str:
+def _pieces(change: Change, reason: str) -> str:
     if change.after is None:
-        return "put together again"
-    return f"{change.after} fragments" if change.after.isdecimal() else f"fragments: {change.after}"
+        return reason or "put together again"
+    many = f"{change.after} fragments" if change.after.isdecimal() else change.after
+    return _because(f"cut into {many}", reason)
 
 
 def _wrapping_words(hop: Hop, before: Hop | None, fields: Mapping[str, Change]) -> str:

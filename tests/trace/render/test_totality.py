@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import click
 import pytest
 from helpers import any_trace
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 
 from overlaynet.trace.document import explain_json, trace_json
 from overlaynet.trace.model import Prediction, Trace
@@ -21,7 +21,8 @@ from overlaynet.trace.render.text import cells
 pytestmark = pytest.mark.unit
 
 
-EXAMPLES = settings(max_examples=30)
+EXAMPLES = settings(max_examples=30, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+"""Shrinking such large values takes longer than a test may."""
 WIDTH = 80
 
 
