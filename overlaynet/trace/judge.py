@@ -17,7 +17,9 @@ line that fits decides::
     arrived           seen at the last hop of a path that does
                         with other headers than predicted             WRONG PATH
                         a hop missed on the way, or out of order      inconclusive
-                        where it went is out of sight, and no answer  inconclusive
+                        where it went is out of sight, and somebody
+                        there says no                                 LOST, or PROVED if so expected
+                        or nobody answers                             inconclusive
                         no answer predicted, or seen to its end too   PROVED
                         the answer vanished between witnesses         LOST
                         no answer where it need not come (UDP, ICMP
@@ -239,12 +241,20 @@ def _arrived(case: Case, view: View, rivals: Sequence[View]) -> Finding | None:
     if gaps := [*_missed(case, course), *_disorder(case, course)]:
         return _inconclusive(view, gaps)
     if view.path.arrived_at is None and view.answer not in (*POSITIVE, "rst"):
-        gone = f"it left {course.steps[course.last].hop.point} for {case.question.dst}, which is out of sight"
-        return _inconclusive(view, [f"{gone}, and nobody answered; next: {case.again}"])
+        return _beyond(case, view, course.steps[course.last].hop.point)
     if case.expect != DELIVERED:
         note = f"it was delivered, and {case.expect} was expected"
         return Finding(WRONG_PATH, DELIVERED, view, notes=(note,))
     return _answered(case, view)
+
+
+def _beyond(case: Case, view: View, last: Point) -> Finding:
+    """It left for where nobody can look, and its destination did not answer."""
+    if causes.refusal(case.world, view.followed) is None:
+        gone = f"it left {last} for {case.question.dst}, which is out of sight"
+        return _inconclusive(view, [f"{gone}, and nobody answered; next: {case.again}"])
+    cause = causes.of_loss(case.scene, Gap(last, last), view.followed)
+    return Finding(PROVED if case.expect == REJECTED else LOST, REJECTED, view, cause=cause)
 
 
 def _stopped(case: Case, view: View, rivals: Sequence[View]) -> Finding | None:

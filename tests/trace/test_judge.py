@@ -144,6 +144,19 @@ def test_what_goes_out_of_sight_is_proved_by_an_answer_only():
     assert told(path).seeing(answered("syn-ack")).verdict().verdict == PROVED
 
 
+def test_an_error_from_out_of_sight_is_a_loss():
+    path = replace(VXLAN, hops=VXLAN.hops[:5], arrived_at=None, reply=None, answer="")
+    packet = answer_headers(path.hops[-1], protocol="icmp", icmp=Icmp(3, 0), src=ip_address("192.168.50.1"))
+    said = Sighting(at("node-1:eth0"), "in", 90_000, replace(frame(path.hops[-1]), outer=packet, inner=None))
+    story = told(path).seeing(lambda one: replace(one, reply=(said,)))
+    trace = story.verdict()
+    assert (trace.verdict, trace.outcome, trace.answer) == (LOST, REJECTED, "icmp net-unreachable")
+    assert trace.lost_between is None
+    assert trace.cause is not None
+    assert (trace.cause.kind, trace.cause.point) == ("route_missing", at("node-1:eth0"))
+    assert story.but(expect=REJECTED).verdict().verdict == PROVED
+
+
 def test_offloading_is_no_fault():
     story = (
         healthy()
