@@ -66,9 +66,9 @@ class Card(NamedTuple):
 
 def card(step: Step) -> Card:
     """Lay out one step."""
-    shapes = [*_head(step), *train(layers_of(step), INSET, WAGON_LINE - WAGON_HEIGHT)]
+    shapes = [*_head(step), *_pieces(step), *train(layers_of(step), INSET, WAGON_LINE - WAGON_HEIGHT)]
     y, told = WAGON_LINE + 6, step.told if step.mark is not None or step.state != "missing" else ""
-    end = train_width(layers_of(step)) + INSET + 8
+    end = train_width(layers_of(step)) + INSET + 10
     if step.mark is None and told and width(told, SMALL) <= CARD_WIDTH - INSET - end:
         shapes.append(Text(end, WAGON_LINE - 7, told, SMALL, "quiet"))
         told = ""
@@ -120,6 +120,16 @@ def _has_payload(inner: Headers) -> bool:
     if inner.protocol not in ("udp", "icmp") or inner.length is None or inner.src is None:
         return inner.offset > 0
     return inner.length > IP_BYTES[inner.src.version] + UDP_BYTES
+
+
+def _pieces(step: Step) -> list[Shape]:
+    """More trains behind the first: the packet comes in fragments."""
+    hop = step.hop
+    if not (hop.inner.is_fragment or (hop.outer is not None and hop.outer.is_fragment)):
+        return []
+    x, y, length = INSET, WAGON_LINE - WAGON_HEIGHT, train_width(layers_of(step))
+    behind = (Rectangle(Box(x + n, y - n, length, WAGON_HEIGHT), "layer", 2, fill="box") for n in (6.0, 3.0))
+    return [Group("in fragments, of which this is the first", tuple(behind))]
 
 
 def train(found: Sequence[Layer], x: float, y: float) -> list[Shape]:
