@@ -50,7 +50,7 @@ VERBS: Mapping[str, Verb] = {
     "shell": Verb(_LOOK, "execute:shell", "Open a shell in a container or host."),
     "explain": Verb(_PROVE, "explain:explain", "Predict a packet's path and say which entries decide it."),
     "trace": Verb(_PROVE, "trace:trace", "Send a packet, capture it at every hop, prove where it went."),
-    "verify": Verb(_PROVE, "verify:verify", "Prove that every container reaches every other."),
+    "verify": Verb(_PROVE, "verify:verify", "Prove mesh, services, mtu and isolation by sending."),
     "capture": Verb(_PROVE, "capture:capture", "Capture at points of hosts and containers, many at once."),
     "diff": Verb(_PROVE, "repair:diff", "What differs between intended and real state."),
     "repair": Verb(_PROVE, "repair:repair", "Make the real state what it should be."),

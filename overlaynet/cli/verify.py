@@ -1,62 +1,150 @@
-"""`overlaynet verify mesh`: can every container reach every other?"""
+"""`overlaynet verify`: suites of checks, each proved by sending and by looking at what passes.
+
+mesh        every container reaches every other
+services    every service is answered by all of its endpoints, and refused where there are none
+mtu         packets of full size pass, larger ones are refused and never lost in silence
+isolation   what belongs into the tunnel stays there, and it is closed to containers
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import click
 
 from overlaynet.cli.app import App, pass_app, shared
-from overlaynet.cli.output import coloured
+from overlaynet.cli.output import Column, coloured, member, members, table
 from overlaynet.cli.surveys import differences
 from overlaynet.cluster import known
 from overlaynet.cluster.cluster import Cluster, Container, Host, each_host, read_view
-from overlaynet.errors import OverlayError, StoreError
+from overlaynet.errors import OverlayError, StoreError, UsageError
 from overlaynet.lab.state import LOCAL
 from overlaynet.probe import mesh
 from overlaynet.probe.mesh import FAIL, INCONCLUSIVE, PASS, Check, Member, Report
+from overlaynet.proof.verify import report as reports
+from overlaynet.proof.verify.report import Suite
 
 TIMEOUT_S = 60.0
 MATRIX_MAX = 12
 """Containers up to which the whole matrix is shown; beyond, only what did not pass."""
+TABLE_MAX = 24
+"""Checks of a suite up to which all are shown; beyond, only those that did not pass."""
+MESH, ALL = "mesh", "all"
+SUITES = (MESH, "services", "mtu", "isolation")
 
 PAIRS_SHOWN = 4
+EVIDENCE_LINES = 8
 _CELLS = {PASS: ".", FAIL: "X", INCONCLUSIVE: "?"}
+_COLUMNS: tuple[Column, ...] = (*members("FROM", "TO", "VERDICT"), member("SEEN", "note"))
 
 
 @click.command()
-@click.argument("suite", type=click.Choice(["mesh"]), default="mesh")
+@click.argument("suite", type=click.Choice([*SUITES, ALL]), default=MESH)
+@click.option("--junit", type=click.Path(dir_okay=False), metavar="FILE", help="Write JUnit's XML as well.")
 @shared
 @pass_app
-def verify(app: App, suite: str) -> int:
-    """Prove that every container reaches every other, by sending.
+def verify(app: App, suite: str, junit: str | None) -> int:
+    """Prove that the network does what it should, by sending.
 
-    Each ordered pair is tried from inside the sender's network namespace. Needs no agent. Exit code 0 if
-    every pair passed, 1 if any failed, 4 if some could not be tried. For a pair that failed, what differs
-    on its two hosts from what they should hold is named.
+    \b
+      mesh       every container reaches every other (the default)
+      services   every service is answered by all its endpoints, refused where it has none
+      mtu        packets of full size pass, larger ones are refused, none is lost in silence
+      isolation  containers' packets stay in the tunnel, which is closed to forged ones; no ARP
+      all        each of them
+
+    Needs no agent; services needs etcd, which says what should be. Exit code 0 if every check passed, 1 if any
+    failed, 4 if some proved nothing. What failed is told with evidence and a command to go on with.
     """
+    _writable(junit)
+    with app.progress("verifying") as say:
+        found: list[Suite] = []
+        pairs: Report | None = None
+        for name in SUITES if suite == ALL else (suite,):
+            began = time.monotonic()
+            if name == MESH:
+                pairs = _mesh(app, say)
+                found.append(_suite_of(pairs, time.monotonic() - began))
+            else:
+                found.append(_run(app, name, say, began))
+    if junit is not None:
+        Path(junit).write_bytes(reports.junit(found))
+    names = [check.id for one in found for check in one.checks if check.verdict != PASS]
+    app.result("Verify", reports.document(found), lambda: _text(app, found, pairs), names)
+    return reports.exit_code(found)
+
+
+def _writable(junit: str | None) -> None:
+    """Raises UsageError, before anything is done."""
+    if junit is not None:
+        try:
+            Path(junit).open("ab").close()
+        except OSError as error:
+            raise UsageError(f"{junit} cannot be written", evidence=str(error)) from error
+
+
+def _run(app: App, name: str, say: Callable[[str], None], began: float) -> Suite:
+    """One suite of those that watch and send by probes that stay. One that cannot run proves nothing."""
+    from overlaynet.proof.network import Network
+
+    module = import_module(f"overlaynet.proof.verify.{name}")
+    try:
+        with Network.of(app.cluster) as net:
+            found: Suite = module.run(net, say)
+    except OverlayError as error:
+        evidence = " ".join(filter(None, [error.message, error.evidence]))
+        step = error.next[0].removeprefix("overlaynet ") if error.next else "status"
+        check = reports.Check(
+            name, name, name, INCONCLUSIVE, "not_run", evidence, note=error.message, next=step
+        )
+        found = Suite(name, (check,))
+    return Suite(name, found.checks, time.monotonic() - began, found.skipped)
+
+
+# --- mesh -----------------------------------------------------------------------------------------
+
+
+def _mesh(app: App, say: Callable[[str], None]) -> Report:
     cluster = app.cluster
-    started = time.monotonic()
-    with app.progress("asking every pair") as say:
-        members = _members(app, cluster)
-        jobs = mesh.jobs(members)
-        if not app.quiet and len(members) > MATRIX_MAX:
-            say(f"{len(mesh.pairs(members))} pairs from {len(jobs)} hosts")
-        senders = [host for host in cluster.hosts() if host.name in jobs]
-        timeout_s = app.timeout(TIMEOUT_S)
-        answers = each_host(senders, lambda host: cluster.probe(host.name, jobs[host.name], timeout_s))
-        report = mesh.judge(members, answers)
-        if failed := report.having(FAIL):
-            concerned = {member.host for check in failed for member in (check.sender, check.target)}
-            hosts = [host for host in cluster.hosts() if host.name in concerned]
-            report = report.with_differences(differences(app, hosts))
-    duration_s = time.monotonic() - started
-    names = [check.id for check in report.checks if check.verdict != PASS]
-    app.result("Verify", report.as_json(duration_s), lambda: report_text(report, app.command), names)
-    return report.exit_code
+    say("asking every pair")
+    members = _members(app, cluster)
+    jobs = mesh.jobs(members)
+    if not app.quiet and len(members) > MATRIX_MAX:
+        say(f"{len(mesh.pairs(members))} pairs from {len(jobs)} hosts")
+    senders = [host for host in cluster.hosts() if host.name in jobs]
+    timeout_s = app.timeout(TIMEOUT_S)
+    answers = each_host(senders, lambda host: cluster.probe(host.name, jobs[host.name], timeout_s))
+    report = mesh.judge(members, answers)
+    if failed := report.having(FAIL):
+        concerned = {member.host for check in failed for member in (check.sender, check.target)}
+        hosts = [host for host in cluster.hosts() if host.name in concerned]
+        report = report.with_differences(differences(app, hosts))
+    return report
+
+
+def _suite_of(pairs: Report, duration_s: float) -> Suite:
+    return Suite(
+        MESH,
+        tuple(
+            reports.Check(
+                id=check.id,
+                sender=check.sender.name,
+                target=check.target.name,
+                verdict=check.verdict,
+                reason=check.reason,
+                evidence=check.evidence,
+                target_ip=None if check.target.ip is None else str(check.target.ip),
+                rtt_ms=check.rtt_ms,
+            )
+            for check in pairs.checks
+        ),
+        duration_s,
+    )
 
 
 def _members(app: App, cluster: Cluster) -> list[Member]:
@@ -90,6 +178,43 @@ def _look(cluster: Cluster, unknown: Sequence[Container]) -> dict[str, list[str]
 
 
 # --- text -----------------------------------------------------------------------------------------
+
+
+def _text(app: App, found: Sequence[Suite], pairs: Report | None) -> str:
+    """Each suite, and what did not pass; the sum in the last line."""
+    blocks = [
+        report_text(pairs, app.command) if suite.name == MESH and pairs else suite_text(app, suite)
+        for suite in found
+    ]
+    if len(found) == 1:
+        return blocks[0]
+    titled = [f"{suite.name.upper()}\n{block}" for suite, block in zip(found, blocks, strict=True)]
+    sums = "   ".join(f"{suite.name} {_short(suite)}" for suite in found)
+    return "\n\n".join([*titled, sums])
+
+
+def _short(suite: Suite) -> str:
+    return f"{len(suite.having(PASS))}/{len(suite.checks)}" if suite.checks else "-"
+
+
+def suite_text(app: App, suite: Suite) -> str:
+    """A table, unless it were long; each failure with its evidence; the sum."""
+    lines = []
+    shown = [check for check in suite.checks if len(suite.checks) <= TABLE_MAX or check.verdict != PASS]
+    if shown:
+        lines += [table(_COLUMNS, [check.as_json() for check in shown], width=app.width), ""]
+    for check in [*suite.having(FAIL), *suite.having(INCONCLUSIVE)]:
+        lines += [*_failure(check, app.command), ""]
+    return "\n".join([*lines, suite.summary])
+
+
+def _failure(check: reports.Check, command: Callable[[str], str]) -> Iterator[str]:
+    yield f"{coloured(check.verdict)}  {check.sender} → {check.target}: {check.reason}"
+    evidence = check.evidence.splitlines()
+    yield from (f"  {line}" for line in evidence[:EVIDENCE_LINES])
+    if len(evidence) > EVIDENCE_LINES:
+        yield f"  ({len(evidence) - EVIDENCE_LINES} more lines: -o json)"
+    yield f"  try  {command(check.next)}"
 
 
 def report_text(report: Report, command: Callable[[str], str]) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from overlaynet.proof.predicates import Match as Match
     from overlaynet.proof.predicates import arp as arp
     from overlaynet.proof.predicates import icmp as icmp
+    from overlaynet.proof.predicates import same as same
     from overlaynet.proof.predicates import tcp as tcp
     from overlaynet.proof.predicates import udp as udp
     from overlaynet.proof.predicates import vxlan as vxlan
@@ -40,6 +41,7 @@ _WHERE = {
     "Match": "predicates",
     "arp": "predicates",
     "icmp": "predicates",
+    "same": "predicates",
     "tcp": "predicates",
     "udp": "predicates",
     "vxlan": "predicates",

@@ -170,13 +170,15 @@ class Network:
         df: bool | None = None,
         tries: int = 1,
         wait_s: float = 1.0,
+        cookie: str | None = None,
     ) -> Sent:
         """Send one packet by the source's own kernel and wait for what comes back; again, up to `tries` times,
         if nothing does. The last try is answered.
 
         `target` is a container, a host, ``outside``, ``svc/NAME`` or an address; what is sent follows from it
         (a service is called at its first port, all else is pinged) unless `protocol` says "tcp", "udp" or
-        "icmp". Raises NotFound, UsageError, NotPermitted, KernelError, and StoreError for a service."""
+        "icmp". `cookie`: the payload's first eight bytes, again and again, in hexadecimal; else by chance.
+        Raises NotFound, UsageError, NotPermitted, KernelError, and StoreError for a service."""
         directory = self._directory_with_services() if "/" in target else self.directory
         plain = question(Asked(source, target, protocol, port, df=df), directory)
         payload = 0 if plain.protocol == "tcp" else PAYLOAD_BYTES if size is None else size
@@ -194,7 +196,7 @@ class Network:
             "tries": tries,
             "interval_s": TRIES_INTERVAL_S,
             "wait_s": wait_s,
-            "cookie": secrets.token_hex(8),
+            "cookie": cookie or secrets.token_hex(8),
         }
         answer = self.sessions.ask(self.sessions.machine(where.host), job)
         return Sent(**answer["tries"][-1])

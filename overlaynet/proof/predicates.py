@@ -272,6 +272,22 @@ def arp(*, src: Address | None = None, dst: Address | None = None) -> Match:
     return _Properties("arp", src=src, dst=dst)
 
 
+@dataclass(frozen=True)
+class _Same(Match):
+    packet: Packet
+
+    def __str__(self) -> str:
+        return f"the packet that was at {self.packet.point}"
+
+    def misses(self, packet: Packet) -> Sequence[str]:
+        return () if packet.identity == self.packet.identity else ("it is another packet",)
+
+
+def same(packet: Packet) -> Match:
+    """One and the same packet, whatever NAT, routers and tunnels did to it on its way (`Packet.identity`)."""
+    return _Same(packet)
+
+
 # --- tunnels --------------------------------------------------------------------------------------
 
 
