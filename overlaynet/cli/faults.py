@@ -94,6 +94,8 @@ def made_text(made: Made, command: Callable[[str], str]) -> str:
         return "\n".join([*lines, f"{took}; nothing is broken now"])
     held = (f"{h.kind} {h.key}: the agent of {h.host} leaves it alone" for h in damage.holds)
     lines += _labelled("held", held)
+    free = set() if damage.kills else set(damage.owners) - {h.host for h in damage.holds}
+    lines += [f"  {'free':<6}the agent of {host} repairs it as soon as it can" for host in sorted(free)]
     lines += _labelled("undo", map(str, faultrecords.mending(damage)))
     return "\n".join([*lines, f"next: {command(f'heal {fault.id}')}"])
 

@@ -42,6 +42,8 @@ from overlaynet.lab.topology import UNDERLAY, UNDERLAY_ROUTER, Topology, address
 from overlaynet.state import LinkInfo, Route
 from overlaynet.store.disk import write_atomically
 
+CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SETPCAP")
+"""What it takes to make, change or take away any of it."""
 QUIET = {
     "net/ipv6/conf/all/disable_ipv6": "1",
     "net/ipv6/conf/default/disable_ipv6": "1",

@@ -607,7 +607,7 @@ def _plan_loss(ground: Ground, request: Request) -> Damage:
 
 
 def _plan_partition(ground: Ground, request: Request) -> Damage:
-    some, others = ([_end(ground, name) for name in word.split(",")] for word in request.words)
+    some, others = ([_end(ground, name) for name in dict.fromkeys(word.split(","))] for word in request.words)
     return _plan_between(ground, request, some, others, "", "partition")
 
 

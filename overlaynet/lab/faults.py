@@ -35,6 +35,7 @@ from overlaynet.firewall.chains import is_any_instances
 from overlaynet.firewall.compare import hooks_in
 from overlaynet.kernel import capability
 from overlaynet.lab import faultkinds, faultrecords, process
+from overlaynet.lab.build import CAPABILITIES
 from overlaynet.lab.client import AgentClient
 from overlaynet.lab.faultkinds import Ground, Request
 from overlaynet.lab.faultrecords import MTU, UP, Damage, Edit, Entry, Fault, LinkChange
@@ -46,7 +47,6 @@ from overlaynet.lab.state import changing
 from overlaynet.lab.state import load as load_state
 from overlaynet.state import Change, KernelState, Key, Link, Object, Op, RuleChange, Sysctl
 
-CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SETPCAP")
 REPAIR_S = 5.0
 """How long an agent is given to repair: settings and rules it looks at each second."""
 LOG = "faults"
@@ -88,11 +88,13 @@ class Made(NamedTuple):
 
 @dataclass(slots=True)
 class Faults:
-    """The faults of one lab, for one who holds the lab's lock. `timer` starts the process that ends a fault."""
+    """The faults of one lab, for one who holds the lab's lock. `timer` starts the process that ends a fault.
+    Unless `revive`, processes that a fault ended are left for others to start."""
 
     paths: LabPaths
     grip: Grip
     timer: Callable[[str, float], Process]
+    revive: bool = True
 
     @property
     def all(self) -> tuple[Fault, ...]:
@@ -241,7 +243,8 @@ class Faults:
         for edit in damage.edits:
             if not edit.owned:
                 self._edit(edit, edit.change.want or (), edit.change.have or ())
-        self.grip.start(damage.ends)
+        if self.revive:
+            self.grip.start(damage.ends)
         for host in damage.owners:
             self._let_repair(host, damage)
         self._write([e for e in damage.entries if e.owned], _still_broken)
@@ -418,10 +421,10 @@ def faults_of(name: str, paths: Paths) -> Faults:
 
 
 def heal_before(name: str, paths: Paths) -> tuple[Fault, ...]:
-    """For `up`, which makes a lab what its topology says: heal all there are, with the lock held already."""
+    """For `up`, which holds the lock, and goes on to start whatever does not run: heal all there are."""
     if not paths.lab(name).faults_json.exists():
         return ()
-    return faults_of(name, paths).heal((), time.time())
+    return replace(faults_of(name, paths), revive=False).heal((), time.time())
 
 
 def end_timers(paths: LabPaths) -> None:

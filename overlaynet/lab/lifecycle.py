@@ -31,7 +31,7 @@ from overlaynet.core.keys import Keys
 from overlaynet.errors import AgentUnreachable, LabFailed, OverlayError, ToolMissing, TopologyError
 from overlaynet.kernel import capability, netns
 from overlaynet.lab import attach, cluster_store, faults, process
-from overlaynet.lab.build import STOP_GRACE_S, UNFINISHED, Builder
+from overlaynet.lab.build import CAPABILITIES, STOP_GRACE_S, UNFINISHED, Builder
 from overlaynet.lab.client import TIMEOUT_S
 from overlaynet.lab.converge import (
     COMMAND,
@@ -64,7 +64,6 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is, and how much there is."""
 
 TOOLS = ("ip", "nsenter", "setpriv", "etcd", "iptables")
-CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SETPCAP")
 _FIRST_POLL_S, _LAST_POLL_S = 0.02, 0.25
 _WORKERS = 16
 

@@ -325,6 +325,13 @@ def test_agent_that_was_started_again_is_asked_again(faults, grip) -> None:
     assert fdb_of(grip) == ["192.168.50.99"]
 
 
+def test_processes_may_be_left_for_others_to_start(faults, grip) -> None:
+    faults.make(*REQUESTS["node"], NOW)
+    faults.revive = False
+    faults.heal((), NOW)
+    assert (grip.started, faults.all) == ([], ())
+
+
 # --- several --------------------------------------------------------------------------------------
 
 

@@ -515,13 +515,11 @@ def test_timer_is_ended_by_healing(whole: Lab) -> None:
 
 def test_up_heals_first(whole: Lab) -> None:
     break_(whole, "link", "node-2")
-    break_(whole, "route", "node-1", "node-3")
+    break_(whole, "route", "node-1", "node-2")
+    break_(whole, "node", "node-3")
     result = Lab.up(whole.topology)
-    assert ([fault.kind for fault in result.healed], result.changes, result.converged) == (
-        ["route", "link"],
-        2,
-        True,
-    )
+    assert [fault.kind for fault in result.healed] == ["node", "route", "link"]
+    assert (result.changes, result.converged) == (3 + 1, True)  # and node-3's agent
     assert ping(whole)
 
 
