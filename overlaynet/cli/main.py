@@ -45,6 +45,7 @@ VERBS: Mapping[str, Verb] = {
     "status": Verb(_LOOK, "status:status", "How the cluster is."),
     "get": Verb(_LOOK, "get:get", "List hosts, containers, services, endpoints, routes, rules, ..."),
     "describe": Verb(_LOOK, "describe:describe", "A service with its endpoints, connections and chains."),
+    "graph": Verb(_LOOK, "graph:graph", "Draw what is connected to what."),
     "logs": Verb(_LOOK, "logs:logs", "What a host's agent said."),
     "exec": Verb(_LOOK, "execute:execute", "Run a command in a container or host."),
     "shell": Verb(_LOOK, "execute:shell", "Open a shell in a container or host."),

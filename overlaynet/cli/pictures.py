@@ -38,7 +38,11 @@ def _obstacle(file: Path) -> str:
 
 def write_picture(file: Path, what: Pictured, bundle: bytes = b"") -> None:
     """Write one file, whose name was checked. Raises EnvironmentProblem."""
-    content = bundle if file.suffix == BUNDLE else _FORMS[file.suffix](what).encode()
+    write_file(file, bundle if file.suffix == BUNDLE else _FORMS[file.suffix](what).encode())
+
+
+def write_file(file: Path, content: bytes) -> None:
+    """Write what is drawn already. Raises EnvironmentProblem."""
     try:
         file.write_bytes(content)
     except OSError as error:
