@@ -6,10 +6,12 @@ and after; that the overlay works again, by a ping and a call.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -539,6 +541,40 @@ def test_down_leaves_nothing_of_a_fault() -> None:
         lab.down()
         assert not timer.alive
         assert not lab.paths.run.exists()
+
+
+def typed(lab: Lab, *words: str) -> tuple[int, str]:
+    """A command as a person types it: exit code and output."""
+    argv = [sys.executable, "-m", "overlaynet.cli.main", *words, "-l", lab.name]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout
+
+
+def test_commands_tell_the_same(whole: Lab) -> None:
+    """`break` and `diff`, `status` and `get labs`, and `heal`, each as a document."""
+    code, out = typed(whole, "break", "fdb", "node-1", "node-2", "--wrong", "--for", "10m", "-o", "json")
+    made = json.loads(out)
+    assert (code, made["kind"], made["id"], made["fault_kind"], made["for_s"]) == (0, "Fault", "f1", "fdb", 600)
+    assert made["hold"] == ["fdb flannel.1 02:0a:f4:02:00:00"]
+    assert made["undo"][0] == f"overlaynet heal f1 -l {whole.name}"
+    code, out = typed(whole, "diff", "-o", "json")
+    assert (code, json.loads(out)["count"]) == (1, 1)
+    (item,) = json.loads(typed(whole, "status", "-o", "json")[1])["faults"]
+    assert (item["kind"], item["target"], item["until"]) == ("fdb", "node-1 node-2 --wrong", made["until"])
+    assert "broken  f1 fdb node-1 node-2 --wrong, until " in typed(whole, "status")[1]
+    labs = json.loads(typed(whole, "get", "labs", whole.name, "-o", "json")[1])["items"]
+    assert [one["faults"] for one in labs] == [["f1"]]
+    assert typed(whole, "heal") == (0, "healed f1  fdb node-1 node-2 --wrong\n")
+    assert typed(whole, "heal") == (0, "nothing is broken\n")
+    assert typed(whole, "diff")[0] == 0
+
+
+def test_every_pair_is_reachable_again(whole: Lab) -> None:
+    for words in (("node", "node-2"), ("link", "node-1:cni0"), ("route", "web-1", "default")):
+        break_(whole, *words)
+    assert typed(whole, "verify", "mesh")[0] == 1
+    heal(whole)
+    assert typed(whole, "verify", "mesh")[0] == 0
 
 
 def test_every_kind_is_tried_here() -> None:
