@@ -188,9 +188,10 @@ class _Run:
         return Proof(found, self.scene.world, self.prediction, self.evidence)
 
     def _is_settled(self, found: Trace) -> bool:
-        """Whether what was seen is what was predicted, for good or ill."""
+        """Whether what was seen is what was predicted, for good or ill. An unexplained loss is not."""
         ends = [end.outcome for path in self.prediction.paths for end in (path, path.reply) if end is not None]
-        return found.verdict == PROVED or (found.verdict == LOST and any(end != DELIVERED for end in ends))
+        explained = found.verdict == LOST and found.cause is not None and found.cause.kind != "unknown"
+        return found.verdict == PROVED or (explained and any(end != DELIVERED for end in ends))
 
     def _judge(self) -> Trace:
         found = judge(
