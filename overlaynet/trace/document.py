@@ -78,7 +78,7 @@ def explain_json(prediction: Prediction) -> Json:
         "to": question.target,
         "protocol": question.protocol,
         "question": question_json(question),
-        "outcome": prediction.outcome if prediction.paths else None,
+        "outcome": prediction.outcome,
         "hops": paths[0]["hops"] if paths else [],
         "paths": paths,
         "guards": [str(point) for point in prediction.guards],
@@ -142,6 +142,8 @@ def _hop(seq: int, hop: Hop) -> Json:
         "changes": [_change(change) for change in hop.changes],
         "why": [_why(why) for why in hop.why],
         "note": hop.note or None,
+        "optional": hop.optional,
+        "mtu": hop.mtu,
     }
 
 

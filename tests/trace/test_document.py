@@ -113,7 +113,7 @@ def test_drops_are_unknown_where_a_point_does_not_say():
     assert capture["points"] == len(trace.taps) - 1
 
 
-def test_a_prediction_without_paths_has_no_outcome():
+def test_a_prediction_without_paths_leads_nowhere():
     document = explain_json(replace(pictures.explained(), paths=()))
-    assert document["outcome"] is None
+    assert document["outcome"] == "lost"
     assert document["hops"] == []

@@ -25,7 +25,7 @@ from overlaynet.trace.render.graph import (
 from overlaynet.trace.render.html import page, table, text
 from overlaynet.trace.render.measure import fit, width, wrapped
 from overlaynet.trace.render.text import count_of, plain
-from overlaynet.trace.topology import OK, ROLES, Attached, Device, HostView, Peer, Topology
+from overlaynet.trace.topology import MISSING, OK, ROLES, Attached, Device, HostView, Peer, Topology
 
 MARGIN, GAP = 24.0, 64.0
 HOST_WIDTH, INSET = 330.0, 12.0
@@ -41,19 +41,21 @@ def graph_svg(found: Topology) -> str:
     return write(sheet(found), "graph")
 
 
-def sheet(found: Topology) -> Sheet:
-    """The drawing, laid out but not written."""
+def sheet(found: Topology, *, alone: bool = True) -> Sheet:
+    """The drawing, laid out but not written. Not `alone`: on a page that says the rest in words."""
     columns = min(IN_A_ROW, max(1, len(found.hosts)))
     room = max(620.0, columns * (HOST_WIDTH + GAP) - GAP)
     drawing = Sheet(headline(found), summary(found), room + 2 * MARGIN)
-    drawing.add(Text(MARGIN, MARGIN + 18, fit(headline(found), room, 18, bold=True), 18, bold=True))
-    y = MARGIN + 40
+    y = MARGIN
+    if alone:
+        drawing.add(Text(MARGIN, y + 18, fit(headline(found), room, 18, bold=True), 18, bold=True))
+        y += 40
     for start in range(0, len(found.hosts), IN_A_ROW):
         hosts = found.hosts[start : start + IN_A_ROW]
         shapes, y = _row(hosts, y, room)
         drawing.add(*shapes)
         y += 24
-    for section in (_outside, _services, _differences):
+    for section in (_outside, _services, *([_differences] if alone else [])):
         shapes, y = section(found, y, room)
         drawing.add(*shapes)
     drawing.height = y + MARGIN - 10
@@ -161,7 +163,9 @@ def _containers(host: HostView) -> Block:
     shapes: list[Shape] = []
     y = 0.0
     for one in host.containers[:MOST]:
-        shapes += [Line(((8, y + 20), (22, y + 20)), "rail"), _container(one, y)]
+        plugged = one.bridge is not None and one.up and one.port_up
+        look = "rail" if plugged else "rail-missing"
+        shapes += [Line(((8, y + 20), (22, y + 20)), look), _container(one, y)]
         y += ROW + 6
     if len(host.containers) > MOST:
         more = f"and {count_of(len(host.containers) - MOST, 'container')} more"
@@ -207,12 +211,8 @@ def _devices(host: HostView, devices: Sequence[Device]) -> Block:
 def _device(device: Device, peers: Sequence[Peer]) -> Block:
     room = HOST_WIDTH - 2 * INSET
     healthy = device.up and device.state in (OK, None)
-    kind = {"vxlan": f"VXLAN, vni {device.vni}", "underlay": "wire to the underlay"}.get(
-        device.role, device.role
-    )
-    state = "" if device.state in (OK, None) else f"✗ {device.state}"
-    words = state or ("" if device.up else "✗ down") or kind
-    right = Text(room - 8, 17, fit(words, room / 2, 11), 11, "quiet" if healthy else "bad", anchor="end")
+    words = fit(_device_state(device), room / 2, 11)
+    right = Text(room - 8, 17, words, 11, "quiet" if healthy else "bad", anchor="end")
     name = plain(device.name)
     left = Text(10, 17, fit(name, room - 30 - right.width, 13, bold=True), 13, bold=True, whole=name)
     about = plain("  ".join([*device.addresses, f"mtu {device.mtu}"]))
@@ -226,6 +226,17 @@ def _device(device: Device, peers: Sequence[Peer]) -> Block:
         y += 20
     frame = Rectangle(Box(0, 0, room, y), "card" if healthy else "card-missing", 5)
     return Block((Group(device_words(device), (frame, *shapes)),), y)
+
+
+def _device_state(device: Device) -> str:
+    """What is wrong with it, else what it is."""
+    if not device.up:
+        return "✗ missing" if device.state == MISSING else "✗ down"
+    if device.state not in (OK, None):
+        return f"✗ {device.state}"
+    return {"vxlan": f"VXLAN, vni {device.vni}", "underlay": "wire to the underlay"}.get(
+        device.role, device.role
+    )
 
 
 def _peer(peer: Peer, y: float, room: float) -> Shape:
