@@ -369,6 +369,26 @@ def wrong_fdb() -> Trace:
     )  # fmt: skip
 
 
+def lost_answer() -> Trace:
+    """It arrives, and what comes back does not."""
+    cause = Cause(
+        "neigh_missing",
+        Point("node-2", "flannel.1"),
+        "neigh 10.244.1.0 dev flannel.1",
+        "neigh 10.244.1.0 lladdr 02:0a:f4:01:00:00 dev flannel.1 nud permanent",
+        "none",
+        Source("lease", "10.244.1.0-24"),
+        CERTAIN,
+        ("overlaynet diff node-2", "overlaynet repair node-2"),
+    )
+    forward, reply = there(), _unseen(back(there()), 3)
+    return Trace(
+        "t-0013", LOST, TO_WEB_3, LOST, forward=forward, reply=reply, cause=cause, tag=TAG,
+        lost_between=(Point("node-2", "flannel.1"), Point("node-2", "eth0")), answer="syn-ack",
+        taps=taps(forward, reply), timing=TIMING, bundle="t-0013.ovltrace",
+    )  # fmt: skip
+
+
 def too_big() -> Trace:
     """A packet of 1500 bytes that must not be cut, into a tunnel of 1450."""
     forward = _unseen(there(protocol="udp", tcp=None, length=1500), 2)
@@ -532,6 +552,7 @@ TRACES: Mapping[str, Callable[[], Trace]] = {
     "node-port": node_port,
     "to-outside": to_outside,
     "wrong-fdb": wrong_fdb,
+    "lost-answer": lost_answer,
     "too-big": too_big,
     "rejected": rejected,
     "inconclusive": inconclusive,

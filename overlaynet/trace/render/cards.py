@@ -67,7 +67,7 @@ class Card(NamedTuple):
 def card(step: Step) -> Card:
     """Lay out one step."""
     shapes = [*_head(step), *_pieces(step), *train(layers_of(step), INSET, WAGON_LINE - WAGON_HEIGHT)]
-    y, told = WAGON_LINE + 6, step.told if step.mark is not None or step.state != "missing" else ""
+    y, told = WAGON_LINE + 6, step.told if step.mark is not None or not STATE_WORDS[step.state] else ""
     end = train_width(layers_of(step)) + INSET + 10
     if step.mark is None and told and width(told, SMALL) <= CARD_WIDTH - INSET - end:
         shapes.append(Text(end, WAGON_LINE - 7, told, SMALL, "quiet"))

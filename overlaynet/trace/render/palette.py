@@ -82,6 +82,7 @@ LOOKS = {
     "unsure": Look(fill="unsure"),
     "foretold": Look(fill="foretold"),
     "bad-outline": Look(fill="paper", stroke="bad", width=1.5),
+    "unsure-outline": Look(fill="paper", stroke="unsure", width=1.5),
 }
 """How shapes are drawn, by name. `layer` and `layer-changed` are filled with the layer's own colour."""
 

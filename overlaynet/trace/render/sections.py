@@ -49,23 +49,23 @@ def verdict_lines(story: Story, x: float, y: float, room: float) -> Section:
     if not story.lines:
         return [], y
     shapes: list[Shape] = []
+    colour = "unsure" if story.tone == "unsure" else "bad"
     top, inner = y, room - _LABEL - 32
     y += 10
     for label, text in story.lines:
         mono = label in ("try", "then")
         size = MONO_SIZE + 0.5 if mono else NORMAL
         lines = wrapped(text, inner, size, lines=4, mono=mono) or [""]
-        shapes.append(Text(x + 14, y + 12, label, NORMAL, "bad", bold=True))
+        shapes.append(Text(x + 14, y + 12, label, NORMAL, colour, bold=True))
         shapes += [
             Text(x + 14 + _LABEL, y + 12 + LINE * n, line, size, mono=mono) for n, line in enumerate(lines)
         ]
         y += LINE * len(lines) + 3
-    look = "bad-outline" if story.tone in ("bad", "foretold") else "container"
-    return [Rectangle(Box(x, top, room, y + 8 - top), look, 6), *shapes], y + 24
+    return [Rectangle(Box(x, top, room, y + 8 - top), f"{colour}-outline", 6), *shapes], y + 24
 
 
-def title(words: str, x: float, y: float) -> Section:
-    return [Text(x, y + 14, words, 14, bold=True)], y + 24
+def title(words: str, x: float, y: float, room: float) -> Section:
+    return [Text(x, y + 14, fit(words, room, 14, bold=True), 14, bold=True, whole=words)], y + 24
 
 
 # --- the answer -----------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ def reply(story: Story, x: float, y: float, room: float) -> Section:
         return [], y
     seen = sum(step.state in ("seen", "unexpected") for step in story.reply)
     count = f"{len(story.reply)} hops" if story.foretold else f"{seen} of {len(story.reply)} hops seen"
-    shapes, y = title(fit(plain(f"The answer: {story.answer}, {count}"), room, 14, bold=True), x, y)
+    shapes, y = title(plain(f"The answer: {story.answer}, {count}"), x, y, room)
     left, lane = x, ""
     for step in story.reply:
         chip = _chip(step, room)
@@ -144,7 +144,7 @@ def reasons(story: Story, x: float, y: float, room: float) -> Section:
     known = story.marked
     if not known:
         return [], y
-    shapes, y = title("Why it goes this way", x, y)
+    shapes, y = title("Why it goes this way", x, y, room)
     for step in known:
         more, y = _reason(step, x, y, room)
         shapes += more
@@ -226,7 +226,7 @@ def mtu_bar(story: Story, x: float, y: float, room: float) -> Section:
     found = budget(story.forward)
     if found is None:
         return [], y
-    shapes, y = title("What the tunnel costs", x, y)
+    shapes, y = title("What the tunnel costs", x, y, room)
     headers = (
         ("ip", f"{found.outer_ip} IP"), ("udp", f"{UDP_BYTES} UDP"),
         ("vxlan", f"{VXLAN_BYTES} VXLAN"), ("eth", f"{ETHERNET_BYTES} Ethernet"),
@@ -314,7 +314,7 @@ def guards(hops: Sequence[Hop], x: float, y: float, room: float) -> Section:
         f"seen where it must not be: {', '.join(seen)}" if seen else f"not seen where it must not be: {names}"
     )
     lines = wrapped(words, room - 18, NORMAL, lines=2)
-    dot = Circle(x + 5, y + 8, 4, "dot-unexpected" if seen else "dot-unlooked")
+    dot = Circle(x + 5, y + 8, 4, "dot-unexpected" if seen else "dot")
     return [dot, *(Text(x + 18, y + 12 + LINE * n, line, NORMAL) for n, line in enumerate(lines))], (
         y + LINE * len(lines) + 8
     )

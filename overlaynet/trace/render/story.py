@@ -178,7 +178,7 @@ def trace_story(trace: Trace, command: Command = plain_command) -> Story:
         lines=_lines(trace, command),
         notes=tuple(map(plain, [*trace.notes, *_tries(trace)])),
         connections=_connections(trace),
-        break_after=_break_after(trace, forward),
+        break_after=_break_after(trace, forward, reply),
         break_words=f"{trace.outcome if trace.outcome in (REJECTED, DROPPED) else LOST} here",
         bundle=None if trace.bundle is None else plain(trace.bundle),
     )
@@ -404,9 +404,17 @@ def _tries(trace: Trace) -> list[str]:
     return [f"sent {trace.tries} times"] if trace.tries > 1 else []
 
 
-def _break_after(trace: Trace, steps: Sequence[Step]) -> int | None:
-    """Where the break is drawn: behind the last step seen before the first that is missing."""
+def _break_after(trace: Trace, forward: Sequence[Step], reply: Sequence[Step]) -> int | None:
+    """Where the break is drawn: behind the last step seen before the first that is missing, or at the end of
+    what was seen. What was lost on its way back has none here."""
     if trace.verdict not in (LOST, WRONG_PATH):
         return None
-    missing = (number for number, step in enumerate(steps) if step.state == "missing")
-    return next(missing, len(steps))
+    missing = first_missing(forward)
+    if missing is None and first_missing(reply) is not None:
+        return None
+    return len(forward) if missing is None else missing
+
+
+def first_missing(steps: Sequence[Step]) -> int | None:
+    """Which step is the first that should have been seen and was not."""
+    return next((number for number, step in enumerate(steps) if step.state == "missing"), None)

@@ -9,8 +9,8 @@ from overlaynet.trace.model import Hop, Prediction, Trace
 from overlaynet.trace.render import sections
 from overlaynet.trace.render.cards import describe
 from overlaynet.trace.render.drawing import Line, Sheet, shifted, write
-from overlaynet.trace.render.lanes import draw, lay_out
-from overlaynet.trace.render.story import Story, path_stories, trace_story
+from overlaynet.trace.render.lanes import Lanes, draw, lay_out
+from overlaynet.trace.render.story import Story, first_missing, path_stories, trace_story
 
 MARGIN = 24.0
 NARROWEST = 860.0
@@ -55,21 +55,32 @@ Draw: TypeAlias = Callable[[Story, float, float, float], sections.Section]
 
 
 def _composed(story: Story, above: Sequence[Draw], below: Sequence[Draw]) -> Sheet:
-    """The lanes with sections above and below."""
+    """The lanes with sections above and below. An answer that was lost on its way has lanes as well."""
     drawing = Sheet(f"{' → '.join(story.title)}: {story.word}", summary(story), 0.0)
-    lanes = lay_out(story.forward, 0.0, story.break_after)
-    room, y = max(NARROWEST, lanes.width), MARGIN
+    there, back = lay_out(story.forward, 0.0, story.break_after), None
+    if (lost := first_missing(story.reply)) is not None:
+        back = lay_out(story.reply, 0.0, lost)
+    room, y = max(NARROWEST, there.width, back.width if back else 0.0), MARGIN
     for section in above:
         shapes, y = section(story, MARGIN, y, room)
         drawing.add(*shapes)
-    left = MARGIN + (room - lanes.width) / 2
-    drawing.add(*(shifted(shape, left, y) for shape in draw(lanes, story.break_words)))
-    y += lanes.bottom + 22
+    y = _drawn(drawing, there, story.break_words, y, room)
+    if back is not None:
+        shapes, y = sections.title("The way back", MARGIN, y, room)
+        drawing.add(*shapes)
+        y = _drawn(drawing, back, "lost here", y, room)
     for section in below:
         shapes, y = section(story, MARGIN, y, room)
         drawing.add(*shapes)
     drawing.width, drawing.height = room + 2 * MARGIN, y + MARGIN - 10
     return drawing
+
+
+def _drawn(drawing: Sheet, lanes: Lanes, words: str, y: float, room: float) -> float:
+    """Add lanes in the middle; where the next section may begin."""
+    left = MARGIN + (room - lanes.width) / 2
+    drawing.add(*(shifted(shape, left, y) for shape in draw(lanes, words)))
+    return y + lanes.bottom + 22
 
 
 def summary(story: Story) -> str:
@@ -94,10 +105,10 @@ def _stacked(sheets: Sequence[Sheet], total: int) -> Sheet:
         y += one.height
     if total > len(sheets):
         words = f"and {total - len(sheets)} more ways"
-        shapes, y = sections.title(words, MARGIN, y)
+        shapes, y = sections.title(words, MARGIN, y, width - 2 * MARGIN)
         whole.add(*shapes)
     if not sheets:
-        shapes, y = sections.title("no way could be followed", MARGIN, MARGIN)
+        shapes, y = sections.title("no way could be followed", MARGIN, MARGIN, NARROWEST)
         whole.add(*shapes)
     whole.height = y + MARGIN / 2
     return whole

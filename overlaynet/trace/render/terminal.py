@@ -22,6 +22,7 @@ from overlaynet.trace.render.story import (
     Command,
     Step,
     Story,
+    first_missing,
     path_stories,
     plain_command,
     trace_story,
@@ -37,7 +38,7 @@ NARROW = 90
 """Below this, names of interfaces are shortened in favour of what happens there."""
 TIME_CELLS = 5
 GAP = "  "
-COMMAND_NEEDS = 26
+ENTRY_NEEDS = 26
 """Cells that an entry keeps beside the command that shows it; with less the command gets a line of its own."""
 
 _STYLES: Mapping[str, Mapping[str, Any]] = {
@@ -262,7 +263,9 @@ def _reply_words(story: Story) -> str:
     times = [step.hop.t_us for step in steps if step.hop.t_us is not None]
     took = f" by {times[-1]:.0f} µs" if times else ""
     seen = sum(step.state in ("seen", "unexpected") for step in steps)
-    return plain(f"{story.answer}  {ends}  {seen}/{len(steps)} hops{took}")
+    missing = first_missing(steps)
+    lost = "" if missing is None else f"  ✗ not seen at {steps[missing].lane} {steps[missing].label}"
+    return plain(f"{story.answer}  {ends}  {seen}/{len(steps)} hops{took}{lost}")
 
 
 # --- why ------------------------------------------------------------------------------------------
@@ -278,17 +281,17 @@ def _notes(story: Story, width: int) -> Iterator[Line]:
         yield [Span("note  ", "mark"), Span(text)]
 
 
-def _note(mark: int | None, why: Why, width: int, *, whole: bool = False) -> Iterator[Line]:
-    """The entry that decided, and the command that shows it at the end of the line."""
+def _note(mark: int | None, why: Why, width: int) -> Iterator[Line]:
+    """The entry that decided, and the command that shows it: at the end of the line, or on one of its own."""
     number = f"{circled(mark)} " if mark is not None else "   "
     command = plain(why.command)
     room = width - cells(number) - cells(command) - 2 * len(GAP)
-    words = entry_words(why, width if whole else max(room, COMMAND_NEEDS))
-    if whole or room < COMMAND_NEEDS:
-        yield [Span(number, "mark"), Span(words)]
-        yield [Span("     $ ", "faint"), Span(command)]
+    if room < ENTRY_NEEDS:
+        yield [Span(number, "mark"), Span(entry_words(why, width - cells(number)))]
+        yield [Span("     $ ", "faint"), Span(command, "faint")]
     else:
-        yield [Span(number, "mark"), Span(pad(words, room) + GAP), Span(command, "faint")]
+        words = pad(entry_words(why, room), room)
+        yield [Span(number, "mark"), Span(words + GAP), Span(command, "faint")]
 
 
 def entry_words(why: Why, room: int) -> str:

@@ -221,3 +221,10 @@ def test_fitting_and_wrapping():
     lines = wrapped("one two three four five six", 60, 12, lines=2)
     assert len(lines) == 2
     assert all(width(line, 12) <= 60 for line in lines)
+
+
+def test_a_lost_answer_is_drawn_on_its_way_back():
+    words = words_of(pictures.lost_answer())
+    assert "The way back" in words
+    assert words.count("lost here") == 1
+    assert "The way back" not in words_of(pictures.vxlan())

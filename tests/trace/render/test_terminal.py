@@ -80,7 +80,7 @@ def test_every_mark_has_its_entry_with_the_command(trace: Trace):
             assert step.why.command in text
 
 
-@pytest.mark.parametrize("name", ["wrong-fdb", "too-big", "rejected", "wrong-path"])
+@pytest.mark.parametrize("name", ["wrong-fdb", "lost-answer", "too-big", "rejected", "wrong-path"])
 def test_the_cause_is_told_whole(name: str):
     trace = pictures.TRACES[name]()
     assert trace.cause is not None
@@ -190,3 +190,20 @@ def test_thirty_two_characters_fit():
     far = tuple(replace(hop, place=long) if hop.place == "web-3" else hop for hop in trace.forward)
     lines = shown(replace(trace, forward=far), 80).splitlines()
     assert any(line.strip().startswith("320  aaa") and "eth0 in" in line for line in lines)
+
+
+def test_an_entry_that_leaves_no_room_for_its_command_has_a_line_of_its_own():
+    trace = pictures.vxlan()
+    hop = trace.forward[3]
+    long = hop.why[0]._replace(command="ip route get 10.244.2.2 from 10.244.1.2 iif flannel.1 mark 0x4000")
+    lines = shown(
+        replace(trace, forward=(*trace.forward[:3], replace(hop, why=(long,)), *trace.forward[4:])), 80
+    )
+    assert "① route  10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink metric 717827\n" in lines
+    assert f"\n     $ {long.command}\n" in lines
+
+
+def test_what_is_lost_on_its_way_back_breaks_there():
+    text = shown(pictures.lost_answer())
+    assert "lost here" not in text
+    assert "reply  syn-ack  web-3 → web-1  4/10 hops by 438 µs  ✗ not seen at node-2 eth0 out" in text
