@@ -10,7 +10,6 @@ Needs no agent and no etcd: everything is seen and sent by probes.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -27,13 +26,13 @@ from overlaynet.proof.packet import Packet, Scene
 from overlaynet.proof.packets import Packets
 from overlaynet.proof.points import look_at, spots, where_is
 from overlaynet.proof.question import Asked, Directory, question
+from overlaynet.proof.sending import send
 from overlaynet.proof.sessions import Sessions
 from overlaynet.proof.taps import Taps
 from overlaynet.state import KernelState
 from overlaynet.trace import filter as filters
-from overlaynet.trace.model import OUTSIDE, Point, Sent
+from overlaynet.trace.model import OUTSIDE, Point, Sent, Trace
 
-TRIES_INTERVAL_S = 0.1
 PAYLOAD_BYTES = 32
 """Of datagrams and echo requests: enough to tell one from another."""
 
@@ -152,8 +151,8 @@ class Network:
         scene = Scene(self.names, vxlan_port(kernels.values()), self.cluster.one_machine)
         packets = Packets(None, (), scene)
         taps = Taps(self.sessions, found)
-        refuse(taps.arm(wanted.keep(scene.vxlan_port)))
         try:
+            refuse(taps.arm(wanted.keep(scene.vxlan_port)))
             yield packets
         finally:
             ended, frames = taps.collect()
@@ -183,23 +182,15 @@ class Network:
         plain = question(Asked(source, target, protocol, port, df=df), directory)
         payload = 0 if plain.protocol == "tcp" else PAYLOAD_BYTES if size is None else size
         where = where_is(directory, source)
-        job = {
-            "op": "send",
-            "netns": where.netns,
-            "protocol": plain.protocol,
-            "src": str(plain.src),
-            "dst": str(plain.dst),
-            "src_port": None,
-            "dst_port": plain.dst_port,
-            "size": payload,
-            "df": df,
-            "tries": tries,
-            "interval_s": TRIES_INTERVAL_S,
-            "wait_s": wait_s,
-            "cookie": cookie or secrets.token_hex(8),
-        }
-        answer = self.sessions.ask(self.sessions.machine(where.host), job)
-        return Sent(**answer["tries"][-1])
+        what = replace(plain, size=payload)
+        sent = send(self.sessions, where.host, where.netns, what, tries=tries, wait_s=wait_s, cookie=cookie)
+        return sent[-1]
+
+    def trace(self, source: str, target: str, protocol: str | None = None, port: int | None = None) -> Trace:
+        """The proof of where a packet goes, as `overlaynet trace` gives it. Raises OverlayErrors."""
+        from overlaynet.proof.tracing import trace  # here: most scripts need none of it
+
+        return trace(self.cluster, Asked(source, target, protocol, port)).trace
 
     def services(self) -> list[str]:
         """Their names, as targets: "svc/default/web". Raises NotFound if there is none, and StoreError."""

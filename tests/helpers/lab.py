@@ -13,13 +13,14 @@ import pytest
 
 from overlaynet.kernel import capability, netns
 from overlaynet.lab import lifecycle
+from overlaynet.lab.build import CAPABILITIES
 from overlaynet.lab.paths import Paths
 from overlaynet.lab.topology import Topology
 
 
 def obstacle() -> str | None:
     """What keeps a lab from running here."""
-    missing = sorted(set(lifecycle.CAPABILITIES) - capability.effective())
+    missing = sorted(set(CAPABILITIES) - capability.effective())
     if missing:
         return "no privilege: " + ", ".join(missing)
     tools = [name for name in lifecycle.TOOLS if shutil.which(name) is None]
