@@ -23,6 +23,7 @@ from overlaynet.trace.model import (
     LOST,
     REJECTED,
     Cause,
+    Node,
     Place,
     Point,
     Wanted,
@@ -140,9 +141,8 @@ class Blame:
     def no_neighbour(self, journey: Journey, dev: str, ip: IPAddress, entry: Neigh | None) -> End:
         """Nobody answers for the next hop. The kernel asks for three seconds; then it tells the sender
         (net/ipv4/arp.c, arp_error_report)."""
-        far = next((n for n in self.world.nodes.values() if ip in n.underlay_ips), None)
-        if far is not None and (far.error or far.name not in self.world.places):
-            return self.node_down(journey, dev, far.name, far.error)
+        if unseen := self._unseen_host(ip):
+            return self.node_down(journey, dev, unseen)
         if journey.tunnelled and self.world.place_of(journey.dst) is None:
             return self._tunnel_to_nobody(journey, dev)
         want = self._wanted((Kind.NEIGH, dev, ip))
@@ -157,11 +157,17 @@ class Blame:
         text = f"neigh {ip} dev {dev}"
         return self._end(noted, "neigh_missing", dev, text, expected, found, source=source, next=commands)
 
-    def node_down(self, journey: Journey, dev: str, host: str, error: str) -> End:
-        found = f"{host} could not be looked at" + (f": {error}" if error else "")
-        commands = ("overlaynet status",)
-        expected = f"{host} takes what is sent to it"
-        return self._end(journey, "node_down", dev, f"host {host}", expected, found, next=commands, likely=True)
+    def _unseen_host(self, ip: IPAddress) -> Node | None:
+        """The host that has this address in the underlay, if it could not be looked at."""
+        nodes = (node for node in self.world.nodes.values() if ip in node.underlay_ips)
+        return next((node for node in nodes if node.error or node.name not in self.world.places), None)
+
+    def node_down(self, journey: Journey, dev: str, node: Node) -> End:
+        """What becomes of a packet at a host that could not be looked at, nobody knows."""
+        found = ": ".join(filter(None, (f"{node.name} could not be looked at", node.error)))
+        expected = f"{node.name} takes what is sent to it"
+        doubted, text = journey.doubting(found), f"host {node.name}"
+        return self._end(doubted, "node_down", dev, text, expected, found, next=("overlaynet status",))
 
     def _tunnel_to_nobody(self, journey: Journey, dev: str) -> End:
         why = next((w for hop in reversed((*journey.hops,)) for w in hop.why if w.object == "fdb"), None)
@@ -211,12 +217,18 @@ class Blame:
         return self._end(journey, "link_down", link.name, text, "up", found, source=source, next=commands)
 
     def not_followed(self, journey: Journey, link: LinkInfo) -> End:
-        """A device of a type that is not understood here."""
-        doubt = f"{self.place.name}: what {link.name} ({link.type}) does with a frame is not known here"
-        return End(journey.doubting(doubt), LOST)
+        """A device of a type that is not understood here, or a cable whose other end was not looked at."""
+        unknown = f"what {link.name} ({link.type}) does with a frame is not known here"
+        if link.type == "veth":
+            host = self.place.host or self.place.name
+            error = self.world.unseen.get(host, "")
+            unknown = f"the other end of {link.name} was not looked at" + (f": {error}" if error else "")
+        return End(journey.doubting(f"{self.place.name}: {unknown}"), LOST)
 
     def out_of_sight(self, journey: Journey, dev: str) -> End:
         """Given to somebody in the underlay whom nobody can look at."""
+        if unseen := self._unseen_host(journey.dst):
+            return self.node_down(journey, dev, unseen)
         owner = self.world.place_of(journey.dst)
         if owner is None and not journey.tunnelled:
             there = "whoever is there is not looked into"
@@ -253,13 +265,8 @@ class Blame:
         source = self._source((Kind.SYSCTL, "net/ipv4/ip_forward"))
         found = f"{journey.dst} is not {self.place.name}'s, and it does not forward"
         text = f"sysctl {setting} = 0"
-        return self._end(journey, "forwarding_off", dev, text, "1", found, source=source, next=commands)
-
-    def not_routed_on(self, journey: Journey, bridge: str, found: Found) -> End:
-        """A bridged packet that was translated to an address that the host cannot route to is dropped."""
-        if found.kind == "unicast":
-            return self.not_forwarding(journey, bridge)
-        return self.no_route(journey, found, LOST, None)
+        want = f"{setting} = 1"
+        return self._end(journey, "forwarding_off", dev, text, want, found, source=source, next=commands)
 
     def no_ttl(self, journey: Journey, dev: str, answer: Answer | None) -> End:
         outcome = REJECTED if answer else LOST

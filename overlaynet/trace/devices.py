@@ -80,11 +80,14 @@ def _through_cable(world: World, journey: Journey, far: Point) -> Step | End:
     link = place.kernel.links[far.iface]
     if not link.up:
         return Blame(world, place).link_down(journey, link)
-    size = journey.layer.shown.length or 0
-    if size > link.mtu + SLACK_BYTES:
+    if _is_too_large(journey, link):
         return Blame(world, place).too_large(journey, link.name, link.mtu, None, "nobody tells the sender")
     crossed = replace(journey, mark=0, context=CLEAN)
     return Step(crossed, Arrives(far.place, far.iface))
+
+
+def _is_too_large(journey: Journey, link: LinkInfo) -> bool:
+    return (journey.layer.shown.length or 0) > link.mtu + SLACK_BYTES
 
 
 def arrives(world: World, journey: Journey, stage: Arrives) -> Outcome:
@@ -119,7 +122,7 @@ def bridges(world: World, journey: Journey, stage: Bridges) -> Outcome:
     if not bridge.up:
         yield Blame(world, place).link_down(journey, bridge)
         return
-    journey = journey.with_context(port=stage.port, bridge=stage.bridge)
+    journey = journey.with_context(port=stage.port)
     if not number(place.kernel, BRIDGE_NF):
         yield from _decided(world, place, journey, stage)
         return
@@ -136,7 +139,8 @@ def bridges(world: World, journey: Journey, stage: Bridges) -> Outcome:
 
 
 def _redirected(world: World, place: Place, journey: Journey, stage: Bridges) -> Outcome:
-    """Translated while it is on the bridge: bridged on to its new neighbour, or up to the host."""
+    """Translated while it is on the bridge: bridged on to its new neighbour, or up to the host, which may not
+    have a way for it."""
     query, blame = query_for(journey, iif=stage.bridge), Blame(world, place)
     found = routing.lookup(place.kernel, query)
     forwards = routing.forwards(place.kernel, stage.bridge)
@@ -144,7 +148,7 @@ def _redirected(world: World, place: Place, journey: Journey, stage: Bridges) ->
     if no is not None:
         yield blame.not_believed(journey, stage.bridge, no)
         return
-    if found.kind == "unicast" and found.dev == stage.bridge:
+    if forwards and found.kind == "unicast" and found.dev == stage.bridge:
         hop = found.next_hop(journey.dst)
         answer = resolve(world, place, stage.bridge, hop)
         if answer.mac is None:
@@ -157,9 +161,6 @@ def _redirected(world: World, place: Place, journey: Journey, stage: Bridges) ->
         note = "only if the neighbour entry was not confirmed lately"
         journey = journey.passing(place, stage.bridge, "out", note, optional=True)
         yield from _decided(world, place, journey, stage)
-        return
-    if found.kind not in ("unicast", "local") or (found.kind == "unicast" and not forwards):
-        yield blame.not_routed_on(journey, stage.bridge, found)
         return
     bridge = place.kernel.links[stage.bridge]
     up = journey.with_headers("the bridge routes it", dst_mac=bridge.mac)
@@ -176,6 +177,8 @@ def _decided(world: World, place: Place, journey: Journey, stage: Bridges) -> Ou
                 else journey
             )
         journey = journey.passing(place, stage.bridge, "in")
+        # What was put together on the bridge arrives as one packet: how large its pieces were is forgotten.
+        journey = journey.with_layer(replace(journey.layer, largest=0))
         yield Step(journey, Enters(place.name, stage.bridge))
         return
     yield from _to_port(world, place, journey, stage)
@@ -193,7 +196,7 @@ def _to_port(world: World, place: Place, journey: Journey, stage: Bridges) -> Ou
         port = kernel.links[entry.dev]
     else:
         found = _port_towards(world, place, stage, mac)
-        flooded = {p.name for p in routing.ports(kernel, stage.bridge)} - {stage.port}
+        flooded = {p.name for p in routing.ports(kernel, stage.bridge) if p.name != stage.port or p.hairpin}
         note = f"{stage.bridge} of {place.name} has no entry for {mac} and sends it by every port"
         journey = replace(journey.noting(note), floods=journey.floods | {f"{place.name}:{p}" for p in flooded})
         if found is None:
@@ -239,7 +242,7 @@ def _out_by(world: World, place: Place, journey: Journey, stage: Bridges, port: 
         if isinstance(cut, End):
             return cut
         journey = cut
-    if (journey.layer.shown.length or 0) > port.mtu + SLACK_BYTES:
+    if _is_too_large(journey, port):
         return Blame(world, place).too_large(journey, port.name, port.mtu, None, "a bridge tells nobody")
     return Step(journey, Transmits(place.name, port.name))
 
@@ -319,6 +322,8 @@ def _over_underlay(world: World, place: Place, journey: Journey, stage: Transmit
 def _into(world: World, journey: Journey, place: Place, device: LinkInfo) -> Step | End:
     if not device.up:
         return Blame(world, place).link_down(journey, device)
+    if device.type == "veth" and _is_too_large(journey, device):
+        return Blame(world, place).too_large(journey, device.name, device.mtu, None, "a veth takes no more")
     crossed = replace(journey, mark=0, context=CLEAN)
     return Step(crossed, Arrives(place.name, device.name))
 

@@ -104,13 +104,11 @@ def _known(place: Place, journey: Journey) -> tuple[Conn, bool] | None:
         sought = Tuple(about.protocol, about.src, about.src_port, about.dst, about.dst_port).inverse
     else:
         sought = journey.tuple
-    for conn in journey.conns:
-        if conn.place == place.name:
-            if conn.translated.inverse.fits(sought):
-                return conn, True
-            if conn.original.fits(sought):
-                return conn, False
-    return None
+    here = [conn for conn in journey.conns if conn.place == place.name]
+    ways = [(conn.original, conn, False) for conn in here]
+    ways += [(conn.translated.inverse, conn, True) for conn in here]
+    ways.sort(key=lambda way: way[0] != sought)
+    return next(((conn, reply) for way, conn, reply in ways if way.fits(sought)), None)
 
 
 def _new(place: Place, journey: Journey) -> Journey:
@@ -379,5 +377,5 @@ def refused(
     if journey.quoted is not None or journey.tunnelled:
         return None
     about = error(kind, code, journey.ip, mtu)
-    headers = Headers(None, None, None, journey.src, "icmp", ttl=64, icmp=about)
+    headers = Headers(None, None, None, journey.src, "icmp", ttl=64, df=False, icmp=about)
     return Answer(name, place.name, headers, state="RELATED")

@@ -129,13 +129,17 @@ class Context:
     iptables' words."""
 
     port: str | None = None
-    bridge: str | None = None
     filtered: bool = False
     routed: bool = False
     conn: Conn | None = None
     reply: bool = False
     state: str = "NEW"
     ignore_df: bool = False
+
+    @property
+    def physin(self) -> str | None:
+        """The bridge port, as far as iptables knows it: only where bridged frames are sent through it."""
+        return self.port if self.filtered else None
 
 
 CLEAN = Context()

@@ -11,7 +11,7 @@ match) makes a path uncertain and is told in `Prediction.unread`; it is never gu
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from overlaynet.errors import UsageError
@@ -50,6 +50,7 @@ from overlaynet.trace.model import (
     World,
 )
 from overlaynet.trace.reply import ECHO, judged, sent_back
+from overlaynet.trace.restored import explained
 from overlaynet.trace.routing import number
 
 MAX_PATHS = 256
@@ -66,13 +67,27 @@ def predict(world: World, question: Question) -> Prediction:
         return Prediction(question, (), (), (_unseen(world, question.source),))
     start = Step(_first(world, question), Sends(question.source))
     ends = list(_followed(world, start))
-    paths = tuple(_path(world, question, end) for end in ends[:MAX_PATHS])
+    paths = tuple(explained(world, path, _following(question)) for path in _paths(world, question, ends))
     unread = list(dict.fromkeys(word for end in ends for word in end.journey.unread))
     unread += [f"{name}: {word}" for name in sorted(_visited(paths)) for word in world.places[name].unread]
     if len(ends) > MAX_PATHS:
         unread.append(f"there are more than {MAX_PATHS} ways; not all are told")
     floods = {flood for end in ends for flood in end.journey.floods}
     return Prediction(question, paths, tuple(_guards(world, paths, floods)), tuple(unread))
+
+
+def _paths(world: World, question: Question, ends: Sequence[End]) -> list[Path]:
+    return [_path(world, question, end) for end in ends[:MAX_PATHS]]
+
+
+def _following(question: Question) -> Callable[[World], list[Path]]:
+    """Predicts the same question in another world."""
+
+    def follow(world: World) -> list[Path]:
+        ends = list(_followed(world, Step(_first(world, question), Sends(question.source))))
+        return _paths(world, question, ends)
+
+    return follow
 
 
 def _check(question: Question) -> None:

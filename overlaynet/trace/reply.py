@@ -45,8 +45,8 @@ def _answer(place: Place, journey: Journey) -> Answer | None:
     ttl = number(place.kernel, "net/ipv4/ip_default_ttl", 64)
     back = Headers(None, None, ip.dst, ip.src, ip.protocol, ip.dst_port, ip.src_port, ttl)
     if ip.icmp is not None:
-        is_echo = ip.icmp.type == ECHO
-        reply = replace(back, icmp=Icmp(ECHO_REPLY, 0), length=ip.length)
+        is_echo = ip.icmp.type == ECHO and not number(place.kernel, "net/ipv4/icmp_echo_ignore_all")
+        reply = replace(back, icmp=Icmp(ECHO_REPLY, 0), length=ip.length, df=False)
         return Answer("echo-reply", place.name, reply) if is_echo else None
     if ip.protocol == "tcp" and journey.tcp_flags == "S":
         flags, name = ("SA", "syn-ack") if _listens(place, journey) else ("RA", "rst")

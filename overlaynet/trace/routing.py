@@ -38,6 +38,7 @@ USABLE = frozenset({"permanent", "noarp", "reachable", "stale", "delay", "probe"
 OF_NAMESPACE = (
     "net/ipv4/ip_forward",
     "net/ipv4/ip_default_ttl",
+    "net/ipv4/icmp_echo_ignore_all",
     "net/bridge/bridge-nf-call-iptables",
 )
 OF_DEVICE = (
@@ -151,6 +152,8 @@ def _by_action(kernel: KernelState, query: Query, words: _RuleWords) -> Found | 
             return in_table(kernel, query, words.number)
         case "nop":
             return None
+        case "unreachable":  # no route, as a rule says it; a route of that type speaks of the host
+            return NOTHING
         case refusal:
             return Found(refusal)
 
@@ -339,20 +342,18 @@ def source_refused(kernel: KernelState, query: Query) -> Refused | None:
 
 def _reversed(kernel: KernelState, query: Query, rp_filter: int) -> Refused | None:
     assert query.src is not None
-    dev, mark = query.iif, query.mark if of_device(kernel, query.iif, "src_valid_mark") else 0
+    dev, mark = query.iif, query.mark if either(kernel, query.iif, "src_valid_mark") else 0
     back = Query(query.src, query.dst, LOOPBACK, None, mark, query.protocol, query.dst_port, query.src_port)
     if not rp_filter and not kernel.rules:
         own = any(a.interface.ip == query.src for a in kernel.addresses)
-        if own and not of_device(kernel, dev, "accept_local"):
+        if own and not either(kernel, dev, "accept_local"):
             return Refused("martian", f"{query.src} is this host's own address, and comes in by {dev}")
         return None
     found = lookup(kernel, back)
-    if found.kind == "none":
-        return Refused("rp_filter", f"there is no way back to {query.src}") if rp_filter else None
-    if found.kind == "local" and not of_device(kernel, dev, "accept_local"):
-        return Refused("martian", f"{query.src} is this host's own address, and comes in by {dev}")
     if found.kind not in ("unicast", "local"):
-        return Refused("rp_filter" if rp_filter else "martian", f"the route to {query.src} is {found.kind}")
+        return Refused("rp_filter", f"there is no way back to {query.src}") if rp_filter else None
+    if found.kind == "local" and not either(kernel, dev, "accept_local"):
+        return Refused("martian", f"{query.src} is this host's own address, and comes in by {dev}")
     if rp_filter == 1 and found.dev != dev:
         return Refused("rp_filter", f"the way back to {query.src} is {found.dev}, and it came in by {dev}")
     return None

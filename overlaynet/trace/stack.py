@@ -118,7 +118,7 @@ def _routed(world: World, place: Place, journey: Journey, found: Found, query: Q
 def leaves(world: World, journey: Journey, stage: Leaves) -> Outcome:
     """Routed; from POSTROUTING to the frame."""
     place = world.places[stage.place]
-    hook = Hook("POSTROUTING", stage.source, stage.dev, journey.context.port, next_hop=stage.next_hop)
+    hook = Hook("POSTROUTING", stage.source, stage.dev, journey.context.physin, next_hop=stage.next_hop)
     for after in through(world, place, journey, hook):
         if isinstance(after, End):
             yield after
@@ -257,7 +257,7 @@ def _forwarded(world: World, place: Place, journey: Journey, dev: str, found: Fo
         return
     if ttl is not None:
         journey = journey.with_headers("routed", ttl=ttl - 1)
-    for after in through(world, place, journey, Hook("FORWARD", dev, out, journey.context.port)):
+    for after in through(world, place, journey, Hook("FORWARD", dev, out, journey.context.physin)):
         if isinstance(after, End):
             yield after
         else:
@@ -276,7 +276,7 @@ def stays(world: World, journey: Journey, stage: Stays) -> Outcome:
     """INPUT, and then whoever takes it."""
     place = world.places[stage.place]
     journey = reassembled(journey, "put together by its receiver")
-    hook = Hook("INPUT", stage.dev, physin=journey.context.port)
+    hook = Hook("INPUT", stage.dev, physin=journey.context.physin)
     for after in through(world, place, journey, hook):
         if isinstance(after, End):
             yield after
