@@ -224,6 +224,48 @@ def refusal(text: str) -> UsageError | None:
     return None
 
 
+# --- what the kernel may leave out already --------------------------------------------------------
+
+
+def is_kept(keep: dict | None, packet: dict) -> bool:
+    """What a probe's `keep` lets through: `overlaynet.probe.bpf.Keep` in words."""
+    if keep is None or packet["protocol"] == "arp":
+        return True
+    ports = {packet["sport"], packet["dport"]}
+    return (
+        (not keep["ips"] or bool({packet["src"], packet["dst"]} & set(keep["ips"])))
+        and keep["protocol"] in (None, packet["protocol"])
+        and (not keep["ports"] or packet["protocol"] == "icmp" or bool(ports & set(keep["ports"])))
+    )
+
+
+@given(TREES, FRAMES)
+def test_nothing_is_left_out_that_passes(tree: Node, frame: Frame) -> None:
+    wanted = read(tree.text())
+    kept = any(is_kept(wanted.keep(8472), packet) for packet in facts(frame))
+    assert kept or not wanted(frame)
+
+
+@pytest.mark.parametrize(
+    ("text", "keep"),
+    [
+        ("", None),
+        ("not icmp", None),
+        ("icmp or arp", None),
+        ("vxlan", None),
+        ("arp", None),
+        ("icmp", ([], "icmp", [])),
+        ("tcp port 80 and src web-1", (["10.244.1.2"], "tcp", [80])),
+        ("host web-1 and (tcp or udp)", (["10.244.1.2"], None, [])),
+        ("arp and host web-1", (["10.244.1.2"], None, [])),
+    ],
+)
+def test_what_is_left_out(text: str, keep: tuple | None) -> None:
+    found = read(text, NAMES).keep(4789)
+    wanted = keep and {**dict(zip(("ips", "protocol", "ports"), keep, strict=True)), "vxlan_port": 4789}
+    assert found == wanted
+
+
 # --- what is not understood -----------------------------------------------------------------------
 
 
