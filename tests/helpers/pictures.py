@@ -15,6 +15,7 @@ from overlaynet.state import Source
 from overlaynet.trace.model import (
     CERTAIN,
     DELIVERED,
+    DROPPED,
     INCONCLUSIVE,
     LOST,
     PROVED,
@@ -389,6 +390,17 @@ def lost_answer() -> Trace:
     )  # fmt: skip
 
 
+def stray_answer() -> Trace:
+    """It arrives, and what comes back is sent elsewhere."""
+    answer = lost_answer()
+    default = replace(answer.reply[4], outer=None, vni=None, seen=True, t_us=460.0)
+    return replace(
+        answer, reply=(*answer.reply[:3], default),
+        lost_between=(Point("node-2", "eth0"), Point("node-1", "eth0")),
+        notes=("the packet arrived, its answer did not",),
+    )  # fmt: skip
+
+
 def too_big() -> Trace:
     """A packet of 1500 bytes that must not be cut, into a tunnel of 1450."""
     forward = _unseen(there(protocol="udp", tcp=None, length=1500), 2)
@@ -483,6 +495,18 @@ def wrong_path() -> Trace:
     )  # fmt: skip
 
 
+def ended() -> Trace:
+    """Lost where nothing leads on, inside the host that it came to."""
+    trace = wrong_fdb()
+    forward = tuple(replace(h, seen=True) for h in there())[:9]
+    return replace(trace, forward=forward, lost_between=None)
+
+
+def ended_in_container() -> Trace:
+    """Dropped by the container's own rules."""
+    return replace(wrong_fdb(), forward=there(), outcome=DROPPED, lost_between=None)
+
+
 def fragments() -> Trace:
     """A datagram of 4000 bytes, in three pieces through the tunnel."""
     forward = list(there(protocol="udp", tcp=None, length=4028))
@@ -553,6 +577,9 @@ TRACES: Mapping[str, Callable[[], Trace]] = {
     "to-outside": to_outside,
     "wrong-fdb": wrong_fdb,
     "lost-answer": lost_answer,
+    "stray-answer": stray_answer,
+    "ended": ended,
+    "ended-in-container": ended_in_container,
     "too-big": too_big,
     "rejected": rejected,
     "inconclusive": inconclusive,

@@ -331,7 +331,8 @@ def _cross_mark(x: float, y: float) -> Iterator[Shape]:
 
 def _end(spot: Spot, words: str) -> Iterator[Shape]:
     """A way that ends at a card."""
-    y = spot.y + spot.card.height + 16 if spot.column.right else spot.y - 15
+    head = CONTAINER_HEAD if spot.card.step.role is Role.CONTAINER else 0.0
+    y = spot.y + spot.card.height + 16 if spot.column.right else spot.y - head - 15
     yield Line(((spot.column.rail, spot.axis), (spot.column.rail, y)), "rail-missing")
     yield from _cross(spot.column, y, words)
 

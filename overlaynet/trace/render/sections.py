@@ -196,34 +196,34 @@ HEADER_WIDTH = 96.0
 
 
 class Budget(NamedTuple):
-    """What a tunnel needs of the underlay's MTU. `mtu` None: it is not known. `packet`: the traced packet's
-    bytes, None if not known."""
+    """What a tunnel needs of each packet on the underlay, in bytes. `mtu`: the underlay's; `room`: the largest
+    packet of a container; `packet`: the traced one. What is not known is None."""
 
     outer_ip: int
     mtu: int | None
+    room: int | None
     packet: int | None
 
     @property
     def overhead(self) -> int:
         return self.outer_ip + UDP_BYTES + VXLAN_BYTES + ETHERNET_BYTES
 
-    @property
-    def room(self) -> int | None:
-        """The largest packet of a container."""
-        return None if self.mtu is None else self.mtu - self.overhead
 
-
-def budget(steps: Sequence[Step]) -> Budget | None:
-    """Of the first tunnel on the way."""
-    hop = next((step.hop for step in steps if step.hop.outer is not None), None)
-    if hop is None or hop.outer is None or hop.outer.src is None:
+def budget(story: Story) -> Budget | None:
+    """Of the first tunnel on the way, or of the one that a packet was too big for."""
+    for step in story.forward:
+        outer, inner = step.hop.outer, step.hop.inner
+        if outer is not None and outer.src is not None:
+            found = Budget(IP_BYTES[outer.src.version], step.hop.mtu, None, inner.length)
+            return found if found.mtu is None else found._replace(room=found.mtu - found.overhead)
+    if story.limit is None or not story.forward:
         return None
-    return Budget(IP_BYTES[hop.outer.src.version], hop.mtu, hop.inner.length)
+    return Budget(IP_BYTES[4], None, story.limit, story.forward[-1].hop.inner.length)
 
 
 def mtu_bar(story: Story, x: float, y: float, room: float) -> Section:
     """How the underlay's MTU is shared between tunnel and container."""
-    found = budget(story.forward)
+    found = budget(story)
     if found is None:
         return [], y
     shapes, y = title("What the tunnel costs", x, y, room)
@@ -265,11 +265,10 @@ def _sum_words(found: Budget) -> str:
     headers = f"{found.outer_ip} + {UDP_BYTES} + {VXLAN_BYTES} + {ETHERNET_BYTES}"
     if found.mtu is not None:
         return f"{headers} + {found.room} = {found.mtu} bytes: the underlay's MTU (not to scale)"
-    if found.packet is not None:
-        return (
-            f"{headers} + {found.packet} = {found.overhead + found.packet} bytes on the underlay (not to scale)"
-        )
-    return f"{headers} = {found.overhead} bytes more on the underlay (not to scale)"
+    inner = found.packet if found.room is None else found.room
+    if inner is None:
+        return f"{headers} = {found.overhead} bytes more on the underlay (not to scale)"
+    return f"{headers} + {inner} = {found.overhead + inner} bytes on the underlay (not to scale)"
 
 
 # --- the legend -----------------------------------------------------------------------------------

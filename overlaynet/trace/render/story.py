@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, TypeAlias
 
+from overlaynet.core.underlay import FLANNEL_DEVICE
 from overlaynet.trace.model import (
     DELIVERED,
     DROPPED,
@@ -50,6 +51,7 @@ from overlaynet.trace.render.words import (
 WORDS = {PROVED: "PROVED", LOST: "LOST", WRONG_PATH: "WRONG PATH", INCONCLUSIVE: "INCONCLUSIVE"}
 PREDICTED = "PREDICTED"
 PROGRAM = "overlaynet "
+_MTU = re.compile(r"\bmtu (\d+)")
 _NAT = re.compile(r"(?:^| )-j (?:DNAT|SNAT|MASQUERADE|REDIRECT)\b")
 
 Tone = Literal["good", "bad", "unsure", "foretold"]
@@ -126,7 +128,8 @@ class Story:
     `title`: who asks whom, and who answers. `tag`: how the packet was known again, and how it was listened
     for. `word`: the verdict; `summary`: the rest of its line. `lines`: what to know about a bad end.
     `notes`: what else was said. `break_after`: after how many steps of `forward` the packet was lost; None if
-    it was not; `break_words` say what befell it there."""
+    it was not; `break_words` say what befell it there; `reply_break` is the answer's. `limit`: bytes that the
+    tunnel's device takes, where that was too little."""
 
     title: tuple[str, ...]
     tag: str
@@ -141,6 +144,8 @@ class Story:
     connections: tuple[str, ...] = ()
     break_after: int | None = None
     break_words: str = ""
+    reply_break: int | None = None
+    limit: int | None = None
     bundle: str | None = None
     foretold: bool = False
 
@@ -165,6 +170,7 @@ def trace_story(trace: Trace, command: Command = plain_command) -> Story:
     """What a trace tells. `command` makes of a verb and its words the line to type."""
     forward = _steps(trace.forward, trace.reply, foretold=False)
     reply = _back(trace.reply, trace.forward, forward, foretold=False)
+    there, back = _breaks(trace, forward, reply)
     last = trace.forward[-1] if trace.forward and trace.outcome == DELIVERED else None
     return Story(
         title=_title(trace.question, trace.forward, last),
@@ -178,7 +184,9 @@ def trace_story(trace: Trace, command: Command = plain_command) -> Story:
         lines=_lines(trace, command),
         notes=tuple(map(plain, [*trace.notes, *_tries(trace)])),
         connections=_connections(trace),
-        break_after=_break_after(trace, forward, reply),
+        break_after=there,
+        reply_break=back,
+        limit=_limit(trace.cause),
         break_words=f"{trace.outcome if trace.outcome in (REJECTED, DROPPED) else LOST} here",
         bundle=None if trace.bundle is None else plain(trace.bundle),
     )
@@ -404,17 +412,28 @@ def _tries(trace: Trace) -> list[str]:
     return [f"sent {trace.tries} times"] if trace.tries > 1 else []
 
 
-def _break_after(trace: Trace, forward: Sequence[Step], reply: Sequence[Step]) -> int | None:
-    """Where the break is drawn: behind the last step seen before the first that is missing, or at the end of
-    what was seen. What was lost on its way back has none here."""
+def _breaks(trace: Trace, forward: Sequence[Step], reply: Sequence[Step]) -> tuple[int | None, int | None]:
+    """After how many steps of either way the break is: before the first that is missing, or where a way ends
+    though it should go on. An answer that does not come home was lost on its way, and not what it answers."""
     if trace.verdict not in (LOST, WRONG_PATH):
-        return None
-    missing = first_missing(forward)
-    if missing is None and first_missing(reply) is not None:
-        return None
-    return len(forward) if missing is None else missing
+        return None, None
+    back = first_missing(reply)
+    if back is None and reply and reply[-1].hop.place != trace.question.source:
+        back = len(reply)
+    there = first_missing(forward)
+    if there is None and (back is None or trace.outcome in (REJECTED, DROPPED)):
+        there = len(forward)
+    return there, back
 
 
 def first_missing(steps: Sequence[Step]) -> int | None:
     """Which step is the first that should have been seen and was not."""
     return next((number for number, step in enumerate(steps) if step.state == "missing"), None)
+
+
+def _limit(cause: Cause | None) -> int | None:
+    """The MTU of the tunnel's device, where a packet was too big for it."""
+    if cause is None or cause.kind != "mtu" or cause.point is None:
+        return None
+    found = _MTU.search(cause.object) if FLANNEL_DEVICE.fullmatch(cause.point.iface) else None
+    return int(found[1]) if found else None

@@ -10,7 +10,7 @@ from overlaynet.trace.render import sections
 from overlaynet.trace.render.cards import describe
 from overlaynet.trace.render.drawing import Line, Sheet, shifted, write
 from overlaynet.trace.render.lanes import Lanes, draw, lay_out
-from overlaynet.trace.render.story import Story, first_missing, path_stories, trace_story
+from overlaynet.trace.render.story import Story, path_stories, trace_story
 
 MARGIN = 24.0
 NARROWEST = 860.0
@@ -58,8 +58,8 @@ def _composed(story: Story, above: Sequence[Draw], below: Sequence[Draw]) -> She
     """The lanes with sections above and below. An answer that was lost on its way has lanes as well."""
     drawing = Sheet(f"{' → '.join(story.title)}: {story.word}", summary(story), 0.0)
     there, back = lay_out(story.forward, 0.0, story.break_after), None
-    if (lost := first_missing(story.reply)) is not None:
-        back = lay_out(story.reply, 0.0, lost)
+    if story.reply_break is not None:
+        back = lay_out(story.reply, 0.0, story.reply_break)
     room, y = max(NARROWEST, there.width, back.width if back else 0.0), MARGIN
     for section in above:
         shapes, y = section(story, MARGIN, y, room)

@@ -22,7 +22,6 @@ from overlaynet.trace.render.story import (
     Command,
     Step,
     Story,
-    first_missing,
     path_stories,
     plain_command,
     trace_story,
@@ -238,7 +237,7 @@ def _reply(story: Story, width: int, *, verbose: bool) -> Iterator[Line]:
     line = [Span(f"{'reply':<{TIME_CELLS}}{GAP}", "strong"), Span(_reply_words(story))]
     if verbose:
         yield line
-        yield from _table(story.reply, width)
+        yield from _table(story.reply, width, broken=story.reply_break, words="lost here")
         return
     for step in story.reply:
         if step.mark is not None:
@@ -263,9 +262,14 @@ def _reply_words(story: Story) -> str:
     times = [step.hop.t_us for step in steps if step.hop.t_us is not None]
     took = f" by {times[-1]:.0f} µs" if times else ""
     seen = sum(step.state in ("seen", "unexpected") for step in steps)
-    missing = first_missing(steps)
-    lost = "" if missing is None else f"  ✗ not seen at {steps[missing].lane} {steps[missing].label}"
+    lost = "" if story.reply_break is None else f"  ✗ {_lost_words(steps, story.reply_break)}"
     return plain(f"{story.answer}  {ends}  {seen}/{len(steps)} hops{took}{lost}")
+
+
+def _lost_words(steps: Sequence[Step], broken: int) -> str:
+    if broken < len(steps):
+        return f"not seen at {steps[broken].lane} {steps[broken].label}"
+    return f"lost after {steps[-1].lane} {steps[-1].label}"
 
 
 # --- why ------------------------------------------------------------------------------------------

@@ -177,6 +177,13 @@ def test_a_packet_that_is_too_big_is_called_so():
     assert "at most 1450 bytes; this packet: 1500 bytes, too big" in words_of(replace(trace, forward=known))
 
 
+def test_a_packet_that_never_came_into_the_tunnel_is_measured_by_its_device():
+    trace = pictures.too_big()
+    words = words_of(replace(trace, forward=trace.forward[:3]))
+    assert "at most 1450 bytes; this packet: 1500 bytes, too big" in words
+    assert "20 + 8 + 8 + 14 + 1450 = 1500 bytes on the underlay" in words
+
+
 def test_what_changed_is_seen_without_colours():
     text = svg(pictures.virtual_ip())
     assert text.count("url(#trace-hatch)") > 4
@@ -224,7 +231,8 @@ def test_fitting_and_wrapping():
 
 
 def test_a_lost_answer_is_drawn_on_its_way_back():
-    words = words_of(pictures.lost_answer())
-    assert "The way back" in words
-    assert words.count("lost here") == 1
+    for trace in (pictures.lost_answer(), pictures.stray_answer()):
+        words = words_of(trace)
+        assert "The way back" in words
+        assert words.count("lost here") == 1
     assert "The way back" not in words_of(pictures.vxlan())

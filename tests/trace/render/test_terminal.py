@@ -207,3 +207,15 @@ def test_what_is_lost_on_its_way_back_breaks_there():
     text = shown(pictures.lost_answer())
     assert "lost here" not in text
     assert "reply  syn-ack  web-3 → web-1  4/10 hops by 438 µs  ✗ not seen at node-2 eth0 out" in text
+
+
+def test_an_answer_that_does_not_come_home_is_lost_after_its_last_hop():
+    text = shown(pictures.stray_answer(), 120)
+    assert "lost here" not in text
+    assert "reply  syn-ack  web-3 → node-2  4/4 hops by 460 µs  ✗ lost after node-2 eth0 out" in text
+
+
+def test_a_way_that_ends_is_broken_at_its_end():
+    lines = shown(pictures.ended_in_container()).splitlines()
+    broken = next(n for n, line in enumerate(lines) if "dropped here" in line)
+    assert "web-3 eth0 in" in lines[broken - 1]
