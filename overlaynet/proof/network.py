@@ -70,8 +70,8 @@ class Network:
 
     @property
     def containers(self) -> list[str]:
-        """Those that have an address."""
-        return [container.name for container in self.directory.containers if container.ips]
+        """Those that have an address, on hosts that can be asked."""
+        return [c.name for c in self.directory.containers if c.ips and c.host in self.hosts]
 
     def host_of(self, container: str) -> str:
         """Raises NotFound."""

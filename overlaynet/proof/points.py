@@ -38,10 +38,12 @@ class Spot(NamedTuple):
 
 
 def where_is(directory: Directory, name: str) -> Where:
-    """A place by name. Raises NotFound."""
+    """A place by name. Raises NotFound, also for a container of a host that can only be asked on itself."""
     place = directory.place(name)
     for container in directory.containers:
         if container.name == place:
+            if container.host not in {host.name for host in directory.hosts}:
+                raise NotFound(f"{place} is on {container.host}, where nobody can look from here")
             return Where(place, CONTAINER, container.host, container.netns)
     for host in directory.hosts:
         if host.name == place:

@@ -134,7 +134,7 @@ def judge(pair: Pair, results: Sequence[Mapping[str, Any] | None]) -> Check:
             return _check(pair, fate, INCONCLUSIVE, "probe_failed", fate.error, "")
     full, over, pieces = fates
     note = (
-        f"{pair.mtu} bytes {_word(full.answer)}; "
+        f"{pair.mtu} {_word(full.answer)}; "
         f"{pair.mtu + 1} {_word(over.answer)}, in pieces {_word(pieces.answer)}"
     )
     verdict, reason, evidence = PASS, None, ""

@@ -329,10 +329,11 @@ def _told(answers: Counter[str], endpoints: Counter[str], names: Mapping[str, st
 
 def _check(call: Call, finding: Finding | None, rtt_ms: float | None, told: str) -> Check:
     service = call.port.service.removeprefix("default/")
+    udp = "/udp" if call.port.protocol == UDP else ""
     return Check(
         id=call.id,
         sender=call.caller.name,
-        target=f"{call.port.name}/{call.port.protocol} at {call.dst}:{call.dst_port}",
+        target=f"{call.port.name.removeprefix('default/')} at {call.dst}:{call.dst_port}{udp}",
         verdict=PASS if finding is None else finding.verdict,
         reason=finding.reason if finding else None,
         evidence=finding.evidence if finding else "",

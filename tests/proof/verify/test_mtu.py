@@ -42,7 +42,7 @@ def test_fates_prove(fates: tuple[str, ...], reason: str | None) -> None:
 
 def test_note_tells_all_three() -> None:
     check = judge(PAIR, [fate(ARRIVES), fate(LOCAL), fate(SILENT)])
-    assert check.note == "1450 bytes arrive; 1451 refused at once, in pieces silent"
+    assert check.note == "1450 arrive; 1451 refused at once, in pieces silent"
     assert check.rtt_ms == 0.3
 
 

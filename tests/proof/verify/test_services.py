@@ -90,7 +90,7 @@ def test_calls_that_all_endpoints_answer_pass() -> None:
     check = judge(call(), fair(), (), NAMES)
     assert (check.verdict, check.reason, check.note) == ("pass", None, "21 calls: web-1 11, web-2 10")
     assert (check.sender, check.target, check.target_ip, check.rtt_ms) == (
-        "web-3", "default/web/tcp at 10.112.0.10:80", "10.112.0.10", 0.2,
+        "web-3", "web at 10.112.0.10:80", "10.112.0.10", 0.2,
     )  # fmt: skip
 
 
