@@ -69,7 +69,7 @@ def verify(app: App, suite: str, junit: str | None) -> int:
             began = time.monotonic()
             if name == MESH:
                 pairs = _mesh(app, say)
-                found.append(_suite_of(pairs, time.monotonic() - began))
+                found.append(reports.of_mesh(pairs, time.monotonic() - began))
             else:
                 found.append(_run(app, name, say, began))
     if junit is not None:
@@ -125,26 +125,6 @@ def _mesh(app: App, say: Callable[[str], None]) -> Report:
         hosts = [host for host in cluster.hosts() if host.name in concerned]
         report = report.with_differences(differences(app, hosts))
     return report
-
-
-def _suite_of(pairs: Report, duration_s: float) -> Suite:
-    return Suite(
-        MESH,
-        tuple(
-            reports.Check(
-                id=check.id,
-                sender=check.sender.name,
-                target=check.target.name,
-                verdict=check.verdict,
-                reason=check.reason,
-                evidence=check.evidence,
-                target_ip=None if check.target.ip is None else str(check.target.ip),
-                rtt_ms=check.rtt_ms,
-            )
-            for check in pairs.checks
-        ),
-        duration_s,
-    )
 
 
 def _members(app: App, cluster: Cluster) -> list[Member]:

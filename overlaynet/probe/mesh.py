@@ -52,18 +52,6 @@ class Check:
     def id(self) -> str:
         return f"{self.sender.name}:{self.target.name}"
 
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "from": self.sender.name,
-            "to": self.target.name,
-            "target_ip": None if self.target.ip is None else str(self.target.ip),
-            "verdict": self.verdict,
-            "reason": self.reason,
-            "evidence": self.evidence,
-            "rtt_ms": self.rtt_ms,
-        }
-
 
 class Difference(NamedTuple):
     """Something that is not as it should be on a host: for which source it is wanted, and what to say of it."""
@@ -93,24 +81,6 @@ class Report:
 
     def having(self, verdict: str) -> list[Check]:
         return [check for check in self.checks if check.verdict == verdict]
-
-    @property
-    def exit_code(self) -> int:
-        """0 if every pair passed, 1 if any failed, else 4: nothing proved it broken, nothing whole."""
-        if self.having(FAIL):
-            return 1
-        return 4 if self.having(INCONCLUSIVE) or not self.checks else 0
-
-    def as_json(self, duration_s: float) -> dict[str, Any]:
-        return {
-            "suite": "mesh",
-            "total": len(self.checks),
-            "passed": len(self.having(PASS)),
-            "failed": len(self.having(FAIL)),
-            "inconclusive": len(self.having(INCONCLUSIVE)),
-            "duration_s": round(duration_s, 3),
-            "checks": [check.as_json() for check in self.checks],
-        }
 
     def with_differences(self, found: Iterable[Difference]) -> Report:
         """The same, with what differs on the two hosts of a failed pair among its evidence."""

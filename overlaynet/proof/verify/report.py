@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
+from overlaynet.probe import mesh
 from overlaynet.probe.mesh import FAIL, INCONCLUSIVE, PASS
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd]")
@@ -80,6 +81,24 @@ class Suite:
             "duration_s": round(self.duration_s, 3),
             "checks": [check.as_json() for check in self.checks],
         }
+
+
+def of_mesh(pairs: mesh.Report, duration_s: float) -> Suite:
+    """The mesh's pairs as a suite."""
+    checks = (
+        Check(
+            id=pair.id,
+            sender=pair.sender.name,
+            target=pair.target.name,
+            verdict=pair.verdict,
+            reason=pair.reason,
+            evidence=pair.evidence,
+            target_ip=None if pair.target.ip is None else str(pair.target.ip),
+            rtt_ms=pair.rtt_ms,
+        )
+        for pair in pairs.checks
+    )
+    return Suite("mesh", tuple(checks), duration_s)
 
 
 def exit_code(suites: Iterable[Suite]) -> int:

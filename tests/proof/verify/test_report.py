@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from xml.etree import ElementTree
 
 import pytest
 
-from overlaynet.proof.verify.report import Check, Suite, document, exit_code, junit
+from overlaynet.probe import mesh
+from overlaynet.probe.mesh import Member
+from overlaynet.proof.verify.report import Check, Suite, document, exit_code, junit, of_mesh
 
 pytestmark = pytest.mark.unit
 
@@ -39,10 +42,31 @@ def test_several_suites_are_summed() -> None:
     assert [one["suite"] for one in found["suites"]] == ["mesh", "mtu"]
 
 
+def test_mesh_is_a_suite_of_pairs() -> None:
+    one, other = (Member(f"web-{n}", f"node-{n}", "", ip_address(f"10.244.{n}.2")) for n in (1, 2))
+    bare = Member("web-3", "node-3", "", None)
+    pairs = mesh.Report((
+        mesh.Check(one, other, "fail", "no_reply", "said so"),
+        mesh.Check(other, one, "pass", rtt_ms=0.5),
+        mesh.Check(one, bare, "fail", "no_address", "not wired"),
+    ))  # fmt: skip
+    found = of_mesh(pairs, 1.23456).as_json()
+    assert {k: v for k, v in found.items() if k != "checks"} == {
+        "suite": "mesh", "total": 3, "passed": 1, "failed": 2, "inconclusive": 0, "duration_s": 1.235,
+    }  # fmt: skip
+    assert found["checks"][0] == {
+        "id": "web-1:web-2", "from": "web-1", "to": "web-2", "target_ip": "10.244.2.2", "verdict": "fail",
+        "reason": "no_reply", "evidence": "said so", "rtt_ms": None, "note": "",
+    }  # fmt: skip
+    assert found["checks"][1]["rtt_ms"] == 0.5
+    assert found["checks"][2]["target_ip"] is None
+
+
 @pytest.mark.parametrize(
     ("suites", "code"),
     [
         ([Suite("mesh", (GOOD,))], 0),
+        ([Suite("mesh", ())], 4),
         ([Suite("mesh", (GOOD,)), MTU], 4),
         ([MESH, MTU], 1),
         ([Suite("services", (), skipped="no service to call")], 4),
