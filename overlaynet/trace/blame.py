@@ -145,6 +145,8 @@ class Blame:
             return self.node_down(journey, dev, unseen)
         if journey.tunnelled and self.world.place_of(journey.dst) is None:
             return self._tunnel_to_nobody(journey, dev)
+        if down := self._down_at(ip):
+            return Blame(self.world, down[0]).link_down(journey, down[1])
         want = self._wanted((Kind.NEIGH, dev, ip))
         if isinstance(want, Neigh):
             expected, source = whys.neigh_text(want), self._source(want.key)
@@ -161,6 +163,23 @@ class Blame:
         """The host that has this address in the underlay, if it could not be looked at."""
         nodes = (node for node in self.world.nodes.values() if ip in node.underlay_ips)
         return next((node for node in nodes if node.error or node.name not in self.world.places), None)
+
+    def _down_at(self, ip: IPAddress) -> tuple[Place, LinkInfo] | None:
+        """The link that should answer for an address, or the other end of its cable, if that is down."""
+        for point in self._points_of(ip):
+            place = self.world.places[point.place]
+            link = place.kernel.links.get(point.iface)
+            if link is not None and not link.up:
+                return place, link
+        return None
+
+    def _points_of(self, ip: IPAddress) -> Iterator[Point]:
+        owner = self.world.place_of(ip)
+        for address in owner.kernel.addresses if owner else ():
+            if owner and address.interface.ip == ip:
+                point = Point(owner.name, address.dev)
+                yield point
+                yield self.world.cables.get(point, point)
 
     def node_down(self, journey: Journey, dev: str, node: Node) -> End:
         """What becomes of a packet at a host that could not be looked at, nobody knows."""

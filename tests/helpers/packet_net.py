@@ -7,10 +7,11 @@ that was asked. `Taps` listens at every interface of every place at once.
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -59,11 +60,18 @@ class PacketNet:
     namespaces: Mapping[str, PrivateNetns]
     flavour: Flavour
     world: model.World
-    taps: list[Tap] = field(default_factory=list)
+    datagrams: list[socket.socket] = field(default_factory=list)
 
     def run(self, place: str, *commands: str) -> None:
         for command in commands:
             self.namespaces[place].run(command)
+
+    def answer(self) -> None:
+        """Answer every UDP question that has come in."""
+        for listener in self.datagrams:
+            with suppress(OSError):
+                _, sender = listener.recvfrom(65_536)
+                listener.sendto(b"A" * 8, sender)
 
     def observed(self) -> model.World:
         """What its places hold now."""
@@ -82,17 +90,20 @@ class PacketNet:
 @contextmanager
 def packet_net(shape: Shape, flavour: Flavour = "nft") -> Iterator[PacketNet]:
     with ExitStack() as stack:
+        # The kernel begins to stamp frames some time after the first socket asked for it, for all sockets.
+        stack.enter_context(closing(_stamped()))
         world = worlds.world(shape)
         namespaces = {name: stack.enter_context(private_netns()) for name in (*world.places, "lan")}
         _lay_underlay(shape, namespaces)
         plans = worlds.planned(shape)
+        datagrams: list[socket.socket] = []
         for host, names in shape.hosts.items():
             _wire_containers(shape, host, namespaces)
             with namespaces[host].entered():
                 _write(plans[host], shape, flavour, stack)
             for name in names:
-                _open_ports(namespaces[name], shape, stack)
-        yield PacketNet(shape, namespaces, flavour, world)
+                datagrams += _open_ports(namespaces[name], shape, stack)
+        yield PacketNet(shape, namespaces, flavour, world, datagrams)
 
 
 def _lay_underlay(shape: Shape, namespaces: Mapping[str, PrivateNetns]) -> None:
@@ -115,10 +126,6 @@ def _lay_underlay(shape: Shape, namespaces: Mapping[str, PrivateNetns]) -> None:
         mac = "02:00:cb:00:71:0a"
         cables.append(f"link add outside type veth peer name eth0 address {mac} netns {path}")
         cables += [f"address add {worlds.OUTSIDE_ROUTER}/24 dev outside", "link set outside up"]
-        _batch(
-            namespaces["outside"],
-            [],
-        )
     _batch(namespaces["lan"], cables)
     for host in shape.hosts:
         _batch(
@@ -161,15 +168,20 @@ def _write(desired: worlds.plan.Desired, shape: Shape, flavour: Flavour, stack: 
     sysctl.write(worlds.BRIDGE_NF, str(int(shape.bridge_nf)))
 
 
-def _open_ports(netns: PrivateNetns, shape: Shape, stack: ExitStack) -> None:
-    """TCP is answered by the kernel as soon as somebody listens; UDP by whoever holds the sockets."""
+def _open_ports(netns: PrivateNetns, shape: Shape, stack: ExitStack) -> list[socket.socket]:
+    """TCP is answered by the kernel as soon as somebody listens; UDP by whoever holds the sockets, these."""
+    datagrams = []
     for port in shape.ports:
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
             with netns.entered():
                 listener = stack.enter_context(closing(socket.socket(socket.AF_INET, kind)))
             listener.bind(("", port))
+            listener.setblocking(False)
             if kind == socket.SOCK_STREAM:
                 listener.listen(16)
+            else:
+                datagrams.append(listener)
+    return datagrams
 
 
 def _batch(netns: PrivateNetns, commands: list[str]) -> None:
@@ -208,10 +220,15 @@ def taps(net: PacketNet) -> Iterator[list[Tap]]:
         yield found
 
 
-def _tap(iface: str) -> socket.socket:
+def _stamped() -> socket.socket:
     tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-    tap.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 20)
     tap.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+    return tap
+
+
+def _tap(iface: str) -> socket.socket:
+    tap = _stamped()
+    tap.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 20)
     tap.setblocking(False)
     tap.bind((iface, ETH_P_ALL))
     return tap
@@ -229,6 +246,10 @@ def _drained(tap: Tap) -> Iterator[Seen]:
             data, ancillary, _, sender = tap.socket.recvmsg(65_600, 256)
         except BlockingIOError:
             return
+        except OSError as error:
+            if error.errno != errno.ENETDOWN:  # which is said once, of an interface that is down
+                raise
+            continue
         seconds, nanoseconds = struct.unpack("=qq", ancillary[0][2])
         kind = sender[2]
         direction = "out" if kind == OUTGOING else "in"
