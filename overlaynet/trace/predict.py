@@ -67,7 +67,7 @@ def predict(world: World, question: Question) -> Prediction:
         return Prediction(question, (), (), (_unseen(world, question.source),))
     start = Step(_first(world, question), Sends(question.source))
     ends = list(_followed(world, start))
-    paths = tuple(explained(world, path, _following(question)) for path in _paths(world, question, ends))
+    paths = explained(world, _paths(world, question, ends), _following(question))
     unread = list(dict.fromkeys(word for end in ends for word in end.journey.unread))
     unread += [f"{name}: {word}" for name in sorted(_visited(paths)) for word in world.places[name].unread]
     if len(ends) > MAX_PATHS:
@@ -214,8 +214,8 @@ def _visited(paths: Iterable[Path]) -> set[str]:
 
 
 def _guards(world: World, paths: Iterable[Path], floods: set[str]) -> Iterator[Point]:
-    """Tunnels and underlay devices of hosts that no way leads by, and other containers of those that one
-    does."""
+    """Tunnels and underlay devices of hosts that no way leads by, and the ports of other containers on those
+    that one does."""
     visited = _visited(paths)
     on_a_way = {hop.point for path in paths for p in (path, path.reply) if p for hop in p.hops}
     for place in world.places.values():
@@ -235,4 +235,4 @@ def _guards_here(world: World, place: Place, dev: str, visited: set[str]) -> boo
     link = place.kernel.links[dev]
     if link.vxlan is not None or is_underlay(world, place, dev):
         return place.name not in visited
-    return place.name in visited and Point(place.name, dev) in world.cables
+    return place.name in visited and link.master is not None

@@ -8,8 +8,8 @@ packet arrive? If so, the first of these that is needed for it is the cause.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import NamedTuple, TypeAlias
 
@@ -20,6 +20,7 @@ from overlaynet.trace.model import CERTAIN, DELIVERED, LIKELY, Cause, Path, Plac
 
 MOST = 48
 """Missing entries that are tried one by one; hooks and settings first, which concern every packet."""
+MOST_TRIES = 2 * MOST
 
 Follow: TypeAlias = Callable[[World], Sequence[Path]]
 
@@ -41,37 +42,56 @@ def arrives(path: Path) -> bool:
     return path.outcome == DELIVERED and (path.reply is None or path.reply.outcome == DELIVERED)
 
 
-def explained(world: World, path: Path, follow: Follow) -> Path:
-    """The path with another cause, if it fails for want of something. `follow` predicts in another world."""
-    failing = path if path.outcome != DELIVERED else path.reply
-    if arrives(path) or failing is None:
-        return path
-    cause = _but_for(world, path, follow)
+def explained(world: World, paths: Sequence[Path], follow: Follow) -> tuple[Path, ...]:
+    """The paths, with another cause for those that fail for want of something. `follow` predicts elsewhere."""
+    tries = _Tries(world, follow)
+    return tuple(path if arrives(path) else _explained(tries, path) for path in paths)
+
+
+def _explained(tries: _Tries, path: Path) -> Path:
+    cause = _but_for(tries, path)
     if cause is None:
         return path
-    if failing is path:
+    if path.outcome != DELIVERED or path.reply is None:
         return replace(path, cause=cause)
-    return replace(path, reply=replace(failing, cause=cause))
+    return replace(path, reply=replace(path.reply, cause=cause))
 
 
-def _but_for(world: World, path: Path, follow: Follow) -> Cause | None:
-    missing = list(islice(_missing_on(world, path), MOST))
-    if not missing or not _would_arrive(world, path, missing, follow):
+def _but_for(tries: _Tries, path: Path) -> Cause | None:
+    missing = list(islice(_missing_on(tries.world, path), MOST))
+    if not missing or not tries.would_arrive(path, missing):
         return None
     for number, one in enumerate(missing):
-        others = [*missing[:number], *missing[number + 1 :]]
-        if not _would_arrive(world, path, others, follow):
-            return _cause(path, one, len(missing))
+        without = tries.would_arrive(path, [*missing[:number], *missing[number + 1 :]])
+        if not without:
+            return None if without is None else _cause(path, one, len(missing))
     return None
 
 
-def _would_arrive(world: World, path: Path, present: Iterable[Missing], follow: Follow) -> bool:
-    places = dict(world.places)
-    for one in present:
-        places[one.place] = one.put(places[one.place])
-    paths = follow(replace(world, places=places))
-    same = [other for other in paths if other.choices == path.choices]
-    return any(arrives(other) for other in same or paths)
+@dataclass(slots=True)
+class _Tries:
+    """Predictions in worlds in which more is as it should be, each made once."""
+
+    world: World
+    follow: Follow
+    made: dict[frozenset[tuple[str, str]], Sequence[Path]] = field(default_factory=dict)
+
+    def would_arrive(self, path: Path, present: Sequence[Missing]) -> bool | None:
+        """By the same choices, if there are such. None: there were too many tries already to know."""
+        paths = self._with(present)
+        if paths is None:
+            return None
+        same = [other for other in paths if other.choices == path.choices]
+        return any(arrives(other) for other in same or paths)
+
+    def _with(self, present: Sequence[Missing]) -> Sequence[Path] | None:
+        key = frozenset((one.place, one.words) for one in present)
+        if key not in self.made and len(self.made) < MOST_TRIES:
+            places = dict(self.world.places)
+            for one in present:
+                places[one.place] = one.put(places[one.place])
+            self.made[key] = self.follow(replace(self.world, places=places))
+        return self.made.get(key)
 
 
 def _cause(path: Path, missing: Missing, count: int) -> Cause:
