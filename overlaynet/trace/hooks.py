@@ -372,10 +372,12 @@ def _refusal(place: Place, journey: Journey, reject_with: str | None) -> Answer 
 def refused(
     place: Place, journey: Journey, kind: int, code: int, name: str, mtu: int | None = None
 ) -> Answer | None:
-    """An ICMP error from here to the sender. None is sent about another error (RFC 1122 section 3.2.2). Of a
-    tunnelled packet the tunnel's other end hears."""
+    """An ICMP error from here to the sender, by the address that the packet was for if that is of this place.
+    None is sent about another error (RFC 1122 section 3.2.2). Of a tunnelled packet the tunnel's other end
+    hears."""
     if journey.quoted is not None or journey.tunnelled:
         return None
     about = error(kind, code, journey.ip, mtu)
-    headers = Headers(None, None, None, journey.src, "icmp", ttl=64, df=False, icmp=about)
+    source = journey.dst if place.owns(journey.dst) else None
+    headers = Headers(None, None, source, journey.src, "icmp", ttl=64, df=False, icmp=about)
     return Answer(name, place.name, headers, state="RELATED")

@@ -54,8 +54,7 @@ def _answer(place: Place, journey: Journey) -> Answer | None:
     if ip.protocol == "udp":
         if _listens(place, journey):
             return Answer("udp", place.name, back)
-        refusal = refused(place, journey, 3, 3, "icmp port-unreachable")
-        return refusal and refusal._replace(headers=replace(refusal.headers, src=ip.dst))
+        return refused(place, journey, 3, 3, "icmp port-unreachable")
     return None
 
 

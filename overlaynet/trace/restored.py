@@ -1,32 +1,34 @@
-"""Whether a packet would arrive if a host held what it should: the entry but for which it fails.
+"""Whether a packet would arrive if a host held what it should: the entry for want of which it fails.
 
 What is missing leaves no trace on a packet's way: without the rule that translates, nothing is translated, and
 the packet is lost elsewhere, by nobody's word. So the question is put the other way round. With everything back
 in its place that a host on the way should have and has not (rules, sysctls, settings of bridge ports), does the
-packet arrive? If so, the first of these that is needed for it is the cause.
+packet arrive? If so, it is put back one by one; what makes it arrive in the end is the cause.
+
+Hooks come last: where a whole table was emptied, the jump into our chains is what one has to know of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import NamedTuple, TypeAlias
 
-from overlaynet.state import BridgePort, ChainKey, RuleLine, RuleSet, Source, Sysctl
+from overlaynet.state import BridgePort, ChainKey, Object, RuleLine, RuleSet, Source, Sysctl
 from overlaynet.trace import whys
 from overlaynet.trace.blame import next_commands
 from overlaynet.trace.model import CERTAIN, DELIVERED, LIKELY, Cause, Path, Place, Point, Wanted, World
 
-MOST = 48
-"""Missing entries that are tried one by one; hooks and settings first, which concern every packet."""
-MOST_TRIES = 2 * MOST
+MOST_TRIES = 64
+"""Worlds that are predicted in; one failing path takes the logarithm of what is missing."""
 
 Follow: TypeAlias = Callable[[World], Sequence[Path]]
 
 
 class Missing(NamedTuple):
-    """Something that a place should have. `found`: how it is instead; `put` gives the place with it."""
+    """Something that a place should have: a setting, or the rule `text` in a chain that should hold `texts`, in
+    this order. `found`: how it is instead."""
 
     place: str
     words: str
@@ -34,7 +36,10 @@ class Missing(NamedTuple):
     found: str
     source: Source | None
     command: str
-    put: Callable[[Place], Place]
+    setting: Object | None = None
+    chain: ChainKey | None = None
+    text: str = ""
+    texts: Sequence[str] = ()
 
 
 def arrives(path: Path) -> bool:
@@ -49,7 +54,7 @@ def explained(world: World, paths: Sequence[Path], follow: Follow) -> tuple[Path
 
 
 def _explained(tries: _Tries, path: Path) -> Path:
-    cause = _but_for(tries, path)
+    cause = _for_want_of(tries, path)
     if cause is None:
         return path
     if path.outcome != DELIVERED or path.reply is None:
@@ -57,15 +62,19 @@ def _explained(tries: _Tries, path: Path) -> Path:
     return replace(path, reply=replace(path.reply, cause=cause))
 
 
-def _but_for(tries: _Tries, path: Path) -> Cause | None:
-    missing = list(islice(_missing_on(tries.world, path), MOST))
+def _for_want_of(tries: _Tries, path: Path) -> Cause | None:
+    """By halves: with the first `few` it does not arrive, with the first `many` it does."""
+    missing = list(_missing_on(tries.world, path))
     if not missing or not tries.would_arrive(path, missing):
         return None
-    for number, one in enumerate(missing):
-        without = tries.would_arrive(path, [*missing[:number], *missing[number + 1 :]])
-        if not without:
-            return None if without is None else _cause(path, one, len(missing))
-    return None
+    few, many = 0, len(missing)
+    while many - few > 1:
+        middle = (few + many) // 2
+        answer = tries.would_arrive(path, missing[:middle])
+        if answer is None:
+            return None
+        few, many = (few, middle) if answer else (middle, many)
+    return _cause(path, missing[many - 1], len(missing))
 
 
 @dataclass(slots=True)
@@ -87,24 +96,21 @@ class _Tries:
     def _with(self, present: Sequence[Missing]) -> Sequence[Path] | None:
         key = frozenset((one.place, one.words) for one in present)
         if key not in self.made and len(self.made) < MOST_TRIES:
-            places = dict(self.world.places)
-            for one in present:
-                places[one.place] = one.put(places[one.place])
-            self.made[key] = self.follow(replace(self.world, places=places))
+            self.made[key] = self.follow(replace(self.world, places=_restored(self.world.places, present)))
         return self.made.get(key)
 
 
 def _cause(path: Path, missing: Missing, count: int) -> Cause:
     hops = [hop for p in (path, path.reply) if p for hop in p.hops if hop.place == missing.place]
     point = Point(missing.place, hops[-1].iface) if hops else None
-    more = f" (with {count - 1} more that this host should have)" if count > 1 else ""
+    more = f" (as {count - 1} more that should be there)" if count > 1 else ""
     certain = path.certain and (path.reply is None or path.reply.certain)
     return Cause(
         "rule_missing",
         point,
         missing.words,
         missing.expected,
-        f"{missing.found}{more}; with it the packet would arrive, and the answer return",
+        f"{missing.found}{more}; as it should be, the packet would arrive, and the answer return",
         missing.source,
         CERTAIN if certain else LIKELY,
         (*next_commands(missing.place), missing.command),
@@ -118,12 +124,13 @@ def _missing_on(world: World, path: Path) -> Iterator[Missing]:
     """On every host by which it goes."""
     ways = [way for way in (path, path.reply) if way]
     hosts = dict.fromkeys(hop.host for way in ways for hop in way.hops if hop.host in world.wanted)
-    for name in hosts:
-        assert name is not None
-        place, wanted = world.places.get(name), world.wanted[name]
-        if place is not None:
-            yield from _settings(world, place, wanted)
-            yield from _rules(place, wanted)
+    known = [(world.places[name], world.wanted[name]) for name in hosts if name in world.places and name]
+    for place, wanted in known:
+        yield from _settings(world, place, wanted)
+    for place, wanted in known:
+        yield from _rules(place, wanted.chains, wanted.origins)
+    for place, wanted in known:
+        yield from _rules(place, wanted.hooks, {})
 
 
 def _settings(world: World, place: Place, wanted: Wanted) -> Iterator[Missing]:
@@ -131,69 +138,86 @@ def _settings(world: World, place: Place, wanted: Wanted) -> Iterator[Missing]:
         source = wanted.sources.get(key)
         if isinstance(obj, Sysctl) and place.kernel.sysctls.get(obj.name) not in (None, obj.value):
             have = whys.sysctl(world, place, obj.name, place.kernel.sysctls[obj.name] or "")
-            words, found = f"sysctl {have.key}", f"it is {place.kernel.sysctls[obj.name]}"
-            yield Missing(place.name, words, obj.value, found, source, have.command, _with_sysctl(obj))
+            found = f"it is {place.kernel.sysctls[obj.name]}"
+            yield Missing(place.name, f"sysctl {have.key}", obj.value, found, source, have.command, obj)
         if isinstance(obj, BridgePort) and obj.hairpin:
             link = place.kernel.links.get(obj.dev)
             if link is not None and link.hairpin is False:
-                command = f"bridge -d link show dev {obj.dev}"
-                words = f"port {obj.dev} hairpin"
-                yield Missing(place.name, words, "on", "it is off", source, command, _with_hairpin(obj))
+                words, command = f"port {obj.dev} hairpin", f"bridge -d link show dev {obj.dev}"
+                yield Missing(place.name, words, "on", "it is off", source, command, obj)
 
 
-def _with_sysctl(obj: Sysctl) -> Callable[[Place], Place]:
-    def put(place: Place) -> Place:
-        sysctls = {**place.kernel.sysctls, obj.name: obj.value}
-        return replace(place, kernel=replace(place.kernel, sysctls=sysctls))
-
-    return put
-
-
-def _with_hairpin(port: BridgePort) -> Callable[[Place], Place]:
-    def put(place: Place) -> Place:
-        links = dict(place.kernel.links)
-        links[port.dev] = links[port.dev]._replace(hairpin=True)
-        return replace(place, kernel=replace(place.kernel, links=links))
-
-    return put
-
-
-def _rules(place: Place, wanted: Wanted) -> Iterator[Missing]:
-    """Hooks in built-in chains, then rules of our own."""
-    if place.rules is None:
-        return
-    for chains, is_hook in ((wanted.hooks, True), (wanted.chains, False)):
-        for key, texts in chains.items():
-            have = {line.text for line in place.rules.chains.get(key, ())}
-            for number, text in enumerate(texts):
-                if text not in have:
-                    origins = wanted.origins.get(key, ())
-                    source = origins[number] if not is_hook and number < len(origins) else None
-                    yield _missing_rule(place, key, texts, text, source)
+def _rules(
+    place: Place,
+    chains: Mapping[ChainKey, Sequence[str]],
+    origins: Mapping[ChainKey, Sequence[Source]],
+) -> Iterator[Missing]:
+    for key, texts in chains.items() if place.rules else ():
+        assert place.rules is not None
+        have = {line.text for line in place.rules.chains.get(key, ())}
+        sources: Sequence[Source | None] = origins.get(key) or [None] * len(texts)
+        for text, source in zip(texts, sources, strict=True):
+            if text not in have:
+                words, command = f"-t {key[0]} -A {key[1]} {text}", f"iptables -t {key[0]} -S {key[1]}"
+                yield Missing(
+                    place.name,
+                    words,
+                    "this rule",
+                    "it is not there",
+                    source,
+                    command,
+                    chain=key,
+                    text=text,
+                    texts=texts,
+                )
 
 
-def _missing_rule(
-    place: Place, key: ChainKey, texts: Sequence[str], text: str, source: Source | None
-) -> Missing:
-    table, chain = key
-    words = f"-t {table} -A {chain} {text}"
-    command = f"iptables -t {table} -S {chain}"
-    put = _with_rule(key, texts, text)
-    return Missing(place.name, words, "this rule", "it is not there", source, command, put)
+# --- put back -------------------------------------------------------------------------------------
 
 
-def _with_rule(key: ChainKey, texts: Sequence[str], text: str) -> Callable[[Place], Place]:
-    """Where it should be among the others that are wanted in its chain; before what else there is."""
+def _restored(places: Mapping[str, Place], present: Iterable[Missing]) -> dict[str, Place]:
+    by_place: dict[str, list[Missing]] = defaultdict(list)
+    for one in present:
+        by_place[one.place].append(one)
+    return {**places, **{name: _with_all(places[name], some) for name, some in by_place.items()}}
 
-    def put(place: Place) -> Place:
-        rules = place.rules or RuleSet("none")
-        lines = list(rules.chains.get(key, ()))
-        before = set(texts[: texts.index(text)])
-        at = max((i + 1 for i, line in enumerate(lines) if line.text in before), default=0)
-        lines.insert(at, RuleLine(text))
-        policies = {key: "-", **rules.policies}
-        return replace(
-            place, rules=replace(rules, chains={**rules.chains, key: tuple(lines)}, policies=policies)
-        )
 
-    return put
+def _with_all(place: Place, present: Sequence[Missing]) -> Place:
+    rules: dict[ChainKey, list[Missing]] = defaultdict(list)
+    for one in present:
+        if one.setting is not None:
+            place = _with_setting(place, one.setting)
+        elif one.chain is not None:
+            rules[one.chain].append(one)
+    return replace(place, rules=_with_rules(place.rules, rules)) if place.rules and rules else place
+
+
+def _with_setting(place: Place, setting: Object) -> Place:
+    kernel = place.kernel
+    if isinstance(setting, Sysctl):
+        return replace(place, kernel=replace(kernel, sysctls={**kernel.sysctls, setting.name: setting.value}))
+    assert isinstance(setting, BridgePort)
+    links = {**kernel.links, setting.dev: kernel.links[setting.dev]._replace(hairpin=True)}
+    return replace(place, kernel=replace(kernel, links=links))
+
+
+def _with_rules(rules: RuleSet, missing: Mapping[ChainKey, Sequence[Missing]]) -> RuleSet:
+    chains, policies = dict(rules.chains), dict(rules.policies)
+    for key, some in missing.items():
+        chains[key] = _merged(chains.get(key, ()), some[0].texts, {one.text for one in some})
+        policies.setdefault(key, "-")
+    return replace(rules, chains=chains, policies=policies)
+
+
+def _merged(lines: Sequence[RuleLine], texts: Sequence[str], put: Collection[str]) -> tuple[RuleLine, ...]:
+    """Each one put back behind the last that is there and should come before it, or in front of all."""
+    have = {line.text for line in lines}
+    behind: dict[str, list[RuleLine]] = defaultdict(list)
+    last = ""
+    for text in texts:
+        if text in have:
+            last = text
+        elif text in put:
+            behind[last].append(RuleLine(text))
+    rows = [(line, *behind.pop(line.text, ())) for line in lines]
+    return (*behind[""], *(line for row in rows for line in row))
