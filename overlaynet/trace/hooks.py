@@ -21,24 +21,16 @@ from typing import NamedTuple
 
 from overlaynet.addr import IPAddress
 from overlaynet.state import RuleSet
-from overlaynet.trace import whys
-from overlaynet.trace.journey import Answer, Conn, End, Journey, Layer, Tuple, error
+from overlaynet.trace.journey import Conn, End, Journey, Layer, Tuple
 from overlaynet.trace.model import (
-    CERTAIN,
-    DROPPED,
-    LIKELY,
-    REJECTED,
-    Cause,
-    Headers,
     Place,
-    Point,
-    Why,
     World,
 )
 from overlaynet.trace.netfilter import Packet, Passage, Used, traverse
 from overlaynet.trace.packet import Ends
-from overlaynet.trace.routing import address_on, number
-from overlaynet.trace.ruletarget import ACCEPT, DROP, REJECT
+from overlaynet.trace.routing import Query, address_on, lookup
+from overlaynet.trace.ruletarget import ACCEPT
+from overlaynet.trace.stops import stopped, used_rule
 
 _NEEDS_CONNTRACK = re.compile(
     r"-m (conntrack|state|connmark|connlimit|connbytes|helper|cluster|socket)\b"
@@ -163,7 +155,7 @@ def through(world: World, place: Place, journey: Journey, hook: Hook) -> Iterato
     passages = traverse(
         rules,
         hook.name,
-        _packet(journey, hook),
+        _packet(place, journey, hook),
         own_addresses(place),
         addresses=place.kernel.addresses,
         nft=place.nft,
@@ -172,7 +164,7 @@ def through(world: World, place: Place, journey: Journey, hook: Hook) -> Iterato
         yield from _passed(world, place, journey, hook, passage, early)
 
 
-def _packet(journey: Journey, hook: Hook) -> Packet:
+def _packet(place: Place, journey: Journey, hook: Hook) -> Packet:
     ip, context, conn = journey.ip, journey.context, journey.context.conn
     icmp = ip.icmp
     translated = conn is not None and (conn.dnat or conn.snat)
@@ -192,6 +184,7 @@ def _packet(journey: Journey, hook: Hook) -> Packet:
         snat=bool(conn and conn.snat),
         reply=context.reply,
         original=_ends(conn.original) if conn and translated else None,
+        reverse=_way_back(place, journey, hook),
         length=ip.length,
         ttl=ip.ttl,
         tcp_flags=journey.tcp_flags or None,
@@ -199,6 +192,16 @@ def _packet(journey: Journey, hook: Hook) -> Packet:
         icmp_code=icmp.code if icmp else None,
         src_mac=ip.src_mac,
     )
+
+
+def _way_back(place: Place, journey: Journey, hook: Hook) -> str | None:
+    """By which device the kernel would send to the packet's source, as `-m rpfilter` asks."""
+    if hook.name != "PREROUTING" or hook.in_dev is None:
+        return None
+    found = lookup(place.kernel, Query(journey.src, journey.dst))
+    if found.kind != "unicast":
+        return "none"
+    return "same" if found.dev == hook.in_dev else "other"
 
 
 def _ends(one: Tuple) -> Ends:
@@ -210,7 +213,7 @@ def _passed(
 ) -> Iterator[Journey | End]:
     journey = journey.choosing(*passage.choices).doubting(*_in_place(place, passage.unread))
     if passage.verdict != ACCEPT:
-        yield _stopped(world, place, journey, hook, passage)
+        yield stopped(world, place, journey, hook.point, passage)
         return
     after = _applied(world, place, journey, hook, passage)
     yield after if early else _translated(place, after, hook)
@@ -237,17 +240,13 @@ def _applied(world: World, place: Place, journey: Journey, hook: Hook, passage: 
         )
     changed = journey.tuple != before.tuple or passage.masquerade or journey.mark != before.mark
     if changed:
-        journey = journey.because(*(_used(world, place, each) for each in passage.used if _acts(each)))
+        journey = journey.because(*(used_rule(world, place, each) for each in passage.used if _acts(each)))
     return journey if journey.tuple == before.tuple else _remember(journey, journey.tuple)
 
 
 def _acts(used: Used) -> bool:
     """Whether a rule did something to the packet, or sent it to one that may have."""
     return used.table in ("nat", "mangle") and not re.search(r"-j (RETURN|ACCEPT)\b", used.text)
-
-
-def _used(world: World, place: Place, used: Used) -> Why:
-    return whys.rule(world, place, used.table, used.chain, used.position, used.text)
 
 
 # --- what goes back -------------------------------------------------------------------------------
@@ -288,96 +287,3 @@ def _back(journey: Journey, conn: Conn, destination: bool, reason: str) -> Journ
         return journey.with_headers(reason, dst=first.src, icmp=icmp._replace(quoted=quoted))
     quoted = about._replace(dst=first.dst, dst_port=first.dst_port)
     return journey.with_headers(reason, src=first.dst, icmp=icmp._replace(quoted=quoted))
-
-
-# --- stopped --------------------------------------------------------------------------------------
-
-
-def _stopped(world: World, place: Place, journey: Journey, hook: Hook, passage: Passage) -> End:
-    last = passage.used[-1] if passage.used else None
-    certainty = LIKELY if journey.unread else CERTAIN
-    point = Point(place.name, hook.point)
-    rejects = passage.verdict == REJECT
-    if last is None or (passage.verdict == DROP and (passage.policy or "").endswith(" DROP")):
-        what = f"the policy of {hook.name} in {place.name} is DROP"
-        show = f"iptables -S {hook.name}"
-        cause = Cause("rule_drop", point, what, "a rule that accepts it", "none does", None, certainty, (show,))
-        return End(journey, DROPPED, cause)
-    why = _used(world, place, last)
-    kind = _kind(world, journey, last, rejects)
-    cause = Cause(
-        kind,
-        point,
-        f"-t {last.table} -A {last.chain} {last.text}",
-        _expected(kind),
-        f"the rule {'rejects' if rejects else 'drops'} it",
-        why.source,
-        certainty,
-        (*_next(kind, why), why.command),
-    )
-    journey = journey.because(why)
-    if not rejects:
-        return End(journey, DROPPED, cause)
-    return End(journey, REJECTED, cause, answer=_refusal(place, journey, passage.reject_with))
-
-
-def _kind(world: World, journey: Journey, used: Used, rejects: bool) -> str:
-    if not rejects:
-        return "rule_drop"
-    return "no_endpoints" if "has no endpoints" in used.text else "rule_reject"
-
-
-def _expected(kind: str) -> str:
-    return "a ready endpoint behind the service" if kind == "no_endpoints" else "no rule stops it"
-
-
-def _next(kind: str, why: Why) -> tuple[str, ...]:
-    if kind == "no_endpoints":
-        name = why.source.name.rpartition("/")[2] if why.source else ""
-        return (f"overlaynet describe svc/{name}",) if name else ("overlaynet get services",)
-    return ()
-
-
-_CODES = {
-    "icmp-net-unreachable": (0, "icmp net-unreachable"),
-    "icmp-host-unreachable": (1, "icmp host-unreachable"),
-    "icmp-proto-unreachable": (2, "icmp proto-unreachable"),
-    "icmp-port-unreachable": (3, "icmp port-unreachable"),
-    "icmp-net-prohibited": (9, "icmp net-prohibited"),
-    "icmp-host-prohibited": (10, "icmp host-prohibited"),
-    "icmp-admin-prohibited": (13, "icmp admin-prohibited"),
-}
-"""iptables' words for `--reject-with` (ipt_REJECT.h) and their codes of ICMP type 3."""
-
-
-def _refusal(place: Place, journey: Journey, reject_with: str | None) -> Answer | None:
-    """The packet that says no. For the connection it is one of the other direction."""
-    ip = journey.ip
-    if reject_with == "tcp-reset":
-        headers = Headers(
-            None,
-            None,
-            ip.dst,
-            ip.src,
-            "tcp",
-            ip.dst_port,
-            ip.src_port,
-            number(place.kernel, "net/ipv4/ip_default_ttl", 64),
-        )
-        return Answer("rst", place.name, headers, "RA")
-    code, name = _CODES.get(reject_with or "icmp-port-unreachable", _CODES["icmp-port-unreachable"])
-    return refused(place, journey, 3, code, name)
-
-
-def refused(
-    place: Place, journey: Journey, kind: int, code: int, name: str, mtu: int | None = None
-) -> Answer | None:
-    """An ICMP error from here to the sender, by the address that the packet was for if that is of this place.
-    None is sent about another error (RFC 1122 section 3.2.2). Of a tunnelled packet the tunnel's other end
-    hears."""
-    if journey.quoted is not None or journey.tunnelled:
-        return None
-    about = error(kind, code, journey.ip, mtu)
-    source = journey.dst if place.owns(journey.dst) else None
-    headers = Headers(None, None, source, journey.src, "icmp", ttl=64, df=False, icmp=about)
-    return Answer(name, place.name, headers, state="RELATED")

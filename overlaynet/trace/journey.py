@@ -362,7 +362,6 @@ class Answer(NamedTuple):
     place: str
     headers: Headers
     tcp_flags: str = ""
-    state: str = "ESTABLISHED"
 
 
 class End(NamedTuple):

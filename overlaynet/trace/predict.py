@@ -186,7 +186,7 @@ def _told(world: World, end: End) -> Path:
     journey = end.journey
     return Path(
         end.outcome,
-        tuple(_with_mtu(world, journey)),
+        tuple(_hops(world, journey)),
         None if end.outcome == DELIVERED else cause_of(world, end),
         arrived_at=end.arrived,
         nat=tuple(_nat(conn) for conn in journey.conns if conn.dnat or conn.snat),
@@ -196,9 +196,12 @@ def _told(world: World, end: End) -> Path:
     )
 
 
-def _with_mtu(world: World, journey: Journey) -> Iterator[Hop]:
-    for hop in journey.hops:
-        yield replace(hop, mtu=world.places[hop.place].kernel.links[hop.iface].mtu)
+def _hops(world: World, journey: Journey) -> Iterator[Hop]:
+    """With the interfaces' MTUs; what decides that it goes no further is told at the last one."""
+    for position, hop in enumerate(journey.hops, 1):
+        rest = journey.whys if position == len(journey.hops) else ()
+        mtu = world.places[hop.place].kernel.links[hop.iface].mtu
+        yield replace(hop, mtu=mtu, why=hop.why + rest)
 
 
 def _nat(conn: Conn) -> Nat:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from overlaynet.trace.hooks import refused
 from overlaynet.trace.journey import CLEAN, NO_REASONS, Answer, End, Journey, Layer, Sends, Step
 from overlaynet.trace.model import (
     CERTAIN,
@@ -19,7 +18,6 @@ from overlaynet.trace.model import (
     LIKELY,
     LOST,
     Cause,
-    Headers,
     Icmp,
     Place,
     Point,
@@ -27,6 +25,7 @@ from overlaynet.trace.model import (
     World,
 )
 from overlaynet.trace.routing import number
+from overlaynet.trace.stops import refused, reset, returning
 
 ECHO_REPLY, ECHO = 0, 8
 SILENT_UDP = "whether a program answers UDP is its own affair: silence is no fault of the path"
@@ -42,20 +41,22 @@ def delivered(place: Place, journey: Journey) -> End:
 
 def _answer(place: Place, journey: Journey) -> Answer | None:
     ip = journey.ip
-    ttl = number(place.kernel, "net/ipv4/ip_default_ttl", 64)
-    back = Headers(None, None, ip.dst, ip.src, ip.protocol, ip.dst_port, ip.src_port, ttl)
+    back = returning(place, journey)
     if ip.icmp is not None:
         is_echo = ip.icmp.type == ECHO and not number(place.kernel, "net/ipv4/icmp_echo_ignore_all")
         reply = replace(back, icmp=Icmp(ECHO_REPLY, 0), length=ip.length, df=False)
         return Answer("echo-reply", place.name, reply) if is_echo else None
     if ip.protocol == "tcp" and journey.tcp_flags == "S":
-        flags, name = ("SA", "syn-ack") if _listens(place, journey) else ("RA", "rst")
-        return Answer(name, place.name, back, flags)
+        opened = Answer("syn-ack", place.name, back, "SA")
+        return opened if _listens(place, journey) else reset(place, journey)
     if ip.protocol == "udp":
-        if _listens(place, journey):
-            return Answer("udp", place.name, back)
-        return refused(place, journey, 3, 3, "icmp port-unreachable")
+        is_heard = _listens(place, journey)
+        return Answer("udp", place.name, back) if is_heard else _no_port(place, journey)
     return None
+
+
+def _no_port(place: Place, journey: Journey) -> Answer | None:
+    return refused(place, journey, 3, 3, "icmp port-unreachable")
 
 
 def _listens(place: Place, journey: Journey) -> bool:

@@ -16,10 +16,9 @@ from overlaynet.addr import IPAddress
 from overlaynet.trace import routing, whys
 from overlaynet.trace.arp import Resolved, resolve
 from overlaynet.trace.blame import Blame
-from overlaynet.trace.hooks import Hook, reassembled, refused, through
+from overlaynet.trace.hooks import Hook, reassembled, through
 from overlaynet.trace.journey import (
     CLEAN,
-    ICMP_ERRORS,
     Arrives,
     End,
     Enters,
@@ -31,9 +30,10 @@ from overlaynet.trace.journey import (
     Step,
     Transmits,
 )
-from overlaynet.trace.model import LOST, REJECTED, Place, Point, World
+from overlaynet.trace.model import LOST, REJECTED, Place, World
 from overlaynet.trace.reply import delivered
 from overlaynet.trace.routing import LOOPBACK, NO_MAC, Found, Query
+from overlaynet.trace.stops import refused
 
 SMALLEST_BYTES = 60
 """A SYN with its usual options: what a packet of unknown length is taken for."""
@@ -92,6 +92,8 @@ def sent(world: World, place: Place, journey: Journey, found: Found, oif: str | 
 
 
 def _rerouted(world: World, place: Place, journey: Journey, oif: str | None) -> Step | End:
+    """To where it was translated to; the route that it had before does not count."""
+    journey = replace(journey, whys=tuple(why for why in journey.whys if why.object not in ("route", "iprule")))
     query = query_for(journey, oif=oif)
     found = routing.output(place.kernel, query)
     journey = _routed(world, place, journey, found, query)
@@ -299,12 +301,3 @@ def _unwrapped(world: World, place: Place, journey: Journey, dev: str) -> Step |
         return blame.own_frame(journey, device)
     inner = inner.because(encapsulation="unwrapped: it is for this host's VXLAN port", ttl="", dst_mac="")
     return Step(inner, Arrives(place.name, device.name))
-
-
-def is_error(journey: Journey) -> bool:
-    icmp = journey.ip.icmp
-    return icmp is not None and icmp.type in ICMP_ERRORS
-
-
-def at(place: Place, dev: str) -> Point:
-    return Point(place.name, dev)

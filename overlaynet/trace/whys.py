@@ -146,8 +146,10 @@ def link(world: World, place: Place, found: LinkInfo) -> Why:
 
 
 def rule(world: World, place: Place, table: str, chain: str, position: int, text: str) -> Why:
-    """`position` counts from 1, as iptables does."""
+    """`position` counts from 1, as iptables does. `table` of a rule of nftables' own: "nft inet firewalld"."""
     command = f"iptables -t {table} -L {chain} -nv --line-numbers"
+    if table.startswith("nft "):
+        command = f"nft -a list chain {table.removeprefix('nft ')} {chain}"
     source = rule_source(world, place, table, chain, text)
     return Why("rule", f"{table} {chain} {position}", f"-A {chain} {text}", source, command)
 
