@@ -23,6 +23,9 @@ from overlaynet.trace.model import CERTAIN, DELIVERED, LIKELY, Cause, Path, Plac
 MOST_TRIES = 64
 """Worlds that are predicted in; one failing path takes the logarithm of what is missing."""
 
+TOLD = frozenset({"rp_filter", "forwarding_off", "link_down", "node_down", "no_endpoints", "mtu"})
+"""Kinds of cause that name what is wrong themselves."""
+
 Follow: TypeAlias = Callable[[World], Sequence[Path]]
 
 
@@ -54,12 +57,13 @@ def explained(world: World, paths: Sequence[Path], follow: Follow) -> tuple[Path
 
 
 def _explained(tries: _Tries, path: Path) -> Path:
+    failing = path if path.outcome != DELIVERED or path.reply is None else path.reply
+    if failing.cause and failing.cause.kind in TOLD:
+        return path
     cause = _for_want_of(tries, path)
     if cause is None:
         return path
-    if path.outcome != DELIVERED or path.reply is None:
-        return replace(path, cause=cause)
-    return replace(path, reply=replace(path.reply, cause=cause))
+    return replace(path, cause=cause) if failing is path else replace(path, reply=replace(failing, cause=cause))
 
 
 def _for_want_of(tries: _Tries, path: Path) -> Cause | None:
