@@ -10,7 +10,7 @@ why, whatever stopped it in the end; without any it is what stopped it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from overlaynet.addr import IPAddress, Mac
 from overlaynet.state import Fdb, Key, Kind, LinkInfo, Neigh, Object, Route, Source
@@ -49,8 +49,11 @@ class Blame:
         return self.world.wanted.get(self.place.name)
 
     def route(self, journey: Journey, found: Found) -> Journey:
-        """The route to the packet's destination, as it is and as it should be."""
+        """The route to the packet's destination, as it is and as it should be. Routes go with their link."""
         want, have = self._wanted_route(journey.dst), found.route
+        if down := self._down_towards(journey.dst, want):
+            key = (Kind.LINK, down.name)
+            return journey.deviating(Deviation(self.place.name, down.name, "link", None, have, key))
         if want is None or (have is not None and _leads_alike(have, want)):
             return journey
         if have is not None and have.dst.prefixlen > want.dst.prefixlen and have.protocol == 2:
@@ -88,6 +91,12 @@ class Blame:
         objects = self.wanted.objects.values() if self.wanted else ()
         routes = [o for o in objects if isinstance(o, Route) and dst in o.dst]
         return max(routes, key=lambda r: r.dst.prefixlen, default=None)
+
+    def _down_towards(self, dst: IPAddress, want: Route | None) -> LinkInfo | None:
+        """The link by which a packet should leave for this destination, if it is down."""
+        nets = [a.dev for a in self.place.kernel.addresses if dst in a.interface.network]
+        links = map(self.place.kernel.links.get, [want.dev] if want and want.dev else nets)
+        return next((link for link in links if link is not None and not link.up), None)
 
     def _source(self, key: Key) -> Source | None:
         return self.wanted.sources.get(key) if self.wanted else None
@@ -229,6 +238,12 @@ class Blame:
         return self._end(journey, "neigh_wrong", link.name, text, f"lladdr {link.mac}", found)
 
     def link_down(self, journey: Journey, link: LinkInfo) -> End:
+        """Of a cable the end that is down."""
+        far = self.world.cables.get(Point(self.place.name, link.name))
+        if link.up and far is not None:
+            other = self.world.places[far.place]
+            if not other.kernel.links[far.iface].up:
+                return Blame(self.world, other).link_down(journey, other.kernel.links[far.iface])
         found = "it is down" if not link.up else "it has no carrier: its other end is down"
         commands = (f"ip link show dev {link.name}", *next_commands(whys.host_of(self.place)))
         source = self._source((Kind.LINK, link.name))
@@ -344,6 +359,9 @@ def cause_of(world: World, end: End) -> Cause | None:
 def _blamed(world: World, end: End) -> Iterator[Cause]:
     for deviation in end.journey.deviations:
         place = world.places[deviation.place]
+        if deviation.kind == "link":
+            yield from _down(end, place.kernel.links[deviation.iface], Blame(world, place))
+            continue
         wanted = world.wanted[deviation.place]
         want, have = deviation.want, deviation.have
         is_there = have is not None and _is_of_key(place, have, deviation.key)
@@ -361,6 +379,13 @@ def _blamed(world: World, end: End) -> Iterator[Cause]:
             LIKELY if end.journey.unread else CERTAIN,
             next_commands(deviation.place),
         )
+
+
+def _down(end: End, link: LinkInfo, blame: Blame) -> Iterator[Cause]:
+    cause = blame.link_down(end.journey, link).cause
+    if cause is not None:
+        ended = f", and its routes went with it; then {end.cause.found}" if end.cause else ""
+        yield replace(cause, found=cause.found + ended)
 
 
 def _is_of_key(place: Place, have: Object, key: Key) -> bool:
