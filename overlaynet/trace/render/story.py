@@ -171,9 +171,8 @@ def trace_story(trace: Trace, command: Command = plain_command) -> Story:
     forward = _steps(trace.forward, trace.reply, foretold=False)
     reply = _back(trace.reply, trace.forward, forward, foretold=False)
     there, back = _breaks(trace, forward, reply)
-    last = trace.forward[-1] if trace.forward and trace.outcome == DELIVERED else None
     return Story(
-        title=_title(trace.question, trace.forward, last),
+        title=_title(trace.question, trace.forward, _arrival(trace.forward, trace.outcome)),
         tag=_tag(trace),
         word=WORDS[trace.verdict],
         tone=_TONES[trace.verdict],
@@ -200,13 +199,12 @@ def path_stories(prediction: Prediction, command: Command = plain_command) -> tu
 def _path_story(prediction: Prediction, path: Path, command: Command) -> Story:
     back = path.reply.hops if path.reply else ()
     forward = _steps(path.hops, back, foretold=True)
-    last = path.hops[-1] if path.hops and path.outcome == DELIVERED else None
     hops = count_of(len(forward), "hop")
     way = f"{hops}; answer: {path.answer}, {len(back)} back" if back else hops
     unread = [f"could not be read: {what}" for what in prediction.unread]
     doubt = [] if path.certain else ["one possibility of several: not everything on this way could be read"]
     return Story(
-        title=_title(prediction.question, path.hops, last),
+        title=_title(prediction.question, path.hops, _arrival(path.hops, path.outcome)),
         tag=f"from the state of the hosts; no packet was sent; {_probe(prediction.question)}",
         word=PREDICTED,
         tone="foretold",
@@ -280,6 +278,11 @@ def _told(hop: Hop, before: Hop | None, role: Role) -> str:
 
 
 # --- head -----------------------------------------------------------------------------------------
+
+
+def _arrival(hops: Sequence[Hop], outcome: str) -> Hop | None:
+    """Where it was taken in. What was delivered out of sight was not seen to be."""
+    return hops[-1] if hops and outcome == DELIVERED and hops[-1].direction == "in" else None
 
 
 def _title(question: Question, hops: Sequence[Hop], arrived: Hop | None) -> tuple[str, ...]:
@@ -421,7 +424,7 @@ def _breaks(trace: Trace, forward: Sequence[Step], reply: Sequence[Step]) -> tup
     if back is None and reply and reply[-1].hop.place != trace.question.source:
         back = len(reply)
     there = first_missing(forward)
-    if there is None and (back is None or trace.outcome in (REJECTED, DROPPED)):
+    if there is None and trace.outcome != DELIVERED and (back is None or trace.outcome in (REJECTED, DROPPED)):
         there = len(forward)
     return there, back
 

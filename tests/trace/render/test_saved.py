@@ -1,0 +1,57 @@
+"""Real traces, in every form: none breaks, is too wide, or says what it is not."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import click
+import pytest
+from helpers.bundles import BUNDLES, file_of
+
+from overlaynet.proof.saved import open_bundle, replay
+from overlaynet.trace.model import Trace
+from overlaynet.trace.predict import predict
+from overlaynet.trace.render.html import html
+from overlaynet.trace.render.mermaid import mermaid
+from overlaynet.trace.render.svg import svg
+from overlaynet.trace.render.terminal import explain_text, trace_text
+from overlaynet.trace.render.text import cells
+
+pytestmark = pytest.mark.unit
+
+
+def trace_of(name: str) -> Trace:
+    return replay(open_bundle(file_of(name)), None, name)
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_text_keeps_to_its_width(name: str) -> None:
+    saved, found = open_bundle(file_of(name)), trace_of(name)
+    foretold = predict(saved.world, saved.question)
+    for width in (60, 80, 120, 200):
+        for verbose in (False, True):
+            for text in (
+                trace_text(found, width, verbose=verbose),
+                explain_text(foretold, width, verbose=verbose),
+            ):
+                assert max(map(cells, click.unstyle(text).splitlines())) <= width
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_pictures_can_be_drawn(name: str) -> None:
+    saved = open_bundle(file_of(name))
+    for what in (trace_of(name), predict(saved.world, saved.question)):
+        assert ElementTree.fromstring(svg(what)).tag == "{http://www.w3.org/2000/svg}svg"
+        assert html(what).endswith("</html>\n")
+        assert "sequenceDiagram" in mermaid(what)
+
+
+@pytest.mark.parametrize("name", [name for name, judged in BUNDLES.items() if judged.outcome == "delivered"])
+def test_what_arrived_is_not_drawn_as_lost(name: str) -> None:
+    text = click.unstyle(trace_text(trace_of(name), 120))
+    assert "lost here" not in text
+
+
+def test_who_was_not_seen_to_get_it_is_not_named() -> None:
+    title = click.unstyle(trace_text(trace_of("unseen-host"), 120)).splitlines()[0]
+    assert title == "web-1 10.244.1.2 (node-1) → web-3 10.244.2.2"
