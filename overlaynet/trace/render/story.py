@@ -168,11 +168,12 @@ def plain_command(words: str) -> str:
 
 def trace_story(trace: Trace, command: Command = plain_command) -> Story:
     """What a trace tells. `command` makes of a verb and its words the line to type."""
-    forward = _steps(trace.forward, trace.reply, foretold=False)
+    arrival = _arrival(trace.forward, trace.outcome)
+    forward = _steps(trace.forward, trace.reply, foretold=False, arrival=arrival)
     reply = _back(trace.reply, trace.forward, forward, foretold=False)
     there, back = _breaks(trace, forward, reply)
     return Story(
-        title=_title(trace.question, trace.forward, _arrival(trace.forward, trace.outcome)),
+        title=_title(trace.question, trace.forward, arrival),
         tag=_tag(trace),
         word=WORDS[trace.verdict],
         tone=_TONES[trace.verdict],
@@ -198,13 +199,14 @@ def path_stories(prediction: Prediction, command: Command = plain_command) -> tu
 
 def _path_story(prediction: Prediction, path: Path, command: Command) -> Story:
     back = path.reply.hops if path.reply else ()
-    forward = _steps(path.hops, back, foretold=True)
+    arrival = _arrival(path.hops, path.outcome)
+    forward = _steps(path.hops, back, foretold=True, arrival=arrival)
     hops = count_of(len(forward), "hop")
     way = f"{hops}; answer: {path.answer}, {len(back)} back" if back else hops
     unread = [f"could not be read: {what}" for what in prediction.unread]
     doubt = [] if path.certain else ["one possibility of several: not everything on this way could be read"]
     return Story(
-        title=_title(prediction.question, path.hops, _arrival(path.hops, path.outcome)),
+        title=_title(prediction.question, path.hops, arrival),
         tag=f"from the state of the hosts; no packet was sent; {_probe(prediction.question)}",
         word=PREDICTED,
         tone="foretold",
@@ -223,7 +225,9 @@ def _path_story(prediction: Prediction, path: Path, command: Command) -> Story:
 # --- steps ----------------------------------------------------------------------------------------
 
 
-def _steps(hops: Sequence[Hop], other_way: Sequence[Hop], *, foretold: bool) -> tuple[Step, ...]:
+def _steps(
+    hops: Sequence[Hop], other_way: Sequence[Hop], *, foretold: bool, arrival: Hop | None = None
+) -> tuple[Step, ...]:
     known, mark = roles(hops, other_way), 0
     steps = []
     for number, hop in enumerate(hops):
@@ -238,7 +242,7 @@ def _steps(hops: Sequence[Hop], other_way: Sequence[Hop], *, foretold: bool) -> 
                 state=state,
                 who=plain(_who(hop)),
                 same=before is not None and _who(before) == _who(hop),
-                told=plain(_told(hop, before, known[hop.point])),
+                told=plain(_told(hop, before, known[hop.point], arrived=hop is arrival)),
                 mark=mark if marked else None,
             )
         )
@@ -272,9 +276,10 @@ def _who(hop: Hop) -> str:
     return f"outer {flow(hop.outer, ports=False)}" if hop.outer else flow(hop.inner)
 
 
-def _told(hop: Hop, before: Hop | None, role: Role) -> str:
+def _told(hop: Hop, before: Hop | None, role: Role, *, arrived: bool) -> str:
     words = change_words(hop, before) if hop.changes else ""
-    return ", ".join(part for part in (words, hop.note) if part) or role_words(hop, before, role)
+    plainly = "arrived" if arrived else role_words(hop, before, role)
+    return ", ".join(part for part in (words, hop.note) if part) or plainly
 
 
 # --- head -----------------------------------------------------------------------------------------

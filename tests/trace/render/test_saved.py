@@ -52,6 +52,11 @@ def test_what_arrived_is_not_drawn_as_lost(name: str) -> None:
     assert "lost here" not in text
 
 
+def test_where_it_is_taken_in_it_has_arrived() -> None:
+    lines = click.unstyle(trace_text(trace_of("oneself"), 120)).splitlines()
+    assert [line.split()[-1] for line in lines if " web-1 lo " in line] == ["B", "arrived"]
+
+
 def test_who_was_not_seen_to_get_it_is_not_named() -> None:
     title = click.unstyle(trace_text(trace_of("unseen-host"), 120)).splitlines()[0]
     assert title == "web-1 10.244.1.2 (node-1) → web-3 10.244.2.2"
