@@ -21,6 +21,7 @@ from overlaynet.trace.model import (
     DELIVERED,
     LIKELY,
     LOST,
+    OUTSIDE,
     REJECTED,
     Cause,
     Node,
@@ -119,10 +120,14 @@ class Blame:
         likely: bool = False,
     ) -> End:
         certainty = LIKELY if likely or journey.unread else CERTAIN
-        following = next_commands(whys.host_of(self.place)) if next is None else next
+        following = self._mending() if next is None else next
         point = Point(self.place.name, iface)
         cause = Cause(kind, point, object, expected, found, source, certainty, following)
         return End(journey, outcome, cause, answer=answer)
+
+    def _mending(self) -> tuple[str, ...]:
+        """`outside` is nobody's to mend."""
+        return next_commands(whys.host_of(self.place)) if self.place.kind != OUTSIDE else ()
 
     def no_route(self, journey: Journey, found: Found, outcome: str, answer: Answer | None) -> End:
         """No route, or one that says no."""
@@ -245,7 +250,7 @@ class Blame:
             if not other.kernel.links[far.iface].up:
                 return Blame(self.world, other).link_down(journey, other.kernel.links[far.iface])
         found = "it is down" if not link.up else "it has no carrier: its other end is down"
-        commands = (f"ip link show dev {link.name}", *next_commands(whys.host_of(self.place)))
+        commands = (f"ip link show dev {link.name}", *self._mending())
         source = self._source((Kind.LINK, link.name))
         text = f"link {link.name}"
         return self._end(journey, "link_down", link.name, text, "up", found, source=source, next=commands)
@@ -271,7 +276,8 @@ class Blame:
             return self._tunnel_to_nobody(journey, dev)
         want = f"a way to {owner.name}"
         found = f"it goes to a router in the underlay, which knows nothing of {journey.dst}"
-        return self._end(journey, "route_missing", dev, f"route {journey.dst}", want, found, likely=True)
+        text, commands = f"route {journey.dst}", (*self._mending(), f"ip route get {journey.dst}")
+        return self._end(journey, "route_missing", dev, text, want, found, next=commands, likely=True)
 
     def not_believed(self, journey: Journey, dev: str, no: Refused) -> End:
         """By its source address; the kernel says nothing (but in its log, if log_martians is set)."""

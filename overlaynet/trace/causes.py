@@ -119,7 +119,10 @@ class _Told(NamedTuple):
 
 
 def _cause(scene: Scene, told: _Told) -> Cause:
-    following = next_commands(told.kind, machine(scene.world, told.point.place))
+    place = scene.world.places.get(told.point.place)
+    host = machine(scene.world, told.point.place)
+    outside = place is not None and place.kind == OUTSIDE
+    following = ("overlaynet status",) if outside else next_commands(told.kind, host)
     return Cause(*told[:5], source=None, certainty=told.certainty, next=following)
 
 
