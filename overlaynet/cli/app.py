@@ -7,6 +7,7 @@ error, so that a pipe only ever carries results.
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import time
@@ -27,6 +28,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 PATIENCE_S = 1.0
 """What takes no longer needs no progress."""
+PROGRAM = "overlaynet "
+_SAYS_LAB = re.compile(r" (?:-l|--lab|--help|labs|doctor|clean)\b")
+"""A command that names its lab, or is about none."""
 
 
 def choose(lab: str | None) -> Cluster:
@@ -69,8 +73,17 @@ class App:
         return None if self.wide or not sys.stdout.isatty() else shutil.get_terminal_size().columns
 
     def command(self, words: str) -> str:
-        """A command to type next, about the same lab."""
-        return f"overlaynet {words} -l {self.lab}" if self.named else f"overlaynet {words}"
+        """A command to type next, about the same lab. Behind ``exec NAME`` all is another program's."""
+        if not self.named:
+            return f"{PROGRAM}{words}"
+        if words.startswith("exec "):
+            return f"{PROGRAM}exec -l {self.lab} {words.removeprefix('exec ')}"
+        return f"{PROGRAM}{words} -l {self.lab}"
+
+    def _typed(self, line: str) -> str:
+        """A next command of an error, about the same lab if it is one of ours and says nothing of that."""
+        ours = line.startswith(PROGRAM) and not _SAYS_LAB.search(line)
+        return self.command(line.removeprefix(PROGRAM)) if ours else line
 
     def timeout(self, default_s: float) -> float:
         return default_s if self.timeout_s is None else self.timeout_s
@@ -95,7 +108,9 @@ class App:
                 self.echo(text() if callable(text) else text)
 
     def _advise(self, error: OverlayError) -> None:
-        """A lab's etcd is the lab's to start again; that of a real cluster is not ours."""
+        """A lab's etcd is the lab's to start again; that of a real cluster is not ours. Next commands are about
+        the lab that was asked about."""
+        error.next = tuple(map(self._typed, error.next))
         if isinstance(error, StoreUnavailable) and self._cluster is not None:
             from overlaynet.lab.state import LOCAL
 

@@ -20,18 +20,27 @@ from overlaynet.trace.render.graphsvg import graph_html, graph_svg
 from overlaynet.trace.topology import Backend, Topology, topology, topology_json
 
 INCONCLUSIVE = 4
+STDOUT = Path("-")
 _FORMS: Mapping[str, Callable[[Topology], str]] = {
     "text": lambda found: click.unstyle(graph_text(found)),
     "svg": graph_svg,
     "html": graph_html,
     "mermaid": graph_mermaid,
 }
+_WRITE_HELP = "Write it there; - is standard output."
 _BY_SUFFIX = {".txt": "text", ".svg": "svg", ".html": "html", ".md": "mermaid"}
 
 
 @click.command()
 @click.option("-f", "--form", type=click.Choice(list(_FORMS)), help="Else as FILE's name ends, or text.")
-@click.option("-w", "--write", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write it there.")
+@click.option(
+    "-w",
+    "--write",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write it there; - is standard output.",
+)
 @shared
 @pass_app
 def graph(app: App, form: str | None, file: Path | None) -> int:
@@ -43,16 +52,16 @@ def graph(app: App, form: str | None, file: Path | None) -> int:
     chosen = form or _form_of(file)
     with app.progress("looking at every place"):
         found = _read(app.cluster)
-    if file is not None:
+    if file is None or file == STDOUT:
+        _show(app, found, chosen)
+    else:
         write_file(file, _FORMS[chosen](found).encode())
         app.note(f"written to {file}")
-    else:
-        _show(app, found, chosen)
     return INCONCLUSIVE if found.unseen or any(host.error for host in found.hosts) else 0
 
 
 def _form_of(file: Path | None) -> str:
-    if file is None:
+    if file is None or file == STDOUT:
         return "text"
     if file.suffix not in _BY_SUFFIX:
         raise UsageError(

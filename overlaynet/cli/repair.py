@@ -1,19 +1,27 @@
-"""`overlaynet diff` and `overlaynet repair`: intended against real state."""
+"""`overlaynet diff` and `overlaynet repair`: intended against real state.
+
+An agent may have been asked to leave an object alone (`POST /v1/hold`), as `break` does. Such a difference
+stays whatever repairs, so both say who wanted that, and what ends it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import click
 
+from overlaynet.cli import inventory
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.surveys import survey_hosts, what_differs
-from overlaynet.cluster.cluster import Cluster, each_host, pick_hosts
+from overlaynet.cluster.cluster import Cluster, Host, each_host, pick_hosts
 from overlaynet.errors import AgentUnreachable, OverlayError
 
 REPAIR_TIMEOUT_S = 60.0
 _SIGNS = {"missing": "-", "extra": "+", "changed": "~"}
+
+Holds: TypeAlias = Mapping[tuple[str, str], str]
+"""Why a host's agent leaves an object alone, by kind and key."""
 
 
 @click.command()
@@ -24,19 +32,38 @@ def diff(app: App, host: str | None) -> int:
     """What differs between what hosts should hold and what they do.
 
     Exit code 1 if anything does. Works without agents: what is wanted is computed from etcd, what is
-    there is looked at. Foreign routes and rules are not compared.
+    there is looked at. Foreign routes and rules are not compared. What an agent was asked to leave alone, as
+    `break` does, is told as held.
     """
-    found = survey_hosts(app, pick_hosts(app.cluster, host), need_plan=True)
+    picked = pick_hosts(app.cluster, host)
+    found = survey_hosts(app, picked, need_plan=True)
+    holds = _holds(app.cluster, picked) if any(s.changes_json() for s in found.surveys) else {}
     hosts: list[dict[str, Any]] = []
-    hosts += [{"host": s.host, "changes": s.changes_json(), "error": None} for s in found.surveys]
+    hosts += [
+        {"host": s.host, "changes": _with_holds(s.changes_json(), holds.get(s.host, {})), "error": None}
+        for s in found.surveys
+    ]
     hosts += [{"host": n, "changes": [], "error": e.as_json()} for n, e in found.errors.items()]
     count = sum(len(item["changes"]) for item in hosts)
     names = [f"{h['host']}:{c['object']}:{c['key']}" for h in hosts for c in h["changes"]]
-    app.result("Diff", {"count": count, "hosts": hosts}, lambda: diff_text(hosts, app.command("repair")), names)
+    app.result("Diff", {"count": count, "hosts": hosts}, lambda: diff_text(hosts, app.command), names)
     return 1 if count else found.exit_code
 
 
-def diff_text(hosts: Sequence[Mapping[str, Any]], repair_command: str) -> str:
+def _holds(cluster: Cluster, hosts: Sequence[Host]) -> dict[str, Holds]:
+    """What each agent leaves alone; nothing of those that do not answer."""
+    return {
+        name: {(held["kind"], held["key"]): held["reason"] for held in told["holds"]}
+        for name, told in inventory.statuses(cluster, hosts).items()
+        if not isinstance(told, OverlayError)
+    }
+
+
+def _with_holds(changes: Sequence[Mapping[str, Any]], holds: Holds) -> list[dict[str, Any]]:
+    return [{**change, "held": holds.get((change["object"], change["key"]))} for change in changes]
+
+
+def diff_text(hosts: Sequence[Mapping[str, Any]], command: Callable[[str], str]) -> str:
     """One block for each host that differs, and a last line with the count."""
     lines = []
     for host in hosts:
@@ -45,8 +72,9 @@ def diff_text(hosts: Sequence[Mapping[str, Any]], repair_command: str) -> str:
     silent = [host["host"] for host in hosts if host["error"]]
     summary = f"{_many(count, 'difference')} on {_many(len(hosts) - len(silent), 'host')}"
     lines.append(summary + (f"; not compared: {', '.join(silent)}" if silent else ""))
-    if count:
-        lines.append(f"next: {repair_command}")
+    held = {change["held"] is not None for host in hosts for change in host["changes"]}
+    steps = [verb for verb, is_held in (("heal", True), ("repair", False)) if is_held in held]
+    lines += [f"next: {command(verb)}" for verb in steps]
     return "\n".join(lines)
 
 
@@ -60,6 +88,8 @@ def _change(host: str, change: Mapping[str, Any]) -> list[str]:
         lines += [f"    is      {text}" for text in (change["have"] or "").splitlines()]
     if source["name"]:
         lines.append(f"    for     {source['kind']} {source['name']}")
+    if change["held"] is not None:
+        lines.append(f"    held    {change['held']}")
     return lines
 
 
@@ -74,17 +104,19 @@ def _many(count: int, what: str) -> str:
 def repair(app: App, host: str | None) -> int:
     """Make hosts hold what they should.
 
-    Asks each host's agent; where none runs, one reconcile is made in its place. Exit code 1 if the kernel
-    or the firewall refused something.
+    Asks each host's agent; where none runs, one reconcile is made in its place. What an agent was asked to
+    leave alone stays as it is; `heal` ends that, if it was broken on purpose. Exit code 1 if the kernel or the
+    firewall refused something.
     """
     hosts = pick_hosts(app.cluster, host)
     with app.progress("repairing"):
         found = each_host(hosts, lambda h: _repair(app.cluster, h.name, app.timeout(REPAIR_TIMEOUT_S)))
+        holds = _holds(app.cluster, hosts)
     errors = [answer for answer in found.values() if isinstance(answer, OverlayError)]
     if errors and len(errors) == len(hosts):
         raise errors[0]
-    items = [_item(name, answer) for name, answer in found.items()]
-    app.result("Repair", {"hosts": items}, lambda: "\n".join(map(_line, items)), [h.name for h in hosts])
+    items = [{**_item(n, answer), "held": _held_items(holds.get(n, {}))} for n, answer in found.items()]
+    app.result("Repair", {"hosts": items}, lambda: _repair_text(items, app.command), [h.name for h in hosts])
     if errors:
         return errors[0].exit_code
     return 1 if any(item["failures"] for item in items) else 0
@@ -109,10 +141,21 @@ def _item(host: str, answer: Mapping[str, Any] | OverlayError) -> dict[str, Any]
     }
 
 
+def _held_items(holds: Holds) -> list[dict[str, str]]:
+    return [{"object": kind, "key": key, "reason": reason} for (kind, key), reason in holds.items()]
+
+
+def _repair_text(items: Sequence[Mapping[str, Any]], command: Callable[[str], str]) -> str:
+    """A line for each host, with what was left alone; and how to end that."""
+    held = any(item["held"] for item in items)
+    return "\n".join([*map(_line, items), *([f"next: {command('heal')}"] if held else [])])
+
+
 def _line(item: Mapping[str, Any]) -> str:
     if item["error"]:
         return f"{item['host']}  could not be repaired: {item['error']['message']}"
     by = "by its agent" if item["by"] == "agent" else "without an agent"
     lines = [f"{item['host']}  {_many(item['changes'], 'change')}, {by}"]
     lines += [f"  refused  {f['change']}: {f['error']['message']}" for f in item["failures"]]
+    lines += [f"  held     {h['object']} {h['key']}: {h['reason']}" for h in item["held"]]
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from overlaynet.cli.app import App, pass_app, shared
+from overlaynet.cli.app import PROGRAM, App, pass_app, shared
 from overlaynet.cli.output import Column, coloured, member, members, table
 from overlaynet.cli.surveys import differences
 from overlaynet.cluster import known
@@ -98,7 +98,8 @@ def _run(app: App, name: str, say: Callable[[str], None], began: float) -> Suite
             found: Suite = module.run(net, say)
     except OverlayError as error:
         evidence = " ".join(filter(None, [error.message, error.evidence]))
-        step = error.next[0].removeprefix("overlaynet ") if error.next else "status"
+        ours = (line.removeprefix(PROGRAM) for line in error.next if line.startswith(PROGRAM))
+        step = next(ours, "status")
         check = reports.Check(
             name, name, name, INCONCLUSIVE, "not_run", evidence, note=error.message, next=step
         )

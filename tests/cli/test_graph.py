@@ -53,6 +53,13 @@ def test_text_is_the_default(run: Run):
     assert "default/web 10.112.0.9" in out
 
 
+def test_dash_is_standard_output_as_for_capture(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run("graph", "-f", "svg", "-w", "-")
+    assert (code, ElementTree.fromstring(out).tag) == (0, "{http://www.w3.org/2000/svg}svg")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_differs_is_marked_and_is_no_failure(run: Run, cluster: FakeCluster):
     lose_route(cluster)
     code, out, _ = run("graph")

@@ -13,6 +13,7 @@ from helpers.fake_cluster import NETWORK, FakeCluster, ready_agent
 from overlaynet.addr import Mac
 from overlaynet.cli import main as program
 from overlaynet.cluster.cluster import readable
+from overlaynet.core.jsonstate import key_text
 from overlaynet.errors import LabFailed, NoIpset, NotPermitted, StoreUnavailable
 from overlaynet.ports import Delete, Put
 from overlaynet.state import ROUTE_PROTOCOL, Change, Fdb, Op, Route
@@ -322,7 +323,41 @@ def test_diff_document_tells_rules_and_objects_alike(run, cluster):
     assert by_host == {"node-1": {"route"}, "node-2": {"rule"}}
     assert difference["count"] == sum(len(h["changes"]) for h in difference["hosts"])
     for host in difference["hosts"]:
-        assert all(set(c) == {"op", "object", "key", "want", "have", "source"} for c in host["changes"])
+        members = {"op", "object", "key", "want", "have", "source", "held"}
+        assert all(set(c) == members for c in host["changes"])
+
+
+def held_route(cluster: FakeCluster) -> None:
+    """A route that is missing because it was broken on purpose."""
+    route = drop_route(cluster)
+    held = {"kind": "route", "key": key_text(route.key), "reason": "fault f1: route node-1 node-2"}
+    agent = ready_agent("node-1")
+    status = {**agent["/v1/status"], "holds": [held]}
+    cluster.agents["node-1"] = {**agent, "/v1/status": status}
+
+
+def test_diff_of_what_an_agent_leaves_alone_says_who_wants_that_and_what_ends_it(run, cluster):
+    held_route(cluster)
+    _, out, _ = run("diff")
+    assert "    held    fault f1: route node-1 node-2\n" in out
+    assert out.endswith("next: overlaynet heal\n")
+
+
+def test_diff_of_what_is_held_and_what_is_not_names_both_ways_on(run, cluster):
+    held_route(cluster)
+    drop_route(cluster, "node-2")
+    assert run("diff")[1].endswith("next: overlaynet heal\nnext: overlaynet repair\n")
+
+
+def test_repair_tells_what_was_left_alone(run, cluster):
+    held_route(cluster)
+    code, out, _ = run("repair", "node-1")
+    assert (code, out) == (
+        0,
+        "node-1  0 changes, by its agent\n"
+        "  held     route 254 10.244.2.0/24 717827: fault f1: route node-1 node-2\n"
+        "next: overlaynet heal\n",
+    )
 
 
 def test_diff_of_one_host_does_not_look_at_others(run, cluster):
@@ -339,6 +374,22 @@ def test_diff_names_the_hosts_that_could_not_be_compared(run, cluster):
 def test_next_step_without_a_labs_etcd_is_to_bring_the_lab_up(run, cluster):
     cluster.store_error = StoreUnavailable("etcd cannot be reached", next=["etcdctl endpoint health"])
     assert run("diff")[2].endswith("  try  overlaynet up\n")
+
+
+def test_next_step_of_a_suite_that_cannot_run_is_a_command_of_ours(run, cluster):
+    cluster.store_error = StoreUnavailable("etcd cannot be reached", next=["etcdctl endpoint health"])
+    code, out, _ = run("verify", "services")
+    assert (code, "  try  overlaynet status\n" in out) == (4, True)
+
+
+def test_next_step_is_about_the_lab_that_was_named(run):
+    _, _, err = run("trace", "web-9", "web-1", "-l", "fake")
+    assert err.endswith("  try  overlaynet get containers -l fake\n")
+
+
+def test_next_step_in_a_place_names_the_lab_before_the_place(run):
+    _, _, err = run("capture", "web-1:eth9", "-l", "fake")
+    assert err.endswith("  try  overlaynet exec -l fake web-1 -- ip -br link\n")
 
 
 def test_diff_without_etcd_is_a_failure_of_the_environment(run, cluster):

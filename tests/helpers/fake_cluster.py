@@ -257,6 +257,7 @@ def ready_agent(host: str) -> dict[str, Any]:
         "pending": 0,
         "problems": [],
         "failures": [],
+        "holds": [],
     }
     return {
         "/v1/status": status,
