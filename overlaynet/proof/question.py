@@ -10,12 +10,12 @@ else is pinged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from overlaynet.addr import IPAddress
+from overlaynet.addr import IPAddress, IPNetwork
 from overlaynet.cluster.cluster import Container, Host, Outside
 from overlaynet.core.endpoints import port_endpoints
 from overlaynet.core.services import Grants, members_of
@@ -121,7 +121,7 @@ class Directory:
         if ip.version != 4:
             raise _unsuitable(f"{ip} is an IPv6 address", "paths are followed over IPv4 only")
         if ip.is_multicast or ip.is_unspecified or int(ip) == _EVERYBODY:
-            raise _unsuitable(f"{ip} is nobody's address", "a path is followed to one receiver")
+            raise _nobodys(ip)
         taken = [item for item in self.services if ip in _frontends(item.value)]
         return Front(ip, tuple(port for item in taken for port in item.value.ports))
 
@@ -164,6 +164,16 @@ class Directory:
             for number, port in enumerate(item.value.ports)
         )
         return model.Service(item.value.id, _frontends(item.value), ports)
+
+
+def refuse_broadcast(ip: IPAddress, networks: Iterable[IPNetwork]) -> None:
+    """The last address of one of these networks is everybody's there (RFC 919). Raises UsageError."""
+    if any(net.prefixlen < net.max_prefixlen - 1 and ip == net.broadcast_address for net in networks):
+        raise _nobodys(ip)
+
+
+def _nobodys(ip: IPAddress) -> UsageError:
+    return _unsuitable(f"{ip} is nobody's address", "a path is followed to one receiver")
 
 
 def _unsuitable(message: str, why: str) -> UsageError:

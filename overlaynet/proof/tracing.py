@@ -23,7 +23,7 @@ from importlib import import_module
 from overlaynet.cluster.cluster import Cluster
 from overlaynet.errors import OverlayError
 from overlaynet.proof.evidence import Gathering, merged, underlay_gap
-from overlaynet.proof.question import Asked, destinations, question
+from overlaynet.proof.question import Asked, destinations, question, refuse_broadcast
 from overlaynet.proof.sending import send
 from overlaynet.proof.sessions import Sessions
 from overlaynet.proof.world import Records, Where, look, places_for, read_records
@@ -126,7 +126,9 @@ def _scene(cluster: Cluster, sessions: Sessions, asked: Asked) -> _Scene:
     names = {what.source, *ends}
     hosts = {h.name for h in records.directory.hosts if h.name == what.source or h.underlay_ip == str(what.dst)}
     places = places_for(records.directory, names, hosts)
-    return _Scene(cluster, records, places, what, look(cluster, sessions, records, places))
+    world = look(cluster, sessions, records, places)
+    refuse_broadcast(what.dst, (a.interface.network for p in world.places.values() for a in p.kernel.addresses))
+    return _Scene(cluster, records, places, what, world)
 
 
 # --- asking ---------------------------------------------------------------------------------------
