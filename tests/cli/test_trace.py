@@ -150,6 +150,7 @@ def test_without_a_look_at_the_sender_nothing_is_known(run: Run, cluster: FakeCl
     assert found["unread"] == [
         "web-1 could not be looked at: the probe could not be started: no namespaces here"
     ]
+    assert "the probe could not be started: no namespaces here" in run("explain", "web-1", "web-2")[1]
     code, out, _ = run("trace", "web-1", "web-2")
     assert (code, "INCONCLUSIVE" in out, "the probe could not be started" in out) == (4, True, True)
 

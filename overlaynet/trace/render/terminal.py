@@ -391,6 +391,7 @@ def _fan_lines(
     """What all ways have in common, then how each goes on."""
     if not stories:
         yield [Span("predicted:", "unsure"), Span("  nothing; no way could be followed")]
+        yield from _unread_lines(prediction, width)
         return
     shared = _shared(stories)
     yield from _head(stories[0].title[:2], f"{stories[0].tag}; one of {len(stories)} ways is taken", width)
@@ -402,7 +403,12 @@ def _fan_lines(
             yield from _notes(story, width)
             yield from _details(story)
     yield [Span("predicted:", "foretold"), Span(f"  {prediction.outcome}  by {len(stories)} ways")]
-    yield from ([Span("  unread    ", "unsure"), Span(plain(text))] for text in prediction.unread)
+    yield from _unread_lines(prediction, width)
+
+
+def _unread_lines(prediction: Prediction, width: int) -> Iterator[Line]:
+    for text in prediction.unread:
+        yield from _labelled("unread", plain(text), width, "  ")
 
 
 def _shared(stories: Sequence[Story]) -> int:
