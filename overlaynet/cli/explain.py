@@ -51,10 +51,11 @@ def _is_sure(path: Path) -> bool:
 
 def _predict(app: App, file: File | None, words: dict[str, Any]) -> Prediction:
     if file is None:
+        from overlaynet.proof.sessions import JOB_TIMEOUT_S
         from overlaynet.proof.tracing import explain as ask
 
         with app.progress("reading the state of every place"):
-            return ask(app.cluster, asked(**words)).prediction
+            return ask(app.cluster, asked(**words), app.timeout(JOB_TIMEOUT_S)).prediction
     refuse_question(words, f"overlaynet explain --from {file}")
     from overlaynet.proof.saved import open_bundle
     from overlaynet.trace.predict import predict

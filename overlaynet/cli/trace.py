@@ -49,11 +49,18 @@ def trace(
 
 
 def _traced(app: App, expect: str, words: dict[str, Any]) -> tuple[Trace, bytes]:
-    from overlaynet.proof import saved, tracing
+    from overlaynet.proof import saved, sessions, tracing
 
     with app.progress("tracing") as say:
         import_s = _since_start()
-        proof = tracing.trace(app.cluster, asked(**words), expect=expect, say=say, import_s=import_s)
+        proof = tracing.trace(
+            app.cluster,
+            asked(**words),
+            expect=expect,
+            say=say,
+            import_s=import_s,
+            timeout_s=app.timeout(sessions.JOB_TIMEOUT_S),
+        )
     return saved.keep(app.cluster, proof)
 
 

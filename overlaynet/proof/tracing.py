@@ -25,7 +25,7 @@ from overlaynet.errors import OverlayError
 from overlaynet.proof.evidence import Gathering, merged, underlay_gap
 from overlaynet.proof.question import Asked, destinations, question, refuse_broadcast
 from overlaynet.proof.sending import send
-from overlaynet.proof.sessions import Sessions
+from overlaynet.proof.sessions import JOB_TIMEOUT_S, Sessions
 from overlaynet.proof.world import Records, Where, look, places_for, read_records
 from overlaynet.trace.judge import judge
 from overlaynet.trace.model import DELIVERED, LOST, PROVED, Evidence, Prediction, Question, Sent, Trace, World
@@ -76,9 +76,9 @@ class Explained:
     prediction: Prediction
 
 
-def explain(cluster: Cluster, asked: Asked) -> Explained:
+def explain(cluster: Cluster, asked: Asked, timeout_s: float = JOB_TIMEOUT_S) -> Explained:
     """Predict a path from live state; nothing is sent. Raises OverlayErrors."""
-    with Sessions(cluster, cluster.hosts()) as sessions:
+    with Sessions(cluster, cluster.hosts(), timeout_s) as sessions:
         scene = _scene(cluster, sessions, asked)
         return Explained(scene.world, predict(scene.world, scene.question))
 
@@ -90,10 +90,12 @@ def trace(
     expect: str = DELIVERED,
     say: Say = lambda text: None,
     import_s: float = 0.0,
+    timeout_s: float = JOB_TIMEOUT_S,
 ) -> Proof:
-    """Send a packet and prove where it went. `import_s`: seconds spent before. Raises OverlayErrors."""
+    """Send a packet and prove where it went. `import_s`: seconds spent before; `timeout_s`: how long a host may
+    take for each thing that it is asked. Raises OverlayErrors."""
     timing = Timing()
-    with Sessions(cluster, cluster.hosts()) as sessions:
+    with Sessions(cluster, cluster.hosts(), timeout_s) as sessions:
         decoder = sessions.later(lambda: import_module("overlaynet.trace.decode"))
         say("reading the state of every place")
         scene = _scene(cluster, sessions, asked)

@@ -176,6 +176,18 @@ def test_rules_that_could_not_be_read_leave_it_open(
     assert (code, "its rules could not be read" in out) == (4, True)
 
 
+@pytest.mark.parametrize("verb", ["explain", "trace"])
+def test_hosts_are_given_as_long_as_was_said(
+    run: Run, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    given, opens = [], cluster.session
+    monkeypatch.setattr(
+        cluster, "session", lambda host, timeout_s: given.append(timeout_s) or opens(host, timeout_s)
+    )
+    run(verb, "web-1", "web-2", "--timeout", "7")
+    assert given == [7.0]
+
+
 # --- trace ----------------------------------------------------------------------------------------
 
 
