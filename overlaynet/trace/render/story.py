@@ -172,17 +172,20 @@ def trace_story(trace: Trace, command: Command = plain_command) -> Story:
     forward = _steps(trace.forward, trace.reply, foretold=False, arrival=arrival)
     reply = _back(trace.reply, trace.forward, forward, foretold=False)
     there, back = _breaks(trace, forward, reply)
+    if there is not None and not any(step.hop.seen for step in reply):
+        reply, back = (), None  # to what did not arrive nobody answers
+    summary = _summary(trace, forward, reply)
     return Story(
         title=_title(trace.question, trace.forward, arrival),
         tag=_tag(trace),
         word=WORDS[trace.verdict],
         tone=_TONES[trace.verdict],
-        summary=_summary(trace, forward, reply),
+        summary=summary,
         forward=forward,
         reply=reply,
         answer=plain(trace.answer),
         lines=_lines(trace, command),
-        notes=tuple(map(plain, [*trace.notes, *_tries(trace)])),
+        notes=tuple(note for note in map(plain, [*trace.notes, *_tries(trace)]) if note != summary),
         connections=_connections(trace),
         break_after=there,
         reply_break=back,
@@ -390,7 +393,11 @@ def _spoken(point: Point) -> str:
 def _astray_words(trace: Trace) -> str:
     strays = [hop for hop in (*trace.forward, *trace.guards) if hop.seen and not hop.predicted]
     places = ", ".join(dict.fromkeys(_spoken(hop.point) for hop in strays))
-    return f"seen at {places}, where it must not be" if places else "seen, but not on the way foretold"
+    if places:
+        return f"seen at {places}, where it must not be"
+    if trace.outcome == DELIVERED != trace.expect:
+        return f"it was delivered, and {trace.expect} was expected"
+    return "seen, but not on the way foretold"
 
 
 def _lines(trace: Trace, command: Command) -> tuple[Line, ...]:
@@ -401,19 +408,34 @@ def _lines(trace: Trace, command: Command) -> tuple[Line, ...]:
 def _cause_lines(cause: Cause | None, command: Command) -> list[Line]:
     if cause is None:
         return []
-    wanted = f", wanted by {cause.source.kind} {cause.source.name}" if cause.source else ""
+    steps = [_typed(line, cause.point, command) for line in cause.next]
     lines = [
         Line("expected", cause.expected),
         Line("seen", cause.found),
-        Line("cause", f"{cause.kind.replace('_', ' ')} ({cause.certainty}{wanted}): {cause.object}"),
-        *(Line("then" if number else "try", _typed(line, command)) for number, line in enumerate(cause.next)),
+        Line("cause", _cause_words(cause)),
+        *(Line("then" if number else "try", step) for number, step in enumerate(steps)),
     ]
     return [Line(line.label, plain(line.text)) for line in lines if line.text]
 
 
-def _typed(line: str, command: Command) -> str:
-    """A next command, about the same lab where it is one of ours."""
-    return command(line.removeprefix(PROGRAM)) if line.startswith(PROGRAM) else line
+_BETWEEN_HOSTS = frozenset({"partition", "underlay_loss", "node_down"})
+"""Causes whose object says where they are."""
+
+
+def _cause_words(cause: Cause) -> str:
+    """``fdb wrong on node-1 (certain, wanted by lease …): fdb …``"""
+    apart = cause.kind in _BETWEEN_HOSTS or cause.object.startswith("underlay ")
+    where = f" on {cause.point.place}" if cause.point is not None and not apart and cause.object else ""
+    wanted = f", wanted by {cause.source.kind} {cause.source.name}" if cause.source else ""
+    what = f": {cause.object}" if cause.object else ""
+    return f"{cause.kind.replace('_', ' ')}{where} ({cause.certainty}{wanted}){what}"
+
+
+def _typed(line: str, point: Point | None, command: Command) -> str:
+    """A next command as it is typed: about the same lab if it is one of ours, else in the place it is about."""
+    if line.startswith(PROGRAM):
+        return command(line.removeprefix(PROGRAM))
+    return line if point is None else command(f"exec {point.place} -- {line}")
 
 
 def _tries(trace: Trace) -> list[str]:

@@ -124,7 +124,7 @@ def _trace_lines(story: Story, width: int, *, verbose: bool) -> Iterator[Line]:
     yield from _reply(story, width, verbose=verbose)
     yield from _notes(story, width)
     if verbose:
-        yield from _details(story)
+        yield from _details(story, width)
     yield from _verdict(story, width)
 
 
@@ -278,24 +278,32 @@ def _lost_words(steps: Sequence[Step], broken: int) -> str:
 def _notes(story: Story, width: int) -> Iterator[Line]:
     for step in story.marked:
         if step.why is not None:
-            yield from _note(step.mark, step.why, width)
+            yield from _note(step, step.why, width)
     for text in story.connections:
         yield [Span("ct  ", "mark"), Span(text)]
     for text in story.notes:
-        yield [Span("note  ", "mark"), Span(text)]
+        head = "note  "
+        for part in _wrapped(text, width - len(head)):
+            yield [Span(head, "mark"), Span(part)]
+            head = " " * len(head)
 
 
-def _note(mark: int | None, why: Why, width: int) -> Iterator[Line]:
+def _note(step: Step, why: Why, width: int) -> Iterator[Line]:
     """The entry that decided, and the command that shows it: at the end of the line, or on one of its own."""
-    number = f"{circled(mark)} " if mark is not None else "   "
-    command = plain(why.command)
+    number = f"{circled(step.mark)} " if step.mark is not None else "   "
+    command = _command(step, why)
     room = width - cells(number) - cells(command) - 2 * len(GAP)
     if room < ENTRY_NEEDS:
         yield [Span(number, "mark"), Span(entry_words(why, width - cells(number)))]
-        yield [Span("     $ ", "faint"), Span(command, "faint")]
+        yield [Span("     ", "faint"), Span(command, "faint")]
     else:
         words = pad(entry_words(why, room), room)
         yield [Span(number, "mark"), Span(words + GAP), Span(command, "faint")]
+
+
+def _command(step: Step, why: Why) -> str:
+    """``node-3$ ip route get …``: what to type, and in which place."""
+    return plain(f"{step.hop.place}$ {why.command}")
 
 
 def entry_words(why: Why, room: int) -> str:
@@ -318,7 +326,7 @@ def _target_of(rule: str) -> str:
 # --- everything -----------------------------------------------------------------------------------
 
 
-def _details(story: Story) -> Iterator[Line]:
+def _details(story: Story, width: int) -> Iterator[Line]:
     for title, steps in (("headers", story.forward), ("headers of the reply", story.reply)):
         if steps:
             yield [Span(title, "strong")]
@@ -326,10 +334,10 @@ def _details(story: Story) -> Iterator[Line]:
             yield [Span(f"{number:>3}  {plain(step.hop.point)} {step.hop.direction}", "strong")]
             yield from ([Span(f"     {line}")] for line in header_lines(step.hop))
             for why in step.hop.why:
-                yield from _whole_entry(why)
+                yield from _whole_entry(step, why, width)
 
 
-def _whole_entry(why: Why) -> Iterator[Line]:
+def _whole_entry(step: Step, why: Why, width: int) -> Iterator[Line]:
     grown = f"  counter +{why.packets}" if why.packets is not None else ""
     text = plain(why.text).removeprefix(f"{why.object} ")
     yield [
@@ -337,10 +345,11 @@ def _whole_entry(why: Why) -> Iterator[Line]:
         Span(plain(f"{why.object} {why.key}"), "strong"),
         Span(plain(grown)),
     ]
-    yield [Span(f"              {text}")]
+    margin = " " * 14
+    yield from ([Span(margin + part)] for part in _wrapped(text, width - len(margin)))
     if why.source:
-        yield [Span(f"              wanted by {plain(f'{why.source.kind} {why.source.name}')}")]
-    yield [Span(f"              $ {plain(why.command)}", "faint")]
+        yield [Span(margin + plain(f"wanted by {why.source.kind} {why.source.name}"))]
+    yield [Span(margin + _command(step, why), "faint")]
 
 
 def header_lines(hop: Hop) -> Iterator[str]:
@@ -401,7 +410,7 @@ def _fan_lines(
         if verbose:
             yield from _table(story.forward[shared:], width)
             yield from _notes(story, width)
-            yield from _details(story)
+            yield from _details(story, width)
     yield [Span("predicted:", "foretold"), Span(f"  {prediction.outcome}  by {len(stories)} ways")]
     yield from _unread_lines(prediction, width)
 

@@ -16,6 +16,7 @@ from overlaynet.core.underlay import FLANNEL_DEVICE
 from overlaynet.trace.model import Change, Direction, Headers, Hop, Point
 
 UNKNOWN = "?"
+LOOPBACK = "lo"
 TRANSLATED = frozenset({"src", "dst", "src_port", "dst_port"})
 """Fields that only NAT changes."""
 _QUIET = frozenset({"src_mac", "dst_mac"})
@@ -91,6 +92,8 @@ def role_words(hop: Hop, before: Hop | None, role: Role) -> str:
     """What there is to say where nothing changes."""
     if before is None:
         return _size_words(hop.inner)
+    if (hop.iface, hop.direction) == (LOOPBACK, "in"):
+        return "arrived"
     match role, hop.direction:
         case Role.CONTAINER, "in":
             return "arrived"

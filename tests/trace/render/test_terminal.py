@@ -8,7 +8,7 @@ import click
 import pytest
 from helpers import pictures
 
-from overlaynet.trace.model import PROVED, REJECTED, Prediction, Trace
+from overlaynet.trace.model import DROPPED, LOST, PROVED, REJECTED, WRONG_PATH, Prediction, Trace
 from overlaynet.trace.render.story import trace_story
 from overlaynet.trace.render.terminal import explain_text, trace_text
 from overlaynet.trace.render.text import cells
@@ -107,7 +107,7 @@ def test_dnat_and_its_undoing_are_told():
     text = shown(pictures.virtual_ip())
     assert "① DNAT" in text
     assert "⑥ 10.112.0.10:80 → 10.244.1.2:44778  un-DNAT by conntrack" in text
-    assert "① rule   -j DNAT --to-destination 10.244.2.2:8080  +1" in text
+    assert "① rule   -j DNAT --to-destination 10.244.2.2:8080  +1" in shown(pictures.virtual_ip(), 120)
 
 
 def test_the_tunnel_is_told():
@@ -138,6 +138,61 @@ def test_a_refusal_that_was_expected_is_proved_and_needs_no_remedy():
     text = shown(pictures.rejected(PROVED, REJECTED))
     assert "PROVED  rejected, as expected" in text
     assert "  try " not in text
+
+
+def test_a_command_says_in_which_place_it_shows_the_entry():
+    text = shown(pictures.vxlan(), 160)
+    assert "  node-1$ bridge fdb show dev flannel.1" in text
+    assert "  node-2$ ip route show 10.244.2.0/24" in text
+
+
+def test_a_next_command_that_is_not_ours_is_typed_in_its_place():
+    trace = pictures.wrong_fdb()
+    assert trace.cause is not None
+    cause = replace(trace.cause, next=("bridge fdb show dev flannel.1", "overlaynet heal"))
+    text = shown(replace(trace, cause=cause))
+    assert "  try       overlaynet exec node-1 -- bridge fdb show dev flannel.1\n" in text
+    assert "  then      overlaynet heal\n" in text
+
+
+def test_a_cause_says_on_which_host_it_is():
+    assert "cause     fdb wrong on node-1 (certain" in shown(pictures.wrong_fdb(), 120)
+
+
+def test_a_cause_without_an_object_ends_there():
+    trace = pictures.wrong_fdb()
+    assert trace.cause is not None
+    cause = replace(trace.cause, kind="unknown", object="", certainty="likely", source=None)
+    assert "  cause     unknown (likely)\n" in shown(replace(trace, cause=cause))
+
+
+def test_every_entry_is_whole_in_the_longest_form():
+    trace = pictures.virtual_ip()
+    flat = " ".join(shown(trace, 80, verbose=True).split())
+    for why in (why for hop in (*trace.forward, *trace.reply) for why in hop.why):
+        assert " ".join(why.text.removeprefix(f"{why.object} ").split()) in flat
+
+
+def test_an_arrival_that_was_not_expected_is_no_loss_and_no_wrong_way():
+    note = "it was delivered, and dropped was expected"
+    text = shown(replace(pictures.vxlan(), verdict=WRONG_PATH, expect=DROPPED, notes=(note,)))
+    assert "lost here" not in text
+    assert text.count(note) == 1
+    assert f"✗ WRONG PATH  {note}" in text
+
+
+def test_nobody_answers_what_did_not_arrive():
+    trace = pictures.vxlan()
+    missing = tuple(replace(hop, seen=False, t_us=None) for hop in trace.forward[5:])
+    silent = tuple(replace(hop, seen=False, t_us=None) for hop in trace.reply)
+    lost = replace(trace, verdict=LOST, outcome=LOST, answer="", forward=(*trace.forward[:5], *missing))
+    assert "\nreply" not in shown(replace(lost, reply=silent))
+
+
+def test_what_comes_in_by_the_loopback_has_arrived():
+    hop = replace(pictures.vxlan().forward[0], place="node-1", host="node-1", iface="lo")
+    text = shown(replace(pictures.vxlan(), forward=(hop, replace(hop, direction="in")), reply=()))
+    assert text.splitlines()[5].endswith("arrived")
 
 
 def test_next_commands_are_about_the_same_lab():
@@ -200,7 +255,7 @@ def test_an_entry_that_leaves_no_room_for_its_command_has_a_line_of_its_own():
         replace(trace, forward=(*trace.forward[:3], replace(hop, why=(long,)), *trace.forward[4:])), 80
     )
     assert "① route  10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink metric 717827\n" in lines
-    assert f"\n     $ {long.command}\n" in lines
+    assert f"\n     node-1$ {long.command}\n" in lines
 
 
 def test_what_is_lost_on_its_way_back_breaks_there():
