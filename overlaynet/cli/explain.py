@@ -27,8 +27,8 @@ def explain(app: App, /, file: File | None, verbose: bool, write: tuple[File, ..
 
     FROM and TO are containers, hosts, `outside`, svc/NAME or addresses. The answer is by the state of routes,
     neighbours, FDB entries, rules and sysctls as they are now (or, with --from, as a trace has saved them).
-    Exit code 0 if the packet would arrive by every way it may take, 1 if not, 4 if something on the way
-    could not be read.
+    Exit code 0 if the packet would arrive by every way it may take, and its answer come back; 1 if not; 4 if
+    something on the way could not be read.
     """
     check_pictures(write, bundles=False)
     prediction = _predict(app, file, words)
@@ -39,10 +39,10 @@ def explain(app: App, /, file: File | None, verbose: bool, write: tuple[File, ..
 
 
 def _exit_code(prediction: Prediction) -> int:
-    if any(_is_sure(path) and path.outcome != DELIVERED for path in prediction.paths):
+    ways = [way for path in prediction.paths for way in (path, path.reply) if way is not None]
+    if any(_is_sure(way) and way.outcome != DELIVERED for way in ways):
         return 1
-    sure = prediction.paths and not prediction.unread and all(map(_is_sure, prediction.paths))
-    return 0 if sure else INCONCLUSIVE
+    return 0 if ways and not prediction.unread and all(map(_is_sure, ways)) else INCONCLUSIVE
 
 
 def _is_sure(path: Path) -> bool:

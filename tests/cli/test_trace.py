@@ -125,6 +125,14 @@ def test_what_is_missing_is_the_cause_with_its_source_and_what_to_type(run: Run,
     assert "overlaynet repair node-1" in cause["next"]
 
 
+def test_an_answer_that_would_not_come_back_is_a_no(run: Run, cluster: FakeCluster) -> None:
+    kernel = cluster.kernels["node-2"]
+    kernel.tamper(*(Change(Op.DROP, entry) for entry in kernel.observe().fdb if entry.dev == "flannel.1"))
+    found = document(run, "explain", "web-1", "web-2")
+    assert (found["outcome"], found["paths"][0]["reply"]["outcome"]) == ("delivered", "lost")
+    assert run("explain", "web-1", "web-2")[0] == 1
+
+
 def test_a_sender_may_be_named_by_its_address(run: Run) -> None:
     assert document(run, "explain", "10.244.1.2", "web-2")["from"] == "web-1"
     assert document(run, "explain", "192.168.50.11", "web-2")["from"] == "node-1"
