@@ -199,11 +199,19 @@ class _Table:
             ways.going.append(way.doubted(f"{_place(line)} cannot be read: {error}"))
 
     def _part(self, doubt: Doubt, rule: Rule, line: Used, way: Way, at: _At, ways: _Ways) -> None:
-        """Both ways, as long as there are not too many; then that of a rule that does not hold."""
+        """Both ways, as long as there are not too many; then that of a rule that does not hold. A few packets
+        reach no limit."""
+        if doubt.kind == "rate":
+            way = way.assuming(f"{_place(line)}: {doubt.word} is taken as not reached")
+            if doubt.usual:
+                self._obey(rule, line, way, at, ways)
+            else:
+                ways.going.append(way)
+            return
         if len(ways) >= MOST_WAYS:
             ways.going.append(way.doubted(f"{_place(line)} and later ones leave too many ways open"))
             return
-        fork = Fork(doubt.kind, *line[:3], doubt.word, doubt.usual)
+        fork = Fork(doubt.kind, *line[:3], doubt.word)
         self._obey(rule, line, way.taking(fork, True), at, ways)
         ways.going.append(way.taking(fork, False))
 

@@ -34,10 +34,11 @@ class Passage:
     """One way that a packet may come out of a hook: "accept", "drop" or "reject".
 
     `packet`: as it comes out. `used`: the rules that ended its way through a table or changed it, with the
-    jumps that led there, in order. `choices`: what chance or memory decided. `unread`: why this may not be
-    the truth, a sentence for each rule that could not be decided or followed. `masquerade`: the source
-    becomes an address of the device that the packet leaves by; `packet.src` still is the old one. `policy`:
-    the chain whose default decided, of those that drop, and of the table filter ("filter FORWARD DROP")."""
+    jumps that led there, in order. `choices`: what chance or memory decided, and what limits were taken as
+    not reached. `unread`: why this may not be the truth, a sentence for each rule that could not be decided
+    or followed. `masquerade`: the source becomes an address of the device that the packet leaves by;
+    `packet.src` still is the old one. `policy`: the chain whose default decided, of those that drop, and of
+    the table filter ("filter FORWARD DROP")."""
 
     verdict: str
     packet: Packet
@@ -50,20 +51,16 @@ class Passage:
 
 
 class Fork(NamedTuple):
-    """A rule at which the way parts. `usual`: the branch that a rate lets a few packets take."""
+    """A rule at which the way parts."""
 
     kind: Kind
     table: str
     chain: str
     position: int
     word: str
-    usual: bool = True
 
     def __str__(self) -> str:
-        where = f"{self.table} {self.chain} rule {self.position}"
-        if self.kind == "rate":
-            return f"{where}: {self.word} is taken as not exceeded"
-        return f"{where}: whether {self.word} holds is not known"
+        return f"{self.table} {self.chain} rule {self.position}: whether {self.word} holds is not known"
 
 
 Branches = Mapping[Fork, frozenset[Hashable]]
@@ -71,13 +68,14 @@ Branches = Mapping[Fork, frozenset[Hashable]]
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How far a packet came. `verdict` None: it is still under way. The rest as in `Passage`; `unread` holds
-    what was not followed for certain, beside the forks."""
+    """How far a packet came. `verdict` None: it is still under way. The rest as in `Passage`; `unread` and
+    `assumed` hold what is told beside the forks."""
 
     packet: Packet
     used: tuple[Used, ...] = ()
     branches: Branches = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
     verdict: str | None = None
     reject_with: str = ""
     masquerade: bool = False
@@ -88,6 +86,9 @@ class Way:
 
     def doubted(self, sentence: str) -> Way:
         return self if sentence in self.unread else replace(self, unread=(*self.unread, sentence))
+
+    def assuming(self, sentence: str) -> Way:
+        return self if sentence in self.assumed else replace(self, assumed=(*self.assumed, sentence))
 
     @property
     def result(self) -> Hashable:
@@ -117,14 +118,14 @@ def _as_one(ways: Sequence[Way]) -> Way:
             branches[fork] = branches.get(fork, frozenset()) | taken
     used = tuple(one for one in first.used if all(one in way.used for way in others))
     unread = tuple(dict.fromkeys(sentence for way in ways for sentence in way.unread))
+    assumed = tuple(dict.fromkeys(sentence for way in ways for sentence in way.assumed))
     policy = first.policy if all(way.policy == first.policy for way in others) else None
-    return replace(first, used=used, branches=branches, unread=unread, policy=policy)
+    return replace(first, used=used, branches=branches, unread=unread, assumed=assumed, policy=policy)
 
 
 def passages(ways: Sequence[Way], start: Packet) -> tuple[Passage, ...]:
-    """What all ways, each of which has ended, come to. A way on which a limit was exceeded is left out."""
-    decisive = _decisive(ways)
-    ended = merged([way for way in ways if not _exceeds(way)])
+    """What all ways, each of which has ended, come to."""
+    decisive, ended = _decisive(ways), merged(ways)
     chances = {fork for fork in decisive if fork.kind == "chance"}
     labels = {id(way): _label(way, start) for way in ended}
     number = {
@@ -142,7 +143,6 @@ def _passage(
         f"{_chooser(mine, chain)} chose {label}, one of {number[chain]} ({' '.join(chain)})"
         for chain in _chains(way, [fork for fork in mine if fork.kind == "chance"])
     ]
-    rates = [str(fork) for fork in mine if fork.kind == "rate"]
     unread = (*way.unread, *(str(fork) for fork in mine if fork.kind == "unread"))
     assert way.verdict is not None
     return Passage(
@@ -150,7 +150,7 @@ def _passage(
         way.packet,
         way.used,
         way.reject_with,
-        (*chances, *rates),
+        (*chances, *way.assumed),
         unread,
         way.masquerade,
         way.policy,
@@ -165,10 +165,6 @@ def _decisive(ways: Iterable[Way]) -> frozenset[Fork]:
             for branch in taken:
                 results[fork][branch].add(way.result)
     return frozenset(fork for fork, by in results.items() if len(set(map(frozenset, by.values()))) > 1)
-
-
-def _exceeds(way: Way) -> bool:
-    return any(f.kind == "rate" and taken == {not f.usual} for f, taken in way.branches.items())
 
 
 def _chains(way: Way, forks: Collection[Fork]) -> Collection[tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 from helpers.answering import PATIENCE_S
 from scapy.layers.inet import IP, TCP, UDP
@@ -19,10 +19,17 @@ OWN_ADDRESS = "0.0.0.0"
 """The kernel puts in the right one (raw(7))."""
 
 
-def send(packet: Packet) -> None:
+def send(packet: Packet, mark: int = 0) -> None:
     """From the namespace that the thread is in; the kernel finds the way."""
     with closing(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)) as raw:
+        raw.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
         raw.sendto(bytes(packet), (packet[IP].dst, 0))
+
+
+def send_anyway(packet: Packet, mark: int = 0) -> None:
+    """The same, where a rule may refuse it: then the kernel tells the sender, as it would any process."""
+    with suppress(PermissionError):
+        send(packet, mark)
 
 
 def send_frame(device: str, frame: Packet) -> None:
