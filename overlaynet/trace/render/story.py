@@ -204,8 +204,7 @@ def _path_story(prediction: Prediction, path: Path, command: Command) -> Story:
     back = path.reply.hops if path.reply else ()
     arrival = _arrival(path.hops, path.outcome)
     forward = _steps(path.hops, back, foretold=True, arrival=arrival)
-    hops = count_of(len(forward), "hop")
-    way = f"{hops}; answer: {path.answer}, {len(back)} back" if back else hops
+    failing = next((way for way in (path, path.reply) if way and way.outcome != DELIVERED), None)
     unread = [f"could not be read: {what}" for what in prediction.unread]
     doubt = [] if path.certain else ["one possibility of several: not everything on this way could be read"]
     return Story(
@@ -213,16 +212,26 @@ def _path_story(prediction: Prediction, path: Path, command: Command) -> Story:
         tag=f"from the state of the hosts; no packet was sent; {_probe(prediction.question)}",
         word=PREDICTED,
         tone="foretold",
-        summary=plain(f"{path.outcome}  {way}"),
+        summary=plain(f"{path.outcome}  {_way_words(path)}"),
         forward=forward,
         reply=_back(back, path.hops, forward, foretold=True),
         answer=plain(path.answer),
-        lines=tuple(_cause_lines(path.cause, command)),
+        lines=tuple(_cause_lines(failing.cause, command)) if failing else (),
         notes=tuple(map(plain, [*path.choices, *path.notes, *doubt, *unread])),
         break_after=None if path.outcome == DELIVERED else len(forward),
         break_words=plain(f"{path.outcome} here"),
+        reply_break=len(back) if failing is not None and failing is path.reply else None,
         foretold=True,
     )
+
+
+def _way_words(path: Path) -> str:
+    """``10 hops; answer: syn-ack, lost after 4 back``"""
+    hops = count_of(len(path.hops), "hop")
+    if path.reply is None or not path.reply.hops:
+        return hops
+    lost = "" if path.reply.outcome == DELIVERED else f"{path.reply.outcome} after "
+    return f"{hops}; answer: {path.answer}, {lost}{len(path.reply.hops)} back"
 
 
 # --- steps ----------------------------------------------------------------------------------------

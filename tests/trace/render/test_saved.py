@@ -52,6 +52,13 @@ def test_what_arrived_is_not_drawn_as_lost(name: str) -> None:
     assert "lost here" not in text
 
 
+def test_an_answer_that_would_be_lost_is_foretold_with_its_cause() -> None:
+    saved = open_bundle(file_of("fdb-missing-on-the-way-back"))
+    text = click.unstyle(explain_text(predict(saved.world, saved.question), 120))
+    assert "answer: syn-ack, lost after 4 back" in text
+    assert "fdb missing on node-2" in text
+
+
 def test_where_it_is_taken_in_it_has_arrived() -> None:
     lines = click.unstyle(trace_text(trace_of("oneself"), 120)).splitlines()
     assert [line.split()[-1] for line in lines if " web-1 lo " in line] == ["B", "arrived"]
