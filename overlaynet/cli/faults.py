@@ -42,9 +42,9 @@ def _length(text: str) -> float:
 )
 @click.option("--no-hold", is_flag=True, help="Let agents repair what is theirs, and tell how long it took.")
 @click.option("--wrong", is_flag=True, help="Do not delete the entry, let it lead elsewhere.")
-@click.option("--to", metavar="ADDR|MAC", help="The same, and where it leads.")
-@click.option("--drop", "verdict", flag_value="DROP", help="Put in a rule that drops SRC's packets to DST.")
-@click.option("--reject", "verdict", flag_value="REJECT", help="The same, and their sender is told.")
+@click.option("--to", metavar="ADDR|HOST|MAC", help="The same, and where it leads.")
+@click.option("--drop", is_flag=True, help="Put in a rule that drops SRC's packets to DST.")
+@click.option("--reject", is_flag=True, help="The same, and their sender is told.")
 @shared
 @pass_app
 def break_(
@@ -56,7 +56,8 @@ def break_(
     no_hold: bool,
     wrong: bool,
     to: str | None,
-    verdict: str | None,
+    drop: bool,
+    reject: bool,
 ) -> None:
     """Break something in a lab on purpose: `overlaynet break --list` has the kinds.
 
@@ -68,8 +69,10 @@ def break_(
         return
     if kind is None:
         raise UsageError("what is to be broken?", next=["overlaynet break --list"])
+    if drop and reject:
+        raise UsageError("a rule drops or it rejects", evidence="--drop and --reject")
     lab = _lab(app, "broken")
-    request = Request(target, wrong, to, verdict)
+    request = Request(target, wrong, to, "DROP" if drop else "REJECT" if reject else None)
     with changing_faults(lab.name, lab.root) as faults:
         made = faults.make(kind.lower(), request, time.time(), for_s, hold=not no_hold)
     fault, damage = made.fault, made.fault.damage

@@ -278,7 +278,7 @@ def _hold_link(ground: Ground, place: str, link: LinkInfo) -> tuple[Held, ...]:
 def _plan_mtu(ground: Ground, request: Request) -> Damage:
     text, wanted = request.words
     if not wanted.isdecimal() or not MIN_MTU_BYTES[4] <= int(wanted) <= MAX_MTU:
-        raise UsageError(f"{wanted!r} is no MTU", evidence=f"{MIN_MTU_BYTES[4]} to {MAX_MTU} bytes are")
+        raise UsageError(f"{wanted!r} is no MTU", evidence=f"it is from {MIN_MTU_BYTES[4]} to {MAX_MTU} bytes")
     place, device = _point(ground, text)
     link = _link(ground, place, device)
     ends = [(place, link), *_other_end(ground, text)]
@@ -368,7 +368,7 @@ def _detour(ground: Ground, route: Route, request: Request) -> Route | None:
     if not request.replaces:
         return None
     if request.to is not None:
-        return route._replace(via=_parsed(ip_address, request.to, "address"))
+        return route._replace(via=_other_hop(ground, route, request.to))
     if route.via is None:
         raise UsageError(
             f"{describe(route)} has no next hop that could be a wrong one",
@@ -376,6 +376,14 @@ def _detour(ground: Ground, route: Route, request: Request) -> Route | None:
         )
     within = route.via in UNDERLAY
     return route._replace(via=_nobody(ground) if within else route.dst.broadcast_address - 1)
+
+
+def _other_hop(ground: Ground, route: Route, name: str) -> IPAddress:
+    """Of a host its VXLAN device's address for a route that leads there now, else the underlay's."""
+    host = _hosts(ground).get(name)
+    if host is not None and route.via is not None and route.via not in UNDERLAY:
+        return vtep_address(ground.topology.subnet(host))
+    return _address(ground, name)
 
 
 def _nobody(ground: Ground) -> IPv4Address:
@@ -427,7 +435,7 @@ def _plan_fdb(ground: Ground, request: Request) -> Damage:
         mac = _parsed(Mac.parse, name, "host or MAC")
         fitting = [entry for entry in entries if entry.mac == mac]
     entry = _one(fitting, f"forwarding entry on {host}", name, entries, f"overlaynet get fdb {host}")
-    elsewhere = _nobody(ground) if request.to is None else _parsed(ip_address, request.to, "address")
+    elsewhere = _nobody(ground) if request.to is None else _address(ground, request.to)
     return _plan_entry(ground, host, kernel, entry, entry._replace(dst=elsewhere) if request.replaces else None)
 
 

@@ -9,6 +9,7 @@ import pytest
 from helpers.fault_lab import FakeGrip, fake_faults
 
 from overlaynet.cli.faults import fault_line, healed_text, made_text
+from overlaynet.errors import NotFound
 from overlaynet.lab.faultkinds import KINDS, Request
 from overlaynet.lab.faults import Made
 
@@ -43,6 +44,7 @@ def test_only_labs_are_broken(run, words) -> None:
         (("break",), "what is to be broken?"),
         (("break", "agent", "node-1", "--for", "soon"), "'soon' is not like 30s or 5m"),
         (("break", "agent", "node-1", "--for", "0s"), "a fault lasts longer than 0 s"),
+        (("break", "rule", "node-1", "any", "any", "--drop", "--reject"), "a rule drops or it rejects"),
         (("heal", "f1", "--all"), "--all, or some by name"),
     ],
 )
@@ -73,6 +75,27 @@ def test_fault_is_told_in_the_words_of_the_tools(tmp_path: Path) -> None:
     ]
     repaired = made_text(Made(made.fault, 0.25), "overlaynet {}".format).splitlines()
     assert repaired[-1] == "repaired by the agent of node-1 after 0.2 s; nothing is broken now"
+
+
+@pytest.mark.parametrize(
+    ("kind", "to", "done"),
+    [
+        ("route", "node-1", "10.244.2.0/24 via 10.244.1.0 dev flannel.1"),
+        ("route", "10.244.7.0", "10.244.2.0/24 via 10.244.7.0 dev flannel.1"),
+        ("fdb", "node-1", "dst 192.168.50.11"),
+        ("fdb", "192.168.50.77", "dst 192.168.50.77"),
+    ],
+)
+def test_a_name_stands_for_the_address_that_is_meant(tmp_path: Path, kind: str, to: str, done: str) -> None:
+    made = fake_faults(tmp_path, FakeGrip()).make(kind, Request(("node-1", "node-2"), to=to), NOW)
+    assert done in made_text(made, "overlaynet {}".format)
+
+
+@pytest.mark.parametrize("kind", ["route", "fdb"])
+def test_what_is_neither_an_address_nor_a_name_is_refused_with_the_names(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(NotFound, match="'node-9' is no address") as refused:
+        fake_faults(tmp_path, FakeGrip()).make(kind, Request(("node-1", "node-2"), to="node-9"), NOW)
+    assert "node-1, node-2" in refused.value.evidence
 
 
 def test_what_is_still_broken_is_told(tmp_path: Path) -> None:
