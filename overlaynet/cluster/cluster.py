@@ -99,6 +99,9 @@ class Cluster(Protocol):
     def outside(self) -> Outside | None:
         """The client that is no host, where there is one."""
 
+    def has_faults(self) -> bool:
+        """Whether something is broken here on purpose, which agents leave alone."""
+
     def traces(self) -> Path:
         """The directory where traces are kept; it need not be there yet."""
 

@@ -126,6 +126,9 @@ class LabCluster:
             return None
         return Outside(self.lab.driver.netns(OUTSIDE_PLACE), str(OUTSIDE_ADDRESS))
 
+    def has_faults(self) -> bool:
+        return bool(self.lab.faults())
+
     def traces(self) -> Path:
         return self.lab.paths.run / "traces"
 
@@ -191,6 +194,9 @@ class LocalCluster:
 
     def outside(self) -> Outside | None:
         return None
+
+    def has_faults(self) -> bool:
+        return False
 
     def traces(self) -> Path:
         return self._config.paths.run / "traces"

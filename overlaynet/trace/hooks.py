@@ -52,8 +52,10 @@ class Hook(NamedTuple):
 
     @property
     def point(self) -> str:
-        """The interface by which one says where a packet was stopped."""
-        return self.physin or self.in_dev or self.out_dev or "lo"
+        """The interface by which one says where a packet was stopped: where it was seen last. A bridge shows
+        itself only what is meant for its host, and that after PREROUTING."""
+        on_the_bridge = self.name == "PREROUTING" or self.physout is not None
+        return (self.physin if on_the_bridge else None) or self.in_dev or self.out_dev or "lo"
 
 
 def own_addresses(place: Place) -> frozenset[IPAddress]:

@@ -90,6 +90,7 @@ class FakeCluster:
     def __init__(self) -> None:
         self.memory = Unclosed()
         self.store_error: OverlayError | None = None
+        self.broken = False
         self.probe_errors: dict[str, OverlayError] = {}
         self.agents: dict[str, Mapping[str, Any]] = {}
         self.connections: dict[str, list[dict[str, Any]]] = {}
@@ -115,6 +116,9 @@ class FakeCluster:
 
     def outside(self) -> Outside | None:
         return None
+
+    def has_faults(self) -> bool:
+        return self.broken
 
     def traces(self) -> Path:
         return self.traces_in
