@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -139,6 +139,11 @@ class App:
         """A line about what is going on, for a person: standard error, unless quiet."""
         if not self.quiet:
             click.echo(text, err=True, color=self.colour)
+
+    def note_written(self, files: Iterable[object]) -> None:
+        """Which files there are now, for whoever reads no more than the answer."""
+        for file in files:
+            self.note(f"written to {file}")
 
     def _note_later(self, text: str) -> None:
         """A step as a line, but for what is done within the first second anyway."""

@@ -46,7 +46,7 @@ def asked(
     if source is None or target is None:
         raise UsageError(
             "a question has two ends: who sends, and to whom",
-            evidence="each is a container, a host, outside, svc/NAME or an address",
+            evidence="FROM is a container, a host or outside; TO also svc/NAME or an address",
             next=["overlaynet trace web-1 svc/web", "overlaynet get containers"],
         )
     chosen: list[tuple[str, int | None]] = [

@@ -25,8 +25,9 @@ INCONCLUSIVE = 4
 def explain(app: App, /, file: File | None, verbose: bool, write: tuple[File, ...], **words: Any) -> int:
     """Predict a packet's path and say which entries decide it. Nothing is sent.
 
-    FROM and TO are containers, hosts, `outside`, svc/NAME or addresses. The answer is by the state of routes,
-    neighbours, FDB entries, rules and sysctls as they are now (or, with --from, as a trace has saved them).
+    FROM is a container, a host or `outside`, and TO one of these, svc/NAME or an address. The answer is by the
+    state of routes, neighbours, FDB entries, rules and sysctls as they are now (or, with --from, as a trace has
+    saved them).
     Exit code 0 if the packet would arrive by every way it may take, and its answer come back; 1 if not; 4 if
     something on the way could not be read.
     """
@@ -35,6 +36,7 @@ def explain(app: App, /, file: File | None, verbose: bool, write: tuple[File, ..
     for picture in write:
         write_picture(picture, prediction)
     _show(app, prediction, verbose=verbose)
+    app.note_written(write)
     return _exit_code(prediction)
 
 

@@ -56,7 +56,7 @@ def graph(app: App, form: str | None, file: Path | None) -> int:
         _show(app, found, chosen)
     else:
         write_file(file, _FORMS[chosen](found).encode())
-        app.note(f"written to {file}")
+        app.note_written([file])
     return INCONCLUSIVE if found.unseen or any(host.error for host in found.hosts) else 0
 
 

@@ -36,15 +36,17 @@ def trace(
 ) -> int:
     """Send a packet, capture it at every hop, and prove where it went.
 
-    FROM and TO are containers, hosts, `outside`, svc/NAME or addresses. The path is predicted from live state,
-    every point on it is captured, one packet is sent by FROM's own kernel, and what was seen is compared with
-    what was predicted. Needs no agent. Exit code 0 proved, 1 lost or on a wrong path, 4 inconclusive.
+    FROM is a container, a host or `outside`, and TO one of these, svc/NAME or an address. The path is
+    predicted from live state, every point on it is captured, one packet is sent by FROM's own kernel, and what
+    was seen is compared with what was predicted. Needs no agent. Exit code 0 proved, 1 lost or on a wrong path,
+    4 inconclusive.
     """
     check_pictures(write, bundles=True)
     found, saved = _replayed(replay, expect, words) if replay else _traced(app, expect or DELIVERED, words)
     for file in write:
         write_picture(file, found, saved)
     _show(app, found, verbose=verbose)
+    app.note_written(write)
     return EXIT[found.verdict]
 
 

@@ -101,12 +101,15 @@ class Directory:
         for item in self.services:
             if item.value.id == wanted:
                 return item
+        if self.view is None:
+            raise NotFound(
+                f"nothing is known of service {wanted}: etcd could not be asked",
+                evidence="whoever knows its address can ask about that without etcd",
+                next=["overlaynet status"],
+            )
         known = ", ".join(item.value.id for item in self.services) or "none"
-        unknown = "" if self.view else "; etcd could not be asked"
         raise NotFound(
-            f"there is no service {wanted}",
-            evidence=f"services: {known}{unknown}",
-            next=["overlaynet get services"],
+            f"there is no service {wanted}", evidence=f"services: {known}", next=["overlaynet get services"]
         )
 
     def front(self, word: str) -> Front:

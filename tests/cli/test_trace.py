@@ -248,7 +248,7 @@ def test_as_many_traces_are_kept_as_there_is_room_for(run: Run, cluster: FakeClu
 def test_every_form_can_be_written(run: Run, tmp_path: Path, verb: str, form: str) -> None:
     file = tmp_path / f"way.{form}"
     code, _, err = run(verb, "web-1", "web-2", "-w", str(file))
-    assert (code, err) == ({"explain": 0, "trace": 4}[verb], "")
+    assert (code, err) == ({"explain": 0, "trace": 4}[verb], f"written to {file}\n")
     begins = {"svg": "<svg ", "html": "<!doctype html>", "md": "", "json": "{"}[form]
     text = file.read_text()
     assert text.lower().startswith(begins)
