@@ -249,7 +249,7 @@ class _Walk:
     def _matches(self, statement: Mapping[str, Any], chain: ChainName) -> bool | None:
         match statement:
             case {"match": {"op": op, "left": {"ct": {"key": "status"}}, "right": right}}:
-                return _has_status(op, self.subject.status, list(self._elements(right, chain)))
+                return _has_status(op, self.subject, list(self._elements(right, chain)))
             case {"match": {"op": op, "left": left, "right": right}}:
                 return _compare(op, value_of(left, self.subject), list(self._elements(right, chain)))
             case {"limit": limit}:
@@ -265,7 +265,7 @@ class _Walk:
         if isinstance(right, dict) and "set" in right:
             elements = right["set"]
             return elements if isinstance(elements, list) else [elements]
-        return right if isinstance(right, list) else [right]
+        return [right]
 
 
 UNKNOWN = {"unknown": None}
@@ -284,6 +284,7 @@ def _pairs(elements: Iterable[Any]) -> Iterator[tuple[Any, Mapping[str, Any]]]:
 # --- values -----------------------------------------------------------------------------------------
 
 PORTS = frozenset({"tcp", "udp", "udplite", "sctp", "dccp"})
+"""Of other protocols `th dport` is what happens to be in these bytes."""
 ICMP_TYPES = {
     "echo-reply": 0, "destination-unreachable": 3, "source-quench": 4, "redirect": 5, "echo-request": 8,
     "time-exceeded": 11, "parameter-problem": 12, "timestamp-request": 13, "timestamp-reply": 14,
@@ -292,6 +293,9 @@ ICMP_CODES = {
     "net-unreachable": 0, "host-unreachable": 1, "prot-unreachable": 2, "port-unreachable": 3,
     "frag-needed": 4, "net-prohibited": 9, "host-prohibited": 10, "admin-prohibited": 13,
 }  # fmt: skip
+
+
+NOT_FOLLOWED = frozenset({"invalid", "untracked"})
 
 
 def value_of(expression: Any, subject: Subject) -> Any:
@@ -303,7 +307,7 @@ def value_of(expression: Any, subject: Subject) -> Any:
         case {"payload": {"protocol": protocol, "field": name}}:
             return _payload(protocol, name, subject)
         case {"ct": {"key": key}}:
-            return None if "dir" in expression["ct"] else _ct(key, subject)
+            return _ct(key if "dir" not in expression["ct"] else "", subject)
         case {"fib": {"result": "type", "flags": flags}} if flags in (["daddr"], ["saddr"]):
             return subject.dst_type if flags == ["daddr"] else subject.src_type
         case {"&": [left, mask]}:
@@ -340,9 +344,9 @@ def _payload(protocol: str, name: str, subject: Subject) -> Any:
         return None
     if subject.protocol is None:
         return None
-    if protocol != subject.protocol and not (protocol == "th" and subject.protocol in PORTS):
-        return ABSENT
-    return _of_transport(name, subject)
+    if protocol == "th":
+        return _of_transport(name, subject) if subject.protocol in PORTS else None
+    return _of_transport(name, subject) if protocol == subject.protocol else ABSENT
 
 
 def _of_ip(name: str, subject: Subject) -> Any:
@@ -361,6 +365,9 @@ def _of_transport(name: str, subject: Subject) -> Any:
 
 
 def _ct(key: str, subject: Subject) -> Any:
+    """Without a connection there is a state, and nothing else (nft_ct.c, nft_ct_get_eval())."""
+    if key != "state" and subject.state in NOT_FOLLOWED:
+        return ABSENT
     match key:
         case "state":
             return None if subject.state is None else frozenset({subject.state})
@@ -387,28 +394,31 @@ def _compare(op: str, value: Any, elements: list[Any]) -> bool | None:
         return _ordered(op, value, elements)
     if op not in ("==", "!=", "in"):
         return None
-    if isinstance(value, frozenset) and op != "in":
-        answer = _same_flags(value, elements)
-    else:
-        answers = [_is_element(value, element) for element in elements]
-        answer = True if True in answers else None if None in answers else False
+    if isinstance(value, frozenset) and op == "in":
+        return any(_flags_of(element) & value for element in elements)
+    answers = [_is_element(value, element) for element in elements]
+    answer = True if True in answers else None if None in answers else False
     return (not answer) if op == "!=" and answer is not None else answer
 
 
-def _has_status(op: str, status: frozenset[str], elements: list[Any]) -> bool | None:
+def _has_status(op: str, subject: Subject, elements: list[Any]) -> bool | None:
     """The bits of translation are known, others are not, and the whole number never is."""
-    asked = {element for element in elements if isinstance(element, str)}
-    if asked & status:
-        return None if op == "!=" else True
-    return False if op in ("in", "==") and asked <= {"snat", "dnat"} else None
+    if subject.state in NOT_FOLLOWED:
+        return False
+    asked: frozenset[str] = frozenset().union(*map(_flags_of, elements))
+    if asked & subject.status:
+        return True if op == "in" else None
+    return False if op == "in" and asked <= {"snat", "dnat"} else None
 
 
-def _same_flags(value: frozenset[str], elements: list[Any]) -> bool | None:
-    """A single flag may be asked for as it is; a set of alternatives is one flag of each."""
-    words_ = [element for element in elements if isinstance(element, str)]
-    if len(words_) != len(elements):
-        return True if elements == [0] and not value else None
-    return value == frozenset(words_) or (len(value) == 1 and value <= frozenset(words_))
+def _flags_of(element: Any) -> frozenset[str]:
+    """``syn``; several as a list, or in a set as ``{"|": [...]}``; none as 0."""
+    match element:
+        case str():
+            return frozenset({element})
+        case list(several) | {"|": list(several)}:
+            return frozenset(several)
+    return frozenset()
 
 
 def _ordered(op: str, value: Any, elements: list[Any]) -> bool | None:
@@ -442,7 +452,7 @@ def _is_equal(value: Any, element: Any) -> bool | None:
     if value is SOME_DEVICE:
         return False if element == "lo" else None
     if isinstance(value, frozenset):
-        return element in value
+        return value == _flags_of(element)
     if _is_ip(value):
         return bool(str(value) == element)
     if isinstance(value, int) and isinstance(element, str):

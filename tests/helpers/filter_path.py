@@ -6,9 +6,10 @@ the address of a masquerade, and conntrack's translation of answers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
+from typing import Any
 
 from helpers.filter_net import ADDRESSES, CLIENT, CLIENT_MAC, ROUTER, SERVER, Probe
 
@@ -27,6 +28,7 @@ class Router:
     """`visits`: every hook that a packet came to, and as what."""
 
     rules: RuleSet
+    nft: Mapping[str, Any] | None = None
     visits: list[tuple[str, Packet]] = field(default_factory=list)
 
     def ends(self, probe: Probe) -> list[tuple[Passage, str]]:
@@ -101,7 +103,7 @@ class Router:
 
     def _through(self, hook: str, before: Passage) -> Iterator[Passage]:
         self.visits.append((hook, before.packet))
-        for after in traverse(self.rules, hook, before.packet, OWN, addresses=ADDRESSES):
+        for after in traverse(self.rules, hook, before.packet, OWN, addresses=ADDRESSES, nft=self.nft):
             packet = after.packet
             if after.masquerade:
                 packet = replace(packet, src=MASQUERADED[packet.out_dev or ""])
