@@ -172,7 +172,8 @@ def trace_story(trace: Trace, command: Command = plain_command) -> Story:
     forward = _steps(trace.forward, trace.reply, foretold=False, arrival=arrival)
     reply = _back(trace.reply, trace.forward, forward, foretold=False)
     there, back = _breaks(trace, forward, reply)
-    if there is not None and not any(step.hop.seen for step in reply):
+    arrived = bool(forward) and forward[-1].hop.seen
+    if not arrived and not any(step.hop.seen for step in reply):
         reply, back = (), None  # to what did not arrive nobody answers
     summary = _summary(trace, forward, reply)
     return Story(
@@ -212,7 +213,7 @@ def _path_story(prediction: Prediction, path: Path, command: Command) -> Story:
         tag=f"from the state of the hosts; no packet was sent; {_probe(prediction.question)}",
         word=PREDICTED,
         tone="foretold",
-        summary=plain(f"{path.outcome}  {_way_words(path)}"),
+        summary=plain(f"{_end_words(path)}  {_way_words(path)}"),
         forward=forward,
         reply=_back(back, path.hops, forward, foretold=True),
         answer=plain(path.answer),
@@ -232,6 +233,14 @@ def _way_words(path: Path) -> str:
         return hops
     lost = "" if path.reply.outcome == DELIVERED else f"{path.reply.outcome} after "
     return f"{hops}; answer: {path.answer}, {lost}{len(path.reply.hops)} back"
+
+
+def _end_words(path: Path) -> str:
+    """The outcome; of a way that ends by leaving for where nobody can look, that and no more."""
+    last = path.hops[-1] if path.hops else None
+    if path.outcome == DELIVERED and last is not None and last.direction == "out":
+        return f"leaves by {_spoken(last.point)}, out of sight"
+    return path.outcome
 
 
 # --- steps ----------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import click
 import pytest
 from helpers import pictures
 
-from overlaynet.trace.model import DROPPED, LOST, PROVED, REJECTED, WRONG_PATH, Prediction, Trace
+from overlaynet.trace.model import DROPPED, INCONCLUSIVE, LOST, PROVED, REJECTED, WRONG_PATH, Prediction, Trace
 from overlaynet.trace.render.story import trace_story
 from overlaynet.trace.render.terminal import explain_text, trace_text
 from overlaynet.trace.render.text import cells
@@ -187,6 +187,14 @@ def test_nobody_answers_what_did_not_arrive():
     silent = tuple(replace(hop, seen=False, t_us=None) for hop in trace.reply)
     lost = replace(trace, verdict=LOST, outcome=LOST, answer="", forward=(*trace.forward[:5], *missing))
     assert "\nreply" not in shown(replace(lost, reply=silent))
+    assert "\nreply" not in shown(replace(lost, verdict=INCONCLUSIVE, reply=silent))
+
+
+def test_a_prediction_that_ends_out_of_sight_does_not_say_that_it_arrives():
+    (path,) = pictures.explained().paths
+    leaving = replace(path, hops=path.hops[:5], reply=None)
+    text = click.unstyle(explain_text(replace(pictures.explained(), paths=(leaving,)), 100))
+    assert text.splitlines()[-1] == "predicted:  leaves by node-1 eth0, out of sight  5 hops"
 
 
 def test_what_comes_in_by_the_loopback_has_arrived():
