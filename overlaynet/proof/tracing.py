@@ -36,8 +36,6 @@ FIRST_WAIT_S = 1.0
 HOPELESS_WAIT_S = 0.4
 """How long an answer is waited for: of the first packet, and of one that is predicted to get none."""
 
-REPAIR, HEAL = "overlaynet repair", "overlaynet heal"
-
 Say = Callable[[str], None]
 
 
@@ -106,16 +104,7 @@ def trace(
         timing.lap("predict_s")
         decoder.result()
         proof = run.prove(say)
-    found = _advised(proof.trace) if cluster.has_faults() else proof.trace
-    return replace(proof, trace=replace(found, timing=timing.as_json(import_s)))
-
-
-def _advised(found: Trace) -> Trace:
-    """Where something is broken on purpose its agent leaves it so: not repairing mends it, but healing."""
-    if found.cause is None:
-        return found
-    steps = (HEAL if step.startswith(REPAIR) else step for step in found.cause.next)
-    return replace(found, cause=replace(found.cause, next=tuple(dict.fromkeys(steps))))
+    return replace(proof, trace=replace(proof.trace, timing=timing.as_json(import_s)))
 
 
 # --- what it is about -----------------------------------------------------------------------------

@@ -133,6 +133,7 @@ def look(cluster: Cluster, sessions: Sessions, records: Records, wanted: Sequenc
         unseen=errors,
         vxlan_port=_vxlan_port(records.directory.view),
         one_clock=cluster.one_machine,
+        has_faults=cluster.has_faults(),
     )
 
 

@@ -493,7 +493,7 @@ def _trace(case: Case, finding: Finding, trace_id: str, tries: int) -> Trace:
         reply=retold(case.world, view.reply, evidence, clock),
         guards=retold_guards(case.world, case.prediction, evidence, followed, clock),
         lost_between=finding.lost_between,
-        cause=finding.cause,
+        cause=finding.cause.advised(case.world) if finding.cause else None,
         answer=view.answer,
         inconclusive_because=finding.reasons,
         tag={

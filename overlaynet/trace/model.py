@@ -22,7 +22,7 @@ beforehand" (the port that a masquerade will choose); in a capture, that the fra
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from overlaynet.addr import IPAddress, Mac
@@ -219,7 +219,8 @@ class Service:
 class World:
     """All that a path is predicted from. `cables`: veth pairs whose two ends are known, both ways round.
     `wanted` lacks hosts of which etcd does not say what they should hold. `unseen`: places that could not be
-    looked at, and why. `one_clock`: times of all places can be compared."""
+    looked at, and why. `one_clock`: times of all places can be compared. `has_faults`: something is broken on
+    purpose, and its agents leave it so."""
 
     places: Mapping[str, Place]
     cables: Mapping[Point, Point] = field(default_factory=dict)
@@ -229,6 +230,7 @@ class World:
     unseen: Mapping[str, str] = field(default_factory=dict)
     vxlan_port: int = 8472
     one_clock: bool = True
+    has_faults: bool = False
 
     def place_of(self, ip: IPAddress) -> Place | None:
         """Who has this address (loopback ones have no owner here)."""
@@ -326,6 +328,13 @@ class Cause:
     source: Source | None
     certainty: str
     next: tuple[str, ...]
+
+    def advised(self, world: World) -> Cause:
+        """With next steps that help in this world: what is broken on purpose is not repaired, but healed."""
+        if not world.has_faults:
+            return self
+        steps = ("overlaynet heal" if step.startswith("overlaynet repair") else step for step in self.next)
+        return replace(self, next=tuple(dict.fromkeys(steps)))
 
 
 class Nat(NamedTuple):

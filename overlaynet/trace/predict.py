@@ -67,13 +67,19 @@ def predict(world: World, question: Question) -> Prediction:
         return Prediction(question, (), (), (_unseen(world, question.source),))
     start = Step(_first(world, question), Sends(question.source))
     ends = list(_followed(world, start))
-    paths = explained(world, _paths(world, question, ends), _following(question))
+    found = explained(world, _paths(world, question, ends), _following(question))
+    paths = tuple(_advised(world, path) for path in found)
     unread = list(dict.fromkeys(word for end in ends for word in end.journey.unread))
     unread += [f"{name}: {word}" for name in sorted(_visited(paths)) for word in world.places[name].unread]
     if len(ends) > MAX_PATHS:
         unread.append(f"there are more than {MAX_PATHS} ways; not all are told")
     floods = {flood for end in ends for flood in end.journey.floods}
     return Prediction(question, paths, tuple(_guards(world, paths, floods)), tuple(unread))
+
+
+def _advised(world: World, path: Path) -> Path:
+    cause = path.cause.advised(world) if path.cause else None
+    return replace(path, cause=cause, reply=_advised(world, path.reply) if path.reply else None)
 
 
 def _paths(world: World, question: Question, ends: Sequence[End]) -> list[Path]:

@@ -72,7 +72,7 @@ BUNDLES: Mapping[str, Judged] = {
     "host-to-container": Judged(PROVED, answer="syn-ack"),
     "oneself": Judged(PROVED, answer="echo-reply"),
     "rejected-as-expected": Judged(
-        PROVED, REJECTED, "icmp port-unreachable", "rule_reject", _WEB_1, ("node-1:cni0", "node-2:eth0")
+        PROVED, REJECTED, "icmp port-unreachable", "rule_reject", "node-1:cni0", ("node-1:cni0", "node-2:eth0")
     ),
     "dropped-as-expected": Judged(
         PROVED, DROPPED, "", "rule_drop", "node-2:flannel.1", ("node-2:flannel.1", _WEB_3)
@@ -96,10 +96,10 @@ BUNDLES: Mapping[str, Judged] = {
     "fdb-wrong": Judged(LOST, LOST, "", "fdb_wrong", "node-1:flannel.1", _IN_TUNNEL),
     "rule-drop": Judged(LOST, DROPPED, "", "rule_drop", "node-2:flannel.1", ("node-2:flannel.1", _WEB_3)),
     "rule-reject": Judged(
-        LOST, REJECTED, "icmp port-unreachable", "rule_reject", _WEB_1, ("node-1:cni0", "node-2:eth0")
+        LOST, REJECTED, "icmp port-unreachable", "rule_reject", "node-1:cni0", ("node-1:cni0", "node-2:eth0")
     ),
     "rule-missing": Judged(LOST, REJECTED, "icmp port-unreachable", "rule_missing", _WEB_1),
-    "no-endpoints": Judged(LOST, REJECTED, "icmp port-unreachable", "no_endpoints", _WEB_1),
+    "no-endpoints": Judged(LOST, REJECTED, "icmp port-unreachable", "no_endpoints", "node-1:cni0"),
     "mtu-of-container": Judged(
         LOST, REJECTED, "icmp fragmentation-needed", "mtu", "node-1:flannel.1", _BEFORE_TUNNEL
     ),

@@ -103,6 +103,7 @@ def test_what_is_lost_is_lost_at_a_hop_because_of_an_entry(run: Run) -> None:
     assert (code, found["verdict"], found["cause"]["kind"]) == (NO, "lost", "fdb_missing")
     assert found["lost_between"] == ["node-1:flannel.1", "node-2:eth0"]
     assert found["cause"]["source"] == {"kind": "lease", "name": "10.244.2.0-24"}
+    assert "overlaynet heal" in found["cause"]["next"]
     assert [hop["point"] for hop in found["forward"] if hop["seen"]][-1] == "node-1:flannel.1"
     assert not any(hop["seen"] for hop in found["guards"])
 
