@@ -26,19 +26,20 @@ from overlaynet.trace.routing import Query, is_usable, neighbour
 
 class Resolved(NamedTuple):
     """The MAC, None if nobody is known to answer. `entry`: the neighbour entry, if it is that which says so.
-    `unknown`: somebody may answer of whom we do not know."""
+    `unknown`: somebody may answer of whom we do not know; `right`: whom ARP would find, entry or not."""
 
     mac: Mac | None
     entry: Neigh | None = None
     unknown: bool = False
+    right: Mac | None = None
 
 
 def resolve(world: World, place: Place, dev: str, ip: IPAddress) -> Resolved:
     entry = neighbour(place.kernel, dev, ip)
-    if entry is not None and is_usable(entry):
-        return Resolved(entry.mac, entry)
     link = place.kernel.links[dev]
     answer = next((mac for mac in _answers(world, place, link, ip) if mac is not None), None)
+    if entry is not None and is_usable(entry):
+        return Resolved(entry.mac, entry, right=answer)
     if answer is None and _ends_out_of_sight(world, place, link):
         return Resolved(None, entry, unknown=True)
     unknown = answer is None and is_underlay(world, place, dev) and not (entry and entry.state == "failed")

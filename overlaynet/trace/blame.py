@@ -49,10 +49,12 @@ class Blame:
     def wanted(self) -> Wanted | None:
         return self.world.wanted.get(self.place.name)
 
-    def route(self, journey: Journey, found: Found) -> Journey:
-        """The route to the packet's destination, as it is and as it should be. Routes go with their link."""
-        want, have = self._wanted_route(journey.dst), found.route
-        if down := self._down_towards(journey.dst, want):
+    def route(self, journey: Journey, found: Found, dst: IPAddress | None = None) -> Journey:
+        """The route to the packet's destination, or to another address, as it is and as it should be. Routes go
+        with their link."""
+        dst = dst or journey.dst
+        want, have = self._wanted_route(dst), found.route
+        if down := self._down_towards(dst, want):
             key = (Kind.LINK, down.name)
             return journey.deviating(Deviation(self.place.name, down.name, "link", None, have, key))
         if want is None or (have is not None and _leads_alike(have, want)):
@@ -62,12 +64,14 @@ class Blame:
         iface = (have.dev if have else None) or want.dev or ""
         return journey.deviating(Deviation(self.place.name, iface, "route", want, have, want.key))
 
-    def neigh(self, journey: Journey, dev: str, ip: IPAddress, mac: Mac | None) -> Journey:
-        want = self._wanted((Kind.NEIGH, dev, ip))
-        if not isinstance(want, Neigh) or want.mac == mac:
+    def neigh(self, journey: Journey, have: Neigh, right: Mac | None) -> Journey:
+        """A neighbour entry that is used. `right`: whom ARP would find there."""
+        want = self._wanted(have.key)
+        if not isinstance(want, Neigh):
+            want = have._replace(mac=right or have.mac, state="reachable")
+        if want.mac == have.mac:
             return journey
-        have = Neigh(dev, ip, mac)
-        return journey.deviating(Deviation(self.place.name, dev, "neigh", want, have, want.key))
+        return journey.deviating(Deviation(self.place.name, have.dev, "neigh", want, have, want.key))
 
     def tunnel(self, journey: Journey, link: LinkInfo, have: Fdb) -> Journey:
         """The other host's address behind a MAC."""
@@ -264,6 +268,13 @@ class Blame:
             unknown = f"the other end of {link.name} was not looked at" + (f": {error}" if error else "")
         return End(journey.doubting(f"{self.place.name}: {unknown}"), LOST)
 
+    def nobody_has_mac(self, journey: Journey, dev: str, hop: IPAddress, owner: Place) -> End:
+        """A frame for a MAC that nobody has, though we know who has the address."""
+        entry = next((n for n in self.place.kernel.neighs if (n.dev, n.ip) == (dev, hop)), None)
+        text = f"neigh {whys.neigh_text(entry)}" if entry else f"neigh {hop} dev {dev}"
+        found = f"nobody has {journey.ip.dst_mac}"
+        return self._end(journey, "neigh_wrong", dev, text, f"the MAC of {owner.name}", found)
+
     def out_of_sight(self, journey: Journey, dev: str) -> End:
         """Given to somebody in the underlay whom nobody can look at."""
         if unseen := self._unseen_host(journey.dst):
@@ -291,6 +302,8 @@ class Blame:
             )
         else:
             text, expected = f"source {journey.src}", "a source that can be on the other side of this device"
+        if no.back is not None and no.back.kind != "unicast":
+            journey = self.route(journey, no.back, journey.src)
         source = self._source((Kind.SYSCTL, name))
         commands = (f"sysctl {setting} net.ipv4.conf.all.rp_filter", f"ip route get {journey.src}")
         return self._end(journey, "rp_filter", dev, text, expected, no.why, source=source, next=commands)
@@ -368,12 +381,12 @@ def _blamed(world: World, end: End) -> Iterator[Cause]:
         if deviation.kind == "link":
             yield from _down(end, place.kernel.links[deviation.iface], Blame(world, place))
             continue
-        wanted = world.wanted[deviation.place]
+        wanted = world.wanted.get(deviation.place)
         want, have = deviation.want, deviation.have
-        is_there = have is not None and _is_of_key(place, have, deviation.key)
+        is_there = _is_there(place, have, deviation.key)
         kind = f"{deviation.kind}_{'wrong' if is_there else 'missing'}"
-        used = whys.objects_text(have) if have else "nothing"
-        found = used if is_there else f"it is missing; what decides is {used}"
+        used = f"what decides is {whys.objects_text(have)}" if have else "it does not decide"
+        found = used if is_there else "; ".join(["it is missing", *([used] if have else [])])
         ended = f"; then {end.cause.found}" if end.cause else ""
         yield Cause(
             kind,
@@ -381,7 +394,7 @@ def _blamed(world: World, end: End) -> Iterator[Cause]:
             whys.objects_text(want) if want else "",
             "this entry",
             found + ended,
-            wanted.sources.get(deviation.key),
+            wanted.sources.get(deviation.key) if wanted else None,
             LIKELY if end.journey.unread else CERTAIN,
             next_commands(deviation.place),
         )
@@ -394,8 +407,8 @@ def _down(end: End, link: LinkInfo, blame: Blame) -> Iterator[Cause]:
         yield replace(cause, found=cause.found + ended)
 
 
-def _is_of_key(place: Place, have: Object, key: Key) -> bool:
-    """Whether the wanted entry is there, altered; a route also if another one hides it."""
+def _is_there(place: Place, have: Object | None, key: Key) -> bool:
+    """Whether the wanted entry is there: altered, or hidden by another one."""
     kernel = place.kernel
     keys = {each.key for table in (kernel.routes, kernel.neighs, kernel.fdb) for each in table}
-    return have.key == key or key in keys
+    return key in keys or (have is not None and have.key == key)

@@ -43,7 +43,7 @@ from overlaynet.trace.journey import (
 )
 from overlaynet.trace.model import Headers, Place, Point, World
 from overlaynet.trace.routing import LOOPBACK, number
-from overlaynet.trace.stack import fragmented, query_for, sent
+from overlaynet.trace.stack import query_for, sent, size_of
 
 SLACK_BYTES = 4
 """What a veth takes above its MTU: room for a VLAN tag (VLAN_HLEN)."""
@@ -144,7 +144,8 @@ def _redirected(world: World, place: Place, journey: Journey, stage: Bridges) ->
     query, blame = query_for(journey, iif=stage.bridge), Blame(world, place)
     found = routing.lookup(place.kernel, query)
     forwards = routing.forwards(place.kernel, stage.bridge)
-    no = routing.source_refused(place.kernel, query) if forwards or found.kind == "local" else None
+    out = found.dev if found.kind == "unicast" and found.dev else LOOPBACK
+    no = routing.source_refused(place.kernel, query, out) if forwards or found.kind == "local" else None
     if no is not None:
         yield blame.not_believed(journey, stage.bridge, no)
         return
@@ -154,8 +155,9 @@ def _redirected(world: World, place: Place, journey: Journey, stage: Bridges) ->
         if answer.mac is None:
             yield blame.no_neighbour(journey, stage.bridge, hop, answer.entry)
             return
-        if answer.entry is not None:
+        if answer.entry is not None and answer.mac == answer.entry.mac:
             journey = journey.because(whys.neigh(world, place, answer.entry))
+            journey = blame.neigh(journey, answer.entry, answer.right)
         journey = journey.because(whys.sysctl(world, place, BRIDGE_NF, 1))
         journey = journey.with_headers(f"its neighbour {hop} is on this bridge too", dst_mac=answer.mac)
         note = "only if the neighbour entry was not confirmed lately"
@@ -237,14 +239,29 @@ def _bridged(world: World, place: Place, journey: Journey, stage: Bridges, port:
 
 
 def _out_by(world: World, place: Place, journey: Journey, stage: Bridges, port: LinkInfo) -> Step | End:
-    if journey.layer.largest:
-        cut = fragmented(world, place, journey, port.name)
-        if isinstance(cut, End):
-            return cut
+    blame = Blame(world, place)
+    if stage.port is not None and journey.context.filtered:
+        cut = _refragmented(place, journey, stage.bridge, port)
+        if cut is None:
+            why = "it may not be cut (DF); a bridge tells nobody"
+            return blame.too_large(journey, port.name, port.mtu, None, why)
         journey = cut
     if _is_too_large(journey, port):
-        return Blame(world, place).too_large(journey, port.name, port.mtu, None, "a bridge tells nobody")
+        return blame.too_large(journey, port.name, port.mtu, None, "a bridge tells nobody")
     return Step(journey, Transmits(place.name, port.name))
+
+
+def _refragmented(place: Place, journey: Journey, bridge: str, port: LinkInfo) -> Journey | None:
+    """What iptables has seen on the bridge is cut if the port does not carry it, to pieces of the bridge's MTU
+    (br_nf_dev_queue_xmit); None: it may not be cut."""
+    layer, limit = journey.layer, place.kernel.links[bridge].mtu
+    if size_of(journey) <= min(port.mtu, layer.largest or port.mtu):
+        return journey.with_layer(replace(layer, largest=0))
+    if journey.ip.df or (layer.largest or 0) > limit:
+        return None
+    pieces = min(limit, layer.largest or limit)
+    is_whole = size_of(journey) <= pieces
+    return journey.with_layer(replace(layer, pieces=0 if is_whole else pieces, largest=0))
 
 
 # --- tunnels --------------------------------------------------------------------------------------
@@ -331,6 +348,11 @@ def _into(world: World, journey: Journey, place: Place, device: LinkInfo) -> Ste
 def _by_router(world: World, place: Place, journey: Journey, stage: Transmits) -> Outcome:
     """Its next hop is nobody whom we see."""
     hop, blame = stage.next_hop, Blame(world, place)
+    owner = world.place_of(hop) if hop else None
+    if hop and owner and journey.ip.dst_mac is not None:
+        journey = journey.passing(place, stage.dev, "out")
+        yield blame.nobody_has_mac(journey, stage.dev, hop, owner)
+        return
     known = hop is not None and routing.is_usable(routing.neighbour(place.kernel, stage.dev, hop))
     note = "" if known else f"if anybody there has {hop}"
     if hop == journey.dst:

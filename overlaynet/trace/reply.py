@@ -24,7 +24,7 @@ from overlaynet.trace.model import (
     Question,
     World,
 )
-from overlaynet.trace.routing import number
+from overlaynet.trace.routing import number, vxlan_devices
 from overlaynet.trace.stops import refused, reset, returning
 
 ECHO_REPLY, ECHO = 0, 8
@@ -50,6 +50,8 @@ def _answer(place: Place, journey: Journey) -> Answer | None:
         opened = Answer("syn-ack", place.name, back, "SA")
         return opened if _listens(place, journey) else reset(place, journey)
     if ip.protocol == "udp":
+        if any(end.vxlan and end.up and end.vxlan.port == ip.dst_port for end in vxlan_devices(place.kernel)):
+            return None  # a tunnel's end takes it, and throws away what is no VXLAN
         is_heard = _listens(place, journey)
         return Answer("udp", place.name, back) if is_heard else _no_port(place, journey)
     return None

@@ -23,8 +23,8 @@ from overlaynet.trace.model import CERTAIN, DELIVERED, LIKELY, Cause, Path, Plac
 MOST_TRIES = 64
 """Worlds that are predicted in; one failing path takes the logarithm of what is missing."""
 
-TOLD = frozenset({"rp_filter", "forwarding_off", "link_down", "node_down", "no_endpoints", "mtu"})
-"""Kinds of cause that name what is wrong themselves."""
+UNTOLD = frozenset({"unknown", "rule_drop", "rule_reject", "route_missing"})
+"""Kinds of cause that may be another's consequence; the others name themselves what is wrong."""
 
 Follow: TypeAlias = Callable[[World], Sequence[Path]]
 
@@ -58,7 +58,7 @@ def explained(world: World, paths: Sequence[Path], follow: Follow) -> tuple[Path
 
 def _explained(tries: _Tries, path: Path) -> Path:
     failing = path if path.outcome != DELIVERED or path.reply is None else path.reply
-    if failing.cause and failing.cause.kind in TOLD:
+    if failing.cause and failing.cause.kind not in UNTOLD:
         return path
     cause = _for_want_of(tries, path)
     if cause is None:

@@ -322,14 +322,16 @@ def address_on(kernel: KernelState, dev: str, towards: IPAddress) -> IPAddress |
 
 
 class Refused(NamedTuple):
-    """Why an incoming packet's addresses are not believed. `word`: "rp_filter" or "martian"."""
+    """Why an incoming packet's addresses are not believed. `word`: "rp_filter" or "martian"; `back`: the way
+    back to its source, if that was looked up."""
 
     word: str
     why: str
+    back: Found | None = None
 
 
-def source_refused(kernel: KernelState, query: Query) -> Refused | None:
-    """Whether the source of a packet that came in by `query.iif` is believed there."""
+def source_refused(kernel: KernelState, query: Query, out: str = LOOPBACK) -> Refused | None:
+    """Whether the source of a packet is believed that came in by `query.iif` and would go on by `out`."""
     src, dev = query.src, query.iif
     if src is None or dev == LOOPBACK:
         return None
@@ -337,13 +339,13 @@ def source_refused(kernel: KernelState, query: Query) -> Refused | None:
         return Refused("martian", f"{src} cannot be a source")
     if (src.is_loopback or query.dst.is_loopback) and not either(kernel, dev, "route_localnet"):
         return Refused("martian", f"127.0.0.0/8 may not come in by {dev}: route_localnet is 0")
-    return _reversed(kernel, query, either(kernel, dev, "rp_filter"))
+    return _reversed(kernel, query, out, either(kernel, dev, "rp_filter"))
 
 
-def _reversed(kernel: KernelState, query: Query, rp_filter: int) -> Refused | None:
+def _reversed(kernel: KernelState, query: Query, out: str, rp_filter: int) -> Refused | None:
     assert query.src is not None
     dev, mark = query.iif, query.mark if either(kernel, query.iif, "src_valid_mark") else 0
-    back = Query(query.src, query.dst, LOOPBACK, None, mark, query.protocol, query.dst_port, query.src_port)
+    back = Query(query.src, query.dst, out, None, mark, query.protocol, query.dst_port, query.src_port)
     if not rp_filter and not kernel.rules:
         own = any(a.interface.ip == query.src for a in kernel.addresses)
         if own and not either(kernel, dev, "accept_local"):
@@ -351,11 +353,12 @@ def _reversed(kernel: KernelState, query: Query, rp_filter: int) -> Refused | No
         return None
     found = lookup(kernel, back)
     if found.kind not in ("unicast", "local"):
-        return Refused("rp_filter", f"there is no way back to {query.src}") if rp_filter else None
+        return Refused("rp_filter", f"there is no way back to {query.src}", found) if rp_filter else None
     if found.kind == "local" and not either(kernel, dev, "accept_local"):
         return Refused("martian", f"{query.src} is this host's own address, and comes in by {dev}")
     if rp_filter == 1 and found.dev != dev:
-        return Refused("rp_filter", f"the way back to {query.src} is {found.dev}, and it came in by {dev}")
+        why = f"the way back to {query.src} is {found.dev}, and it came in by {dev}"
+        return Refused("rp_filter", why, found)
     return None
 
 

@@ -141,7 +141,7 @@ def fragmented(world: World, place: Place, journey: Journey, dev: str) -> Journe
     limit = min(mtu, layer.largest) if layer.largest else mtu
     if journey.ip.df and size_of(journey) > mtu and not journey.context.ignore_df:
         return _too_large(world, place, journey, dev, mtu)
-    cut = journey.with_layer(replace(layer, pieces=limit, largest=0))
+    cut = journey.with_layer(replace(layer, pieces=limit, largest=0)).with_headers(df=False)
     return replace(
         cut, reasons={**cut.reasons, "fragments": f"{size_of(journey)} bytes, and {dev} takes {mtu}"}
     )
@@ -156,9 +156,9 @@ def _addressed(world: World, place: Place, journey: Journey, stage: Leaves) -> S
     answer = resolve(world, place, stage.dev, stage.next_hop)
     if answer.mac is None and not answer.unknown:
         return _unresolved(world, place, journey, stage, answer)
-    if answer.mac is not None and answer.entry is not None and answer.mac == answer.entry.mac:
+    if answer.entry is not None and answer.mac == answer.entry.mac:
         journey = journey.because(whys.neigh(world, place, answer.entry))
-    journey = Blame(world, place).neigh(journey, stage.dev, stage.next_hop, answer.mac)
+        journey = Blame(world, place).neigh(journey, answer.entry, answer.right)
     reason = f"next hop {stage.next_hop}"
     journey = journey.with_headers(reason, src_mac=link.mac, dst_mac=answer.mac)
     return Step(journey, Transmits(place.name, stage.dev, stage.next_hop))
@@ -208,7 +208,8 @@ def _received(world: World, place: Place, journey: Journey, dev: str) -> Outcome
     found = routing.lookup(place.kernel, query)
     journey = journey.doubting(*(f"{place.name}: {word}" for word in found.unread))
     if found.kind == "local" or routing.forwards(place.kernel, dev):
-        no = routing.source_refused(place.kernel, query)
+        out = found.dev if found.kind == "unicast" else None
+        no = routing.source_refused(place.kernel, query, out or LOOPBACK)
         if no is not None and (found.kind in ("local", "unicast") or no.word == "martian"):
             yield blame.not_believed(journey, dev, no)
             return

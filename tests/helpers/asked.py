@@ -26,8 +26,8 @@ SETTLED_S = 0.05
 ECHO_ID = 77
 ECHO_REQUEST = re.compile(rb"\x08\x00..\x00\x4d\x00\x01", re.DOTALL)
 """The header of a request as `_echo` makes it, whatever its checksum."""
-LAST_SERVICE_PORT = 31_000
-"""Ports below are asked; those above ask."""
+ASKED_PORTS = (80, 8080, 30_080, 8472)
+"""An ICMP error about a packet to any of these is about the question; one from there is about the answer."""
 
 
 def source_for(world: World, place: str, dst: IPAddress, protocol: str, port: int | None) -> IPAddress | None:
@@ -134,8 +134,7 @@ def _kind_of_icmp(ip: Headers, data: bytes) -> str | None:
         return None
     if icmp.quoted.protocol == "icmp":
         return "answered" if ECHO_REQUEST.search(data) else None
-    port = icmp.quoted.dst_port
-    return "answered" if port is not None and port <= LAST_SERVICE_PORT else None
+    return "answered" if icmp.quoted.dst_port in ASKED_PORTS else None
 
 
 def fitting(prediction: Prediction, seen: Sequence[Seen]) -> Path | None:
@@ -148,14 +147,22 @@ def misfits(path: Path, found: Sequence[Glimpse]) -> list[str]:
     """How what was seen differs from one path."""
     words: list[str] = []
     back = path.reply.hops if path.reply else ()
+    tunnels = {(str(hop.outer.src), str(hop.outer.dst)) for hop in (*path.hops, *back) if hop.outer}
     for kind, hops in (("asked", path.hops), ("answered", back)):
-        left = [each for each in found if each.kind == kind]
+        left = [each for each in found if each.kind == kind and not _is_about(tunnels, each)]
         words += _course(kind, hops, left)
         if kind == "answered" and _ends_out_of_sight(path):
             continue
         if not _is_loop(path):
             words += [f"{kind}: not predicted: {_told(each)}" for each in left if not _is_flood(path, each)]
     return words
+
+
+def _is_about(tunnels: set[tuple[str, str]], glimpse: Glimpse) -> bool:
+    """Whether it is an error about an outer packet, of which the tunnel's other end hears and nobody else."""
+    icmp = glimpse.frame.packet.icmp
+    quoted = icmp.quoted if icmp else None
+    return quoted is not None and quoted.protocol == "udp" and (str(quoted.src), str(quoted.dst)) in tunnels
 
 
 def _ends_out_of_sight(path: Path) -> bool:
