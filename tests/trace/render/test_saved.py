@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from xml.etree import ElementTree
 
 import click
@@ -9,7 +10,7 @@ import pytest
 from helpers.bundles import BUNDLES, file_of
 
 from overlaynet.proof.saved import open_bundle, replay
-from overlaynet.trace.model import Trace
+from overlaynet.trace.model import PROVED, Trace
 from overlaynet.trace.predict import predict
 from overlaynet.trace.render.html import html
 from overlaynet.trace.render.mermaid import mermaid
@@ -18,6 +19,8 @@ from overlaynet.trace.render.terminal import explain_text, trace_text
 from overlaynet.trace.render.text import cells
 
 pytestmark = pytest.mark.unit
+
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 
 def trace_of(name: str) -> Trace:
@@ -67,3 +70,14 @@ def test_where_it_is_taken_in_it_has_arrived() -> None:
 def test_who_was_not_seen_to_get_it_is_not_named() -> None:
     title = click.unstyle(trace_text(trace_of("unseen-host"), 120)).splitlines()[0]
     assert title == "web-1 10.244.1.2 (node-1) → web-3 10.244.2.2"
+
+
+def test_the_readme_opens_with_a_picture_of_the_trace_that_lies_beside_it() -> None:
+    saved = open_bundle(DOCS / "trace.ovltrace")
+    assert (saved.question.source, saved.question.target) == ("client-1", "svc/web")
+    found = replay(saved, None, "trace.ovltrace")
+    assert found.verdict == PROVED
+    assert (DOCS / "trace.svg").read_text() == svg(found)
+    readme = (DOCS.parent / "README.md").read_text()
+    picture, command = readme.index("](docs/trace.svg)"), readme.index(" trace client-1 svc/web ")
+    assert picture < command < readme.index("## One minute")
