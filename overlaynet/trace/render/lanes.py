@@ -82,6 +82,13 @@ class Lane:
         return LANE_HEAD + (ROW_GAP if turns else 0.0)
 
     @property
+    def ends_below(self) -> bool:
+        """Whether a way that ends at its last card goes on below it: where it comes from above."""
+        *before, last = self.columns
+        from_above = bool(before) and not before[-1].right and len(last.cards) == 1
+        return last.right or from_above
+
+    @property
     def width(self) -> float:
         return len(self.columns) * (COLUMN + TURN) - TURN + 2 * LANE_INSET
 
@@ -117,9 +124,9 @@ def lay_out(steps: Sequence[Step], top: float, broken: int | None = None) -> Lan
     strays = [step for step in steps if step.state == "unexpected"]
     ahead = None if broken is None else sum(step.state != "unexpected" for step in steps[:broken])
     lanes = [*_lanes(expected), *_stray_lanes(strays)]
-    ends = lanes[len(_lanes(expected)) - 1].columns[-1] if expected and ahead == len(expected) else None
+    ends = lanes[len(_lanes(expected)) - 1] if expected and ahead == len(expected) else None
     width = _side_by_side(lanes)
-    above, below = (END_ROOM * (ends is not None and ends.right is right) for right in (False, True))
+    above, below = (END_ROOM * (ends is not None and ends.ends_below is is_below) for is_below in (False, True))
     rows, bottom = _rows(lanes, top + above)
     for lane in lanes:
         first = min(one.step.role for one in lane.cards)
@@ -332,7 +339,7 @@ def _cross_mark(x: float, y: float) -> Iterator[Shape]:
 def _end(spot: Spot, words: str) -> Iterator[Shape]:
     """A way that ends at a card."""
     head = CONTAINER_HEAD if spot.card.step.role is Role.CONTAINER else 0.0
-    y = spot.y + spot.card.height + 16 if spot.column.right else spot.y - head - 15
+    y = spot.y + spot.card.height + 16 if spot.lane.ends_below else spot.y - head - 15
     yield Line(((spot.column.rail, spot.axis), (spot.column.rail, y)), "rail-missing")
     yield from _cross(spot.column, y, words)
 

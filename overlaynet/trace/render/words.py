@@ -8,7 +8,7 @@ What is left, in between, is a bridge.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from enum import IntEnum
 
 from overlaynet.addr import IPAddress
@@ -53,8 +53,9 @@ def roles(hops: Sequence[Hop], other_way: Sequence[Hop] = ()) -> Mapping[Point, 
             role = _role(hop, [h for h in (before, after) if h is not None])
             if role is not None:
                 found.setdefault(hop.point, role)
+    wired = {lane(hop) for hop in (*hops, *other_way) if found.get(hop.point) is Role.WIRE}
     for hop in (*hops, *other_way):
-        found.setdefault(hop.point, _leaving(hops, hop))
+        found.setdefault(hop.point, _leaving(hops, hop, wired))
     return found
 
 
@@ -78,11 +79,13 @@ def _role(hop: Hop, neighbours: Sequence[Hop]) -> Role | None:
     return None
 
 
-def _leaving(hops: Sequence[Hop], hop: Hop) -> Role:
+def _leaving(hops: Sequence[Hop], hop: Hop, wired: Set[str]) -> Role:
     """What nothing else tells: the last that sends and the first that receives are on the wire, if they have no
-    VXLAN device's name."""
+    VXLAN device's name and their host has no wire yet."""
     if FLANNEL_DEVICE.fullmatch(hop.iface):
         return Role.TUNNEL
+    if lane(hop) in wired:
+        return Role.BRIDGE
     leaves: tuple[tuple[Hop, Direction], ...] = ((hops[-1], "out"), (hops[0], "in")) if hops else ()
     at_the_end = any(hop is end and hop.direction == way for end, way in leaves)
     return Role.WIRE if at_the_end else Role.BRIDGE

@@ -14,6 +14,7 @@ from helpers import pictures
 from overlaynet.trace.model import Prediction, Trace
 from overlaynet.trace.render import palette
 from overlaynet.trace.render.drawing import Box, Circle, Group, Line, Polygon, Rectangle, Shape, Sheet
+from overlaynet.trace.render.lanes import draw, lay_out
 from overlaynet.trace.render.measure import fit, width, wrapped
 from overlaynet.trace.render.story import path_stories, trace_story
 from overlaynet.trace.render.svg import sheet, svg
@@ -236,3 +237,14 @@ def test_a_lost_answer_is_drawn_on_its_way_back():
         assert "The way back" in words
         assert words.count("lost here") == 1
     assert "The way back" not in words_of(pictures.vxlan())
+
+
+def test_a_way_that_ends_where_it_comes_from_above_goes_on_below():
+    """A host passes on by its wire what came by the tunnel, and it gets no further."""
+    way = pictures.there()
+    passed_on = replace(way[7], iface=way[5].iface)
+    laid = lay_out(trace_story(replace(pictures.ended(), forward=(*way[:7], passed_on))).forward, 0.0, 8)
+    last = laid.spots[-1]
+    (cross,) = (s for s in draw(laid) if isinstance(s, Circle) and s.look == "cross")
+    assert cross.x == last.column.rail
+    assert last.y + last.card.height < cross.y - cross.radius < cross.y + cross.radius < laid.bottom

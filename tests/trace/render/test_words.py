@@ -106,3 +106,9 @@ def test_roles_of_a_way_cut_short():
 )
 def test_who_to_whom(fields: dict, text: str):
     assert flow(replace(pictures.there()[0].inner, **fields)) == text
+
+
+def test_the_last_that_sends_is_no_wire_where_its_host_has_one():
+    way = pictures.there()[:8]
+    assert way[-1].iface == "cni0"
+    assert roles(way)[way[-1].point] is Role.BRIDGE
