@@ -27,7 +27,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from overlaynet.addr import IPAddress
 from overlaynet.firewall import nftables
@@ -51,6 +51,7 @@ TABLES: Mapping[str, Mapping[str, int]] = {
 CONNTRACK = -200
 MOST_WAYS = 256
 """Parts of a way that are followed; a service may have as many endpoints."""
+TOO_MANY = f"the rules leave more than {MOST_WAYS} ways open, and not all are followed"
 MAX_DEPTH = 64
 """Of jumps that are followed; the kernel itself refuses rules that lead in a circle."""
 
@@ -65,9 +66,8 @@ def traverse(
     nft: nftables.Document | None = None,
     tables: Collection[str] | None = None,
 ) -> tuple[Passage, ...]:
-    """Every way that a packet may come out of a hook, "PREROUTING" to "POSTROUTING", of a place whose
-    addresses are
-    `own`, beside those of loopback.
+    """Every way that a packet may come out of a hook, "PREROUTING" to "POSTROUTING", of a place that has the
+    addresses `own`, beside those of loopback.
 
     `addresses`: the place's, with their devices, in the kernel's order; some rules need them. `nft`: what
     `nft -j list ruleset` says; the tables of iptables-nft in it are passed over if `rules` are these.
@@ -96,14 +96,14 @@ def _stages(
         for table, priority in TABLES[here.hook].items()
         if (tables is None or table in tables) and (table, here.hook) in rules.chains
     ]
-    found += [(base.priority, stage) for base, stage in _native_stages(rules, here, packet, nft)]
+    found += _native_stages(rules, here, packet, nft)
     return [stage for _, stage in sorted(found, key=lambda one: one[0])]
 
 
 def _bounded(ways: list[Way]) -> list[Way]:
     if len(ways) <= MOST_WAYS:
         return ways
-    return [way.doubted(f"rules leave more than {MOST_WAYS} ways open") for way in ways[:MOST_WAYS]]
+    return [way.doubted(TOO_MANY) for way in ways[:MOST_WAYS]]
 
 
 def _is_followed(packet: Packet, priority: int) -> bool:
@@ -119,32 +119,7 @@ def _is_translated(packet: Packet, hook: str) -> bool:
 # --- one table --------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Ways:
-    """Of a chain: `going` on to the next rule, `left` the chain at its end or before, `ended` in the table."""
-
-    going: list[Way] = field(default_factory=list)
-    left: list[Way] = field(default_factory=list)
-    ended: list[Way] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.going) + len(self.left) + len(self.ended)
-
-
-class _At(NamedTuple):
-    """Where a chain was entered from: the jumps that led there."""
-
-    trail: tuple[Used, ...] = ()
-
-    def used(self, way: Way, rule: Used) -> tuple[Used, ...]:
-        """What the way has used once it used this rule."""
-        return (*way.used, *(jump for jump in self.trail if jump not in way.used), rule)
-
-    def beyond(self, jump: Used) -> _At:
-        return _At((*self.trail, jump))
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Table:
     """One table at one hook."""
 
@@ -157,8 +132,18 @@ class _Table:
         hook = self.here.hook
         if self.table == "nat" and not _is_translated(way.packet, hook):
             return [way]
-        ways = self._chain(hook, way, _At())
-        return [*(self._after(one) for one in ways.ended), *(self._by_policy(one) for one in ways.left)]
+        crossed = self.crossed(hook, way, ())
+        return [*(self._after(one) for one in crossed.ended), *(self._by_policy(one) for one in crossed.left)]
+
+    def crossed(self, chain: str, way: Way, trail: tuple[Used, ...]) -> _Crossing:
+        """A chain's rules, asked one after the other."""
+        crossing = _Crossing(self, trail, [way])
+        for position, line in candidates(self.rules.chains[(self.table, chain)], way.packet):
+            crossing.ask(Used(self.table, chain, position, line.text, line.packets))
+            if not crossing.going:
+                break
+        crossing.end()
+        return crossing
 
     def _after(self, way: Way) -> Way:
         """An accept is for this table alone."""
@@ -171,81 +156,99 @@ class _Table:
             return replace(way, verdict="drop", policy=said)
         return replace(way, policy=said) if self.table == "filter" else way
 
-    def _chain(self, chain: str, way: Way, at: _At) -> _Ways:
-        ways = _Ways([way])
-        for position, line in candidates(self.rules.chains[(self.table, chain)], way.packet):
-            going, ways.going = ways.going, []
-            for one in going:
-                self._rule(Used(self.table, chain, position, line.text, line.packets), one, at, ways)
-            ways.going = merged(ways.going)
-            if not ways.going:
-                break
-        ways.left = merged([*ways.left, *ways.going])
-        ways.ended, ways.going = merged(ways.ended), []
-        return ways
 
-    def _rule(self, line: Used, way: Way, at: _At, ways: _Ways) -> None:
-        try:
-            rule = parse(line.text)
-            effect = rule.target is not None and rule.target not in UNCHANGED
-            answer = effect and holds(rule, way.packet, self.here)
-            if answer is False:
-                ways.going.append(way)
-            elif answer is True:
-                self._obey(rule, line, way, at, ways)
-            else:
-                self._part(answer, rule, line, way, at, ways)
-        except ValueError as error:
-            ways.going.append(way.doubted(f"{_place(line)} cannot be read: {error}"))
+@dataclass(slots=True)
+class _Crossing:
+    """Of one chain: ways that are `going` on to the next rule, that `left` the chain at its end or before,
+    and that
+    `ended` in the table. `trail`: the jumps that led into the chain."""
 
-    def _part(self, doubt: Doubt, rule: Rule, line: Used, way: Way, at: _At, ways: _Ways) -> None:
-        """Both ways, as long as there are not too many; then that of a rule that does not hold. A few packets
-        reach no limit."""
-        if doubt.kind == "rate":
-            way = way.assuming(f"{_place(line)}: {doubt.word} is taken as not reached")
-            if doubt.usual:
-                self._obey(rule, line, way, at, ways)
-            else:
-                ways.going.append(way)
-            return
-        if len(ways) >= MOST_WAYS:
-            ways.going.append(way.doubted(f"{_place(line)} and later ones leave too many ways open"))
+    table: _Table
+    trail: tuple[Used, ...]
+    going: list[Way]
+    left: list[Way] = field(default_factory=list)
+    ended: list[Way] = field(default_factory=list)
+
+    def ask(self, line: Used) -> None:
+        ways, self.going = self.going, []
+        for way in ways:
+            try:
+                self._ask(line, way)
+            except ValueError as error:
+                self.going.append(way.doubted(f"{_place(line)} cannot be read: {error}"))
+        self.going = merged(self.going)
+
+    def end(self) -> None:
+        self.left, self.ended, self.going = merged([*self.left, *self.going]), merged(self.ended), []
+
+    def _ask(self, line: Used, way: Way) -> None:
+        rule = parse(line.text)
+        does_something = rule.target is not None and rule.target not in UNCHANGED
+        answer = does_something and holds(rule, way.packet, self.table.here)
+        if answer is False:
+            self.going.append(way)
+        elif answer is True:
+            self._obey(rule, line, way)
+        elif answer.kind == "rate":
+            self._within(answer, rule, line, way)
+        else:
+            self._part(answer, rule, line, way)
+
+    def _within(self, doubt: Doubt, rule: Rule, line: Used, way: Way) -> None:
+        """A few packets reach no limit."""
+        way = way.assuming(f"{_place(line)}: {doubt.word} is taken as not reached")
+        if doubt.usual:
+            self._obey(rule, line, way)
+        else:
+            self.going.append(way)
+
+    def _part(self, doubt: Doubt, rule: Rule, line: Used, way: Way) -> None:
+        """Both ways, as long as there are not too many; then that of a rule that does not hold."""
+        if len(self.going) + len(self.left) + len(self.ended) >= MOST_WAYS:
+            self.going.append(way.doubted(TOO_MANY))
             return
         fork = Fork(doubt.kind, *line[:3], doubt.word)
-        self._obey(rule, line, way.taking(fork, True), at, ways)
-        ways.going.append(way.taking(fork, False))
+        self._obey(rule, line, way.taking(fork, True))
+        self.going.append(way.taking(fork, False))
 
-    def _obey(self, rule: Rule, line: Used, way: Way, at: _At, ways: _Ways) -> None:
+    def _obey(self, rule: Rule, line: Used, way: Way) -> None:
         """Raises ValueError before anything is done."""
         if rule.target == "RETURN":
-            ways.left.append(way)
-        elif (self.table, rule.target) in self.rules.chains:
-            self._enter(rule, line, way, at, ways)
+            self.left.append(way)
+        elif (self.table.table, rule.target) in self.table.rules.chains:
+            self._enter(rule, line, way)
         else:
-            self._carried_out(carry_out(rule, way.packet, self.here), rule, line, way, at, ways)
+            self._carried_out(carry_out(rule, way.packet, self.table.here), rule, line, way)
 
-    def _enter(self, rule: Rule, line: Used, way: Way, at: _At, ways: _Ways) -> None:
-        if len(at.trail) >= MAX_DEPTH:
-            ways.going.append(way.doubted(f"{_place(line)} leads deeper than rules may"))
+    def _enter(self, rule: Rule, line: Used, way: Way) -> None:
+        if len(self.trail) >= MAX_DEPTH:
+            self.going.append(way.doubted(f"{_place(line)} leads deeper than rules may"))
             return
-        inside = self._chain(str(rule.target), way, at.beyond(line))
-        ways.ended += inside.ended
-        (ways.left if rule.goes else ways.going).extend(inside.left)
+        inside = self.table.crossed(str(rule.target), way, (*self.trail, line))
+        self.ended += inside.ended
+        (self.left if rule.goes else self.going).extend(inside.left)
 
-    def _carried_out(self, deed: Deed, rule: Rule, line: Used, way: Way, at: _At, ways: _Ways) -> None:
+    def _carried_out(self, deed: Deed, rule: Rule, line: Used, way: Way) -> None:
         if deed.unread:
             way = way.doubted(f"{_place(line)}: what {deed.unread} does is not known")
         fork = Fork("chance", *line[:3], str(rule.target))
         for number, packet in enumerate(deed.packets):
             one = way.taking(fork, number) if len(deed.packets) > 1 else way
             if deed.end or packet != way.packet:
-                one = replace(one, packet=packet, used=at.used(way, line))
+                one = replace(one, packet=packet, used=self._used(way, line))
             if deed.end is None:
-                ways.going.append(one)
+                self.going.append(one)
             else:
-                masquerade = way.masquerade or deed.masquerade
-                ended = replace(one, verdict=deed.end, reject_with=deed.reject_with, masquerade=masquerade)
-                ways.ended.append(ended)
+                self.ended.append(_ended(one, deed))
+
+    def _used(self, way: Way, line: Used) -> tuple[Used, ...]:
+        """What the way has used once it used this rule."""
+        return (*way.used, *(jump for jump in self.trail if jump not in way.used), line)
+
+
+def _ended(way: Way, deed: Deed) -> Way:
+    masquerade = way.masquerade or deed.masquerade
+    return replace(way, verdict=deed.end, reject_with=deed.reject_with, masquerade=masquerade)
 
 
 def _place(line: Used) -> str:
@@ -280,26 +283,33 @@ def candidates(lines: Sequence[RuleLine], packet: Packet) -> Iterator[tuple[int,
 
 def _native_stages(
     rules: RuleSet, here: Here, packet: Packet, document: nftables.Document | None
-) -> list[tuple[nftables.BaseChain, Stage]]:
+) -> list[tuple[int, Stage]]:
     if document is None:
         return []
     try:
         ruleset = nftables.parse(document, packet.dst.version)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except MALFORMED as error:
         sentence = f"nftables' ruleset cannot be read: {error!r}"
-        return [(nftables.BaseChain(("", "", ""), "", "", 0, ""), lambda way: [way.doubted(sentence)])]
+        return [(CONNTRACK, lambda way: [way.doubted(sentence)])]
     return [
-        (base, partial(_native, ruleset, base, here))
+        (base.priority, partial(_native, ruleset, base, here))
         for base in ruleset.bases
         if base.hook == here.hook.lower() and not (rules.flavour == "nft" and nftables.is_iptables(base.name))
     ]
 
 
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
+"""What comes of JSON that is shaped otherwise than libnftables-json(5) says."""
+
+
 def _native(ruleset: nftables.Ruleset, base: nftables.BaseChain, here: Here, way: Way) -> Sequence[Way]:
     if base.kind == "nat" and not _is_translated(way.packet, here.hook):
         return [way]
-    fate = nftables.fate(ruleset, base, _subject(way.packet, here, base))
     table = f"nft {' '.join(base.name[:2])}"
+    try:
+        fate = nftables.fate(ruleset, base, _subject(way.packet, here, base))
+    except MALFORMED as error:
+        return [way.doubted(f"{table} {base.name[2]} cannot be read: {error!r}")]
     for doubt in dict.fromkeys(fate.rewrites):
         way = way.doubted(f"{table} {doubt.chain[2]} rule {doubt.position}: {doubt.word} is not followed")
     ends = {end[:3] if end.verdict != "accept" else "accept": end for end in fate.ends}

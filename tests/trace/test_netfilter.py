@@ -591,6 +591,12 @@ def test_other_hooks_families_and_iptables_own_chains_are_not_asked():
     assert traverse(legacy, "FORWARD", SYN, OWN, nft=of_iptables)[0].verdict == "drop"
 
 
+def test_rule_of_nftables_that_cannot_be_read_is_told():
+    (passage,) = beside(nft([{"jump": None}], [{"drop": None}]))
+    assert passage.verdict == "accept"
+    assert passage.unread[0].startswith("nft inet firewalld filter cannot be read: ")
+
+
 @pytest.mark.parametrize(
     "document", [{"nftables": [{"chain": {"family": "inet"}}]}, {"nftables": 5}, {"nftables": ["x"]}]
 )
