@@ -395,9 +395,20 @@ class IpRule(NamedTuple):
     text: str
 
 
+class LearnedMtu(NamedTuple):
+    """What an ICMP error said that the way to one address carries, in bytes (RFC 1191). The kernel believes it
+    for `expires_s` seconds more, of what it sends itself."""
+
+    dst: IPAddress
+    dev: str
+    mtu: int
+    expires_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class KernelState:
-    """Everything on a packet's path through one network namespace, ours and foreign alike."""
+    """Everything on a packet's path through one network namespace, ours and foreign alike. `learned` is read
+    for those who explain a path, and for nobody else."""
 
     links: Mapping[str, LinkInfo] = field(default_factory=dict)
     addresses: tuple[Address, ...] = ()
@@ -406,6 +417,7 @@ class KernelState:
     routes: tuple[Route, ...] = ()
     rules: tuple[IpRule, ...] = ()
     sysctls: Mapping[str, str | None] = field(default_factory=dict)
+    learned: tuple[LearnedMtu, ...] = ()
 
 
 class Op(StrEnum):

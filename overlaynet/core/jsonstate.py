@@ -44,6 +44,7 @@ from overlaynet.state import (
     KernelState,
     Key,
     Kind,
+    LearnedMtu,
     Link,
     LinkInfo,
     Masquerade,
@@ -76,6 +77,7 @@ _VXLAN = shape(Vxlan, local=IP)
 _LINK_INFO = shape(LinkInfo, mac=MAC, altnames=TEXTS, vxlan=_VXLAN.codec)
 _RULE_LINE = shape(RuleLine)
 _IP_RULE = shape(IpRule)
+_LEARNED = shape(LearnedMtu, dst=IP)
 
 _SHAPES: Mapping[str, Shape] = {
     "link": shape(Link, mac=MAC, vxlan=_VXLAN.codec),
@@ -154,6 +156,7 @@ def kernel_to_json(state: KernelState) -> Json:
         "routes": _write_all("route", state.routes),
         "rules": [_IP_RULE.write(rule) for rule in state.rules],
         "sysctls": dict(state.sysctls),
+        "learned": [_LEARNED.write(entry) for entry in state.learned],
     }
 
 
@@ -171,6 +174,7 @@ def _read_kernel(document: Mapping[str, Any]) -> KernelState:
         routes=_read_all("route", document["routes"]),
         rules=tuple(map(_IP_RULE.read, document["rules"])),
         sysctls=dict(document["sysctls"]),
+        learned=tuple(map(_LEARNED.read, document.get("learned", ()))),
     )
 
 

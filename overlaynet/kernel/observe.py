@@ -8,12 +8,12 @@ change leads to the next look.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from overlaynet.addr import IPAddress
 from overlaynet.kernel import parse, sysctl, wire
 from overlaynet.kernel.handle import Rtnl
-from overlaynet.state import KernelState, LinkInfo, visible_altnames
+from overlaynet.state import KernelState, LearnedMtu, LinkInfo, visible_altnames
 
 
 def links(rtnl: Rtnl, instance: str = "") -> dict[str, LinkInfo]:
@@ -35,6 +35,13 @@ def glance(rtnl: Rtnl, instance: str = "") -> KernelState:
 def own_addresses(rtnl: Rtnl, family: int = 4) -> frozenset[IPAddress]:
     """The addresses of one family (4 or 6) that are this host's. Raises KernelError."""
     return parse.own_addresses(rtnl.dump(wire.dump_addresses(wire.FAMILY[family])))
+
+
+def learned(rtnl: Rtnl, found: Mapping[str, LinkInfo]) -> tuple[LearnedMtu, ...]:
+    """What ICMP errors taught this namespace of paths, by links seen before; nothing where the kernel does not
+    list it. Raises KernelError."""
+    names = {link.ifindex: link.name for link in found.values()}
+    return tuple(parse.learned(rtnl.dump(wire.dump_exceptions()), names))
 
 
 def observe(

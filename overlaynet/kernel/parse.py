@@ -13,6 +13,7 @@ in it is left out: its device came or went in between, and whoever observes will
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from socket import AF_INET, AF_INET6
@@ -21,7 +22,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 from overlaynet.addr import IPAddress, Mac, address, interface, mac_of, network
 from overlaynet.kernel import wire
-from overlaynet.state import MAIN_TABLE, Address, Fdb, IpRule, LinkInfo, Neigh, Route, Vxlan
+from overlaynet.state import MAIN_TABLE, Address, Fdb, IpRule, LearnedMtu, LinkInfo, Neigh, Route, Vxlan
 
 Answer: TypeAlias = tuple[bytes, int, int]
 """A buffer, and where in it one message's payload starts and ends."""
@@ -38,10 +39,12 @@ IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 
 IFLA_VXLAN_ID, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 3, 4, 7
 IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6 = 15, 17
 IFLA_BRPORT_MODE = 4
+RTA_METRICS, RTA_CACHEINFO, RTAX_MTU = 8, 12, 2
+USER_HZ = os.sysconf("SC_CLK_TCK")
+"""Ticks of a second, in which the kernel tells when an exception expires (struct rta_cacheinfo)."""
 """A bridge port's hairpin flag (include/uapi/linux/if_link.h)."""
 NESTED = 0x3FFF
 """Mask that takes the flags "nested" and "network byte order" off an attribute's type."""
-RTM_F_CLONED = 0x200
 
 
 class Device(NamedTuple):
@@ -333,7 +336,7 @@ def _route(answer: Answer, names: Names) -> list[Route]:
     family, prefixlen, _, _, table, protocol, scope, kind, flags = wire.RTMSG.unpack_from(buffer, start)
     found = attributes(buffer, start + 12, end)
     index, table = _number(found, wire.RTA_OIF), _number(found, wire.RTA_TABLE, table)
-    noise = flags & RTM_F_CLONED or (table == wire.RT_TABLE_LOCAL and kind in CAST)
+    noise = flags & wire.RTM_F_CLONED or (table == wire.RT_TABLE_LOCAL and kind in CAST)
     if family not in ANY or noise or (index and index not in names):
         return []
     source = found.get(wire.RTA_PREFSRC)
@@ -350,6 +353,21 @@ def _route(answer: Answer, names: Names) -> list[Route]:
         prefsrc=address(source) if source else None,
     )
     return [route]
+
+
+def learned(answers: Iterable[Answer], names: Names) -> list[LearnedMtu]:
+    """What exceptions of routes say of a path's MTU; the others (redirects) say nothing of it."""
+    return [entry for answer in answers for entry in _learned(answer, names)]
+
+
+def _learned(answer: Answer, names: Names) -> Iterable[LearnedMtu]:
+    buffer, start, end = answer
+    *_, flags = wire.RTMSG.unpack_from(buffer, start)
+    found = attributes(buffer, start + 12, end)
+    mtu, index = _number(nested(found, RTA_METRICS), RTAX_MTU), _number(found, wire.RTA_OIF)
+    if flags & wire.RTM_F_CLONED and mtu and index in names and len(found.get(RTA_CACHEINFO, b"")) >= 12:
+        (ticks,) = unpack_from("=i", found[RTA_CACHEINFO], 8)
+        yield LearnedMtu(address(found[wire.RTA_DST]), names[index], mtu, ticks / USER_HZ)
 
 
 def _gateway(found: Attributes) -> IPAddress | None:

@@ -92,6 +92,7 @@ HEADER = Struct("=IHHII")
 ATTR = Struct("=HH")
 NDMSG = Struct("=BxxxiHBB")
 RTMSG = Struct("=BBBBBBBBI")
+RTM_F_CLONED = 0x200
 IFADDRMSG = Struct("=BBBBi")
 IFINFOMSG = Struct("=BxHiII")
 
@@ -284,6 +285,12 @@ def dump_fdb() -> bytes:
 
 def dump_routes() -> bytes:
     return message(RTM_GETROUTE, NLM_F_DUMP, bytes(12))
+
+
+def dump_exceptions() -> bytes:
+    """What the kernel remembers of single IPv4 addresses beside its routes (Linux 5.3, net/ipv4/fib_frontend.c,
+    inet_dump_fib). A kernel that does not check strictly (before 4.20) answers with routes instead."""
+    return message(RTM_GETROUTE, NLM_F_DUMP, RTMSG.pack(AF_INET, 0, 0, 0, 0, 0, 0, 0, RTM_F_CLONED))
 
 
 def dump_rules() -> bytes:

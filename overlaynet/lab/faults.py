@@ -7,7 +7,8 @@
 Healing looks at what is there and writes only what differs, so it may be done twice, after a crash in the
 middle, after an agent was restarted and had mended it, and at any time after the fault was over. What an agent
 looks after it puts back itself, for it knows what is wanted by now; where no agent answers, what was there
-before is put back.
+before is put back. Last, senders forget what routers told them of ways that were wrong: a path's MTU
+(RFC 1191), which the kernel would believe for ten minutes more (ip-sysctl.rst, mtu_expires), or a redirect.
 
 A fault that ends by itself has a process that waits for the time and heals it (`faulttimer`). Should that be
 gone, the next command that changes the lab heals what is over.
@@ -37,6 +38,7 @@ from overlaynet.kernel import capability
 from overlaynet.lab import faultkinds, faultrecords, process
 from overlaynet.lab.build import CAPABILITIES
 from overlaynet.lab.client import AgentClient
+from overlaynet.lab.converge import OUTSIDE_PLACE
 from overlaynet.lab.faultkinds import Ground, Request
 from overlaynet.lab.faultrecords import MTU, UP, Damage, Edit, Entry, Fault, LinkChange
 from overlaynet.lab.faultsite import Site
@@ -68,6 +70,8 @@ class Grip(Ground, Protocol):
     def write(self, place: str, changes: Sequence[Change]) -> None: ...
 
     def edit(self, place: str, change: RuleChange) -> None: ...
+
+    def forget_learned(self, places: Iterable[str]) -> None: ...
 
     def kill(self, places: Iterable[str]) -> None: ...
 
@@ -250,6 +254,14 @@ class Faults:
         self._write([e for e in damage.entries if e.owned], _still_broken)
         for edit in (edit for edit in damage.edits if edit.owned):
             self._edit(edit, edit.change.want or (), edit.change.have or ())
+        if damage.links or damage.entries:
+            self.grip.forget_learned(self._places)
+
+    @property
+    def _places(self) -> list[str]:
+        topology = self.grip.topology
+        hosts, containers = ([each.name for each in some] for some in (topology.hosts, topology.containers))
+        return [*hosts, *containers, OUTSIDE_PLACE]
 
     def _let_repair(self, host: str, damage: Damage) -> None:
         """Have the host's agent look after everything again, and mend it; if it answers."""

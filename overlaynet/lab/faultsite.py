@@ -15,7 +15,7 @@ from dataclasses import replace
 from overlaynet.addr import IPAddress
 from overlaynet.errors import AgentUnreachable, LabFailed
 from overlaynet.firewall.iptables import Iptables
-from overlaynet.kernel import netns
+from overlaynet.kernel import netns, sysctl
 from overlaynet.kernel.apply import KernelAdapter
 from overlaynet.lab import process
 from overlaynet.lab.build import Builder
@@ -33,6 +33,8 @@ AGENT_TIMEOUT_S = 10.0
 AGENT_START_S = 30.0
 POLL_S = 0.05
 LOCK_VARIABLE = "XTABLES_LOCKFILE"
+FORGET_LEARNED = "net/ipv4/route/flush"
+"""Written, it makes all exceptions of routes stale (net/ipv4/route.c, rt_cache_flush)."""
 
 
 class Site:
@@ -90,6 +92,12 @@ class Site:
         with self._inside(place):
             rules = Iptables()
             rules.apply([change], rules.observe())
+
+    def forget_learned(self, places: Iterable[str]) -> None:
+        """In each that is there, whatever ICMP errors and redirects taught its routes. Raises KernelError."""
+        for place in filter(self.exists, places):
+            with self._inside(place):
+                sysctl.write(FORGET_LEARNED, "1")
 
     @contextmanager
     def _inside(self, place: str) -> Iterator[None]:

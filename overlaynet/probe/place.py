@@ -28,7 +28,7 @@ from overlaynet.kernel import nftables, sockdiag, sysctl
 from overlaynet.kernel.handle import Rtnl
 from overlaynet.kernel.netns import entered
 from overlaynet.kernel.nftables import Chain
-from overlaynet.kernel.observe import observe
+from overlaynet.kernel.observe import learned, observe
 from overlaynet.kernel.sockdiag import Local
 from overlaynet.probe.job import member, netns, objects
 from overlaynet.state import KernelState, RuleSet
@@ -120,6 +120,7 @@ def _inside(name: str | None) -> Any:
 def _look(*, firewall: bool, instance: str) -> dict[str, Any]:
     with Rtnl.open() as rtnl:
         kernel = observe(rtnl, instance=instance)
+        kernel = replace(kernel, learned=learned(rtnl, kernel.links))
     kernel = replace(kernel, sysctls={name: sysctl.read(name) for name in sysctls(kernel)})
     rules = read_rules(instance) if firewall else Rules(None)
     return {

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from overlaynet.addr import IPAddress, Mac
-from overlaynet.state import Fdb, Key, Kind, LinkInfo, Neigh, Object, Route, Source
+from overlaynet.state import Fdb, Key, Kind, LearnedMtu, LinkInfo, Neigh, Object, Route, Source
 from overlaynet.trace import whys
 from overlaynet.trace.journey import Answer, Deviation, End, Journey
 from overlaynet.trace.model import (
@@ -343,6 +343,16 @@ class Blame:
         return self._end(
             journey, "mtu", dev, text, f"at least {size}", found, outcome=outcome, answer=answer, next=commands
         )
+
+    def too_large_as_learned(self, journey: Journey, learned: LearnedMtu, why: str) -> End:
+        """For a way of which an ICMP error told; what it told may be over by now."""
+        size = journey.ip.length
+        found = f"it has {size} bytes, and {why}"
+        text = f"route {learned.dst} dev {learned.dev} mtu {learned.mtu}, learned from an ICMP error"
+        text += f", expires in {learned.expires_s:.0f} s"
+        commands = ("ip route flush cache", "overlaynet verify mtu")
+        return self._end(journey, "mtu", learned.dev, text, f"at least {size}", found, outcome=REJECTED,
+                         next=commands)  # fmt: skip
 
     def nobody_behind_bridge(self, journey: Journey, bridge: str, mac: Mac | None) -> End:
         found = f"{bridge} has no entry for {mac}, and nobody behind its ports has it"

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from overlaynet.addr import IPAddress
+from overlaynet.state import LearnedMtu
 from overlaynet.trace import routing, whys
 from overlaynet.trace.arp import Resolved, resolve
 from overlaynet.trace.blame import Blame
@@ -48,6 +49,14 @@ def query_for(journey: Journey, iif: str = LOOPBACK, oif: str | None = None) -> 
     return Query(journey.dst, ip.src, iif, oif, journey.mark, ip.protocol, ip.src_port, ip.dst_port)
 
 
+def mtu_of(place: Place, dev: str, dst: IPAddress) -> tuple[int, LearnedMtu | None]:
+    """Of what a place sends itself: its device's, or what an ICMP error said of the way, with that
+    (net/ipv4/route.c, ipv4_mtu)."""
+    mtu = place.kernel.links[dev].mtu
+    entry = next((e for e in place.kernel.learned if (e.dst, e.dev) == (dst, dev)), None)
+    return (mtu, None) if entry is None or entry.mtu >= mtu else (entry.mtu, entry)
+
+
 # --- out ------------------------------------------------------------------------------------------
 
 
@@ -62,9 +71,9 @@ def sends(world: World, journey: Journey, stage: Sends) -> Outcome:
         return
     if journey.ip.src is None:
         journey = journey.with_headers(src=routing.source_for(place.kernel, found, journey.dst))
-    mtu = place.kernel.links[found.dev or LOOPBACK].mtu
+    mtu, learned = mtu_of(place, found.dev or LOOPBACK, journey.dst)
     if size_of(journey) > mtu and journey.ip.df:
-        yield _too_large_here(world, place, journey, found, mtu)
+        yield _too_large_here(world, place, journey, found, learned)
         return
     journey = _with_df(journey, mtu)
     yield from sent(world, place, journey, found)
@@ -125,13 +134,17 @@ def leaves(world: World, journey: Journey, stage: Leaves) -> Outcome:
         if isinstance(after, End):
             yield after
             continue
-        cut = fragmented(world, place, after, stage.dev)
+        learned = mtu_of(place, stage.dev, after.dst)[1] if stage.source is None else None
+        cut = fragmented(world, place, after, stage.dev, learned)
         yield cut if isinstance(cut, End) else _addressed(world, place, cut, stage)
 
 
-def fragmented(world: World, place: Place, journey: Journey, dev: str) -> Journey | End:
-    """Cut to what the device carries; what was put together on the way is cut as it was before."""
-    mtu, layer = place.kernel.links[dev].mtu, journey.layer
+def fragmented(
+    world: World, place: Place, journey: Journey, dev: str, learned: LearnedMtu | None = None
+) -> Journey | End:
+    """Cut to what the device carries, or the way is known to; what was put together on the way is cut as it was
+    before."""
+    mtu, layer = learned.mtu if learned else place.kernel.links[dev].mtu, journey.layer
     if layer.pieces:
         if layer.pieces > mtu:
             return journey.with_layer(replace(layer, pieces=mtu))
@@ -142,8 +155,9 @@ def fragmented(world: World, place: Place, journey: Journey, dev: str) -> Journe
     if journey.ip.df and size_of(journey) > mtu and not journey.context.ignore_df:
         return _too_large(world, place, journey, dev, mtu)
     cut = journey.with_layer(replace(layer, pieces=limit, largest=0)).with_headers(df=False)
+    who = f"the way to {learned.dst}" if learned else dev
     return replace(
-        cut, reasons={**cut.reasons, "fragments": f"{size_of(journey)} bytes, and {dev} takes {mtu}"}
+        cut, reasons={**cut.reasons, "fragments": f"{size_of(journey)} bytes, and {who} takes {mtu}"}
     )
 
 
@@ -172,9 +186,13 @@ def _unroutable_here(world: World, place: Place, journey: Journey, found: Found)
     return Blame(world, place).no_route(journey, found, REJECTED, None)
 
 
-def _too_large_here(world: World, place: Place, journey: Journey, found: Found, mtu: int) -> End:
-    dev = found.dev or LOOPBACK
-    return Blame(world, place).too_large(journey, dev, mtu, None, "its own kernel refuses to send it")
+def _too_large_here(
+    world: World, place: Place, journey: Journey, found: Found, learned: LearnedMtu | None
+) -> End:
+    dev, blame, why = found.dev or LOOPBACK, Blame(world, place), "its own kernel refuses to send it"
+    if learned is not None:
+        return blame.too_large_as_learned(journey, learned, why)
+    return blame.too_large(journey, dev, place.kernel.links[dev].mtu, None, why)
 
 
 # --- in -------------------------------------------------------------------------------------------

@@ -80,6 +80,7 @@ class FakeGrip:
     filters: dict[str, FakeFirewall] = field(default_factory=dict)
     agents: dict[str, FakeAgent] = field(default_factory=dict)
     killed: list[str] = field(default_factory=list)
+    forgot: list[str] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
     started: list[str] = field(default_factory=list)
     die_after: int | None = None
@@ -145,6 +146,10 @@ class FakeGrip:
     def edit(self, place: str, change: RuleChange) -> None:
         self._change()
         self.filters[place].apply([change], self.filters[place].observe())
+
+    def forget_learned(self, places: Iterable[str]) -> None:
+        self._live()
+        self.forgot += places
 
     def kill(self, places: Iterable[str]) -> None:
         for place in places:

@@ -15,6 +15,7 @@ from overlaynet.state import (
     ForwardAccept,
     IpRule,
     KernelState,
+    LearnedMtu,
     Link,
     LinkInfo,
     Masquerade,
@@ -106,6 +107,7 @@ kernels = st.builds(
     tuples(routes),
     tuples(st.builds(IpRule, number, text)),
     st.dictionaries(text, maybe(text), max_size=4),
+    tuples(st.builds(LearnedMtu, ips, text, number, st.floats(0, 600))),
 )
 chain_keys = st.tuples(text, text)
 rulesets = st.builds(

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from ipaddress import ip_address, ip_network
+from subprocess import CalledProcessError
 from typing import Any
 
 import pytest
 from helpers.eventually import eventually
 from helpers.kernel_hosts import PUBLIC, UNDERLAY, RealHost, real_host
+from helpers.private_netns import PrivateNetns, private_netns
 from helpers.privilege import requires_netns
 
 from overlaynet.addr import Mac
-from overlaynet.state import Change, KernelState, Link, Op, Vxlan
+from overlaynet.kernel.handle import Rtnl
+from overlaynet.kernel.observe import learned, links
+from overlaynet.state import Change, KernelState, LearnedMtu, Link, Op, Vxlan
 
 pytestmark = [pytest.mark.kernel, requires_netns]
 
@@ -208,6 +213,43 @@ def route_of(entry: dict[str, Any], version: int) -> tuple[Any, ...]:
         "onlink" in entry["flags"],
         source and ip_address(source),
     )
+
+
+def test_path_mtu_that_an_icmp_error_taught() -> None:
+    with private_netns() as sender, private_netns() as router:
+        sender.run(f"ip link add eth0 type veth peer name cable netns {router.path}")
+        for line in ("address add 10.0.0.1/24 dev eth0", "link set eth0 up"):
+            sender.run(f"ip {line}")
+        for line in (
+            "link add narrow type veth peer name end",
+            "link set end up",
+            "link set narrow mtu 1300 up",
+            "address add 10.1.0.254/24 dev narrow",
+            "address add 10.0.0.254/24 dev cable",
+            "link set cable up",
+        ):
+            router.run(f"ip {line}")
+        router.run("sysctl -q net.ipv4.ip_forward=1")
+        sender.run("ip route add default via 10.0.0.254")
+        assert learned_in(sender) == ()
+        (entry,) = eventually(lambda: taught(sender))
+        assert entry[:3] == (ip_address("10.1.0.1"), "eth0", 1300)
+        assert 0 < entry.expires_s <= 600
+        assert learned_in(router) == ()
+        sender.run("ip route flush cache")
+        assert learned_in(sender) == ()
+
+
+def taught(sender: PrivateNetns) -> tuple[LearnedMtu, ...]:
+    """After a packet that is too large, which needs a carrier."""
+    with suppress(CalledProcessError):
+        sender.run("ping -n -c1 -W1 -M do -s 1400 10.1.0.1")
+    return learned_in(sender)
+
+
+def learned_in(place: PrivateNetns) -> tuple[LearnedMtu, ...]:
+    with place.entered(), Rtnl.open() as rtnl:
+        return learned(rtnl, links(rtnl))
 
 
 def test_rules_that_somebody_made(seen: KernelState) -> None:

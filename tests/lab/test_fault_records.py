@@ -160,6 +160,13 @@ def last_change(faults: Faults, grip: FakeGrip, name: str) -> int:
     return made
 
 
+def test_healing_lets_all_senders_forget_what_they_learned(faults, grip) -> None:
+    faults.make(*REQUESTS["mtu"], NOW)
+    assert grip.forgot == []
+    faults.heal((), NOW)
+    assert grip.forgot == ["node-1", "node-2", "web-1", "web-2", "outside"]
+
+
 @ANY
 def test_crash_while_breaking_leaves_what_heal_undoes(tmp_path, name) -> None:
     spare = FakeGrip()

@@ -292,6 +292,16 @@ def test_container_with_too_large_an_mtu_is_told_so_by_its_host(whole: Lab) -> N
     assert ping(whole)
 
 
+def test_path_mtu_that_was_learned_is_forgotten_with_the_fault(whole: Lab) -> None:
+    large = (FAR, "web-1", "-s", "1400", "-M", "do")
+    broken = break_(whole, "mtu", "node-1:flannel.1", "1300")
+    assert not ping(whole, *large)
+    assert any("mtu 1300" in line for line in inside(whole, "web-1", f"ip route get {FAR}"))
+    heal(whole, broken.fault.id)
+    assert ping(whole, *large)
+    assert not any("mtu" in line for line in inside(whole, "web-1", f"ip route get {FAR}"))
+
+
 def test_cable_with_two_different_mtus_is_refused_by_its_own_end(whole: Lab) -> None:
     break_(whole, "mtu", "web-1:eth0", "1500")
     assert not ping(whole, FAR, "web-1", "-s", "1450", "-M", "do")

@@ -13,7 +13,7 @@ from helpers.worlds import Shape, altered, changed, veth, with_link, with_sysctl
 from overlaynet.addr import Mac
 from overlaynet.errors import UsageError
 from overlaynet.model import Service, ServicePort
-from overlaynet.state import Fdb, Neigh, Route, RuleLine, Source
+from overlaynet.state import Fdb, LearnedMtu, Neigh, Route, RuleLine, Source
 from overlaynet.trace.model import Hop, Path, Prediction, Question, World
 from overlaynet.trace.predict import predict
 
@@ -339,6 +339,31 @@ def test_what_is_too_large_and_may_not_be_cut_is_refused_and_the_sender_told() -
     assert icmp is not None
     assert (icmp.type, icmp.code, icmp.mtu) == (3, 4, 1_000)
     assert only(world, "web-1", A1, B1, "udp", size=1_200, df=False).outcome == "delivered"
+
+
+def test_a_path_mtu_that_was_learned_refuses_or_cuts_what_its_sender_sends() -> None:
+    world = worlds.world(Shape((1, 1)))
+    sender = world.places["web-1"]
+    learned = LearnedMtu(ip_address(B1), "eth0", 1_300, 598.4)
+    told = replace(sender, kernel=replace(sender.kernel, learned=(learned,)))
+    world = replace(world, places={**world.places, "web-1": told})
+    refused = only(world, "web-1", A1, B1, "udp", size=1_350, df=True).cause
+    assert refused is not None
+    assert (refused.kind, str(refused.point)) == ("mtu", "web-1:eth0")
+    assert refused.object == f"route {B1} dev eth0 mtu 1300, learned from an ICMP error, expires in 598 s"
+    assert refused.next[0] == "ip route flush cache"
+    cut = only(world, "web-1", A1, B1, "udp", size=1_350)
+    assert (cut.outcome, cut.hops[0].inner.more_fragments) == ("delivered", True)
+    assert not only(world, "web-1", A1, B1, "udp", size=1_200).hops[0].inner.more_fragments
+
+
+def test_what_another_place_learned_does_not_cut_what_it_forwards() -> None:
+    world = worlds.world(Shape((1, 1)))
+    router = world.places["node-1"]
+    learned = LearnedMtu(ip_address(B1), "flannel.1", 1_300, 598.4)
+    told = replace(router, kernel=replace(router.kernel, learned=(learned,)))
+    world = replace(world, places={**world.places, "node-1": told})
+    assert only(world, "web-1", A1, B1, "udp", size=1_350, df=True).outcome == "delivered"
 
 
 def test_the_senders_own_kernel_refuses_what_may_not_be_cut() -> None:
