@@ -135,6 +135,7 @@ class Blame:
 
     def no_route(self, journey: Journey, found: Found, outcome: str, answer: Answer | None) -> End:
         """No route, or one that says no."""
+        journey = self.route(journey, found)
         want = self._wanted_route(journey.dst)
         here = whys.host_of(self.place)
         have = f"the route {whys.route_text(found.route)} says so" if found.route else "no route leads there"

@@ -23,8 +23,10 @@ from overlaynet.trace.model import CERTAIN, DELIVERED, LIKELY, Cause, Path, Plac
 MOST_TRIES = 64
 """Worlds that are predicted in; one failing path takes the logarithm of what is missing."""
 
-UNTOLD = frozenset({"unknown", "rule_drop", "rule_reject", "route_missing"})
+UNTOLD = frozenset({"unknown", "rule_drop", "rule_reject", "route_missing", "rp_filter"})
 """Kinds of cause that may be another's consequence; the others name themselves what is wrong."""
+TOLD_SETTINGS = ("rp_filter", "ip_forward")
+"""Settings with a kind of cause of their own."""
 
 Follow: TypeAlias = Callable[[World], Sequence[Path]]
 
@@ -140,7 +142,11 @@ def _missing_on(world: World, path: Path) -> Iterator[Missing]:
 def _settings(world: World, place: Place, wanted: Wanted) -> Iterator[Missing]:
     for key, obj in wanted.objects.items():
         source = wanted.sources.get(key)
-        if isinstance(obj, Sysctl) and place.kernel.sysctls.get(obj.name) not in (None, obj.value):
+        if (
+            isinstance(obj, Sysctl)
+            and not obj.name.endswith(TOLD_SETTINGS)
+            and place.kernel.sysctls.get(obj.name) not in (None, obj.value)
+        ):
             have = whys.sysctl(world, place, obj.name, place.kernel.sysctls[obj.name] or "")
             found = f"it is {place.kernel.sysctls[obj.name]}"
             yield Missing(place.name, f"sysctl {have.key}", obj.value, found, source, have.command, obj)
