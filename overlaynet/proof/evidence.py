@@ -196,7 +196,8 @@ def _hops(prediction: Prediction) -> Iterator[Hop]:
 
 def points(prediction: Prediction) -> list[Point]:
     """Where to listen: on every possible way, and beside."""
-    return list(dict.fromkeys([*(hop.point for hop in _hops(prediction)), *prediction.guards]))
+    on_ways = (hop.point for hop in _hops(prediction))
+    return list(dict.fromkeys([*on_ways, *prediction.guards, *prediction.ears]))
 
 
 def keep(prediction: Prediction, world: World) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from overlaynet.trace import whys
 from overlaynet.trace.journey import Answer, Deviation, End, Journey
 from overlaynet.trace.model import (
     CERTAIN,
+    CONTAINER,
     DELIVERED,
+    HOST,
     LIKELY,
     LOST,
     OUTSIDE,
@@ -54,7 +56,7 @@ class Blame:
         with their link."""
         dst = dst or journey.dst
         want, have = self._wanted_route(dst), found.route
-        if down := self._down_towards(dst, want):
+        if down := self._down_towards(dst, want, have):
             key = (Kind.LINK, down.name)
             return journey.deviating(Deviation(self.place.name, down.name, "link", None, have, key))
         if want is None or (have is not None and _leads_alike(have, want)):
@@ -97,11 +99,16 @@ class Blame:
         routes = [o for o in objects if isinstance(o, Route) and dst in o.dst]
         return max(routes, key=lambda r: r.dst.prefixlen, default=None)
 
-    def _down_towards(self, dst: IPAddress, want: Route | None) -> LinkInfo | None:
+    def _down_towards(self, dst: IPAddress, want: Route | None, have: Route | None) -> LinkInfo | None:
         """The link by which a packet should leave for this destination, if it is down."""
-        nets = [a.dev for a in self.place.kernel.addresses if dst in a.interface.network]
-        links = map(self.place.kernel.links.get, [want.dev] if want and want.dev else nets)
-        return next((link for link in links if link is not None and not link.up), None)
+        addresses, links = self.place.kernel.addresses, self.place.kernel.links
+        names = [a.dev for a in addresses if dst in a.interface.network]
+        if want and want.dev:
+            names = [want.dev]
+        elif have is None and self.place.kind == CONTAINER:
+            names += [a.dev for a in addresses]  # its only link, and no route is left
+        found = map(links.get, names)
+        return next((link for link in found if link is not None and not link.up), None)
 
     def _source(self, key: Key) -> Source | None:
         return self.wanted.sources.get(key) if self.wanted else None
@@ -141,7 +148,7 @@ class Blame:
         have = f"the route {whys.route_text(found.route)} says so" if found.route else "no route leads there"
         if found.rule:
             have = f"ip rule {found.rule.priority} ({found.rule.text}) says so"
-        expected = whys.route_text(want) if want else f"a route to {journey.dst}"
+        expected = whys.objects_text(want) if want else f"a route to {journey.dst}"
         kind = "route_wrong" if found.route or found.rule else "route_missing"
         iface = (want.dev if want else None) or _last_iface(journey, self.place)
         return self._end(
@@ -168,10 +175,10 @@ class Blame:
             return Blame(self.world, down[0]).link_down(journey, down[1])
         want = self._wanted((Kind.NEIGH, dev, ip))
         if isinstance(want, Neigh):
-            expected, source = whys.neigh_text(want), self._source(want.key)
+            expected, source = whys.objects_text(want), self._source(want.key)
         else:
             expected, source = f"somebody on {dev} who has {ip}", None
-        found = f"there is {whys.neigh_text(entry)}" if entry else "there is no entry, and nobody answers ARP"
+        found = f"there is {whys.neigh_text(entry)}" if entry else "none, and nobody answers ARP"
         noted = journey.noting(f"{self.place.name} asks for {ip} by ARP for three seconds before it gives up")
         own = next_commands(whys.host_of(self.place)) if want else ()
         commands = (*own, f"ip neigh show {ip} dev {dev}")
@@ -218,9 +225,9 @@ class Blame:
     def no_tunnel(self, journey: Journey, link: LinkInfo, mac: Mac) -> End:
         """A VXLAN device without an entry for a MAC drops what is for it."""
         want = self._wanted((Kind.FDB, link.name, mac, None))
-        expected = whys.fdb_text(want) if isinstance(want, Fdb) else f"an entry that says which host has {mac}"
+        expected = whys.objects_text(want) if want else f"an entry that says which host has {mac}"
         source = self._source(want.key) if want else None
-        found = f"{link.name} has no entry for {mac}, and none for 00:00:00:00:00:00"
+        found = f"none: {link.name} has no entry for {mac}, and none for 00:00:00:00:00:00"
         text = f"fdb {mac} dev {link.name}"
         return self._end(journey, "fdb_missing", link.name, text, expected, found, source=source)
 
@@ -248,7 +255,18 @@ class Blame:
         return self._end(journey, "neigh_wrong", link.name, text, f"lladdr {link.mac}", found)
 
     def link_down(self, journey: Journey, link: LinkInfo) -> End:
-        """Of a cable the end that is down."""
+        """Of a cable the end that is down; of a host that is dead, all of it."""
+        if gone := dead_host(self.world, self.place):
+            text, alive = f"host {self.place.name}", f"{self.place.name} is alive"
+            return self._end(
+                journey,
+                "node_down",
+                link.name,
+                text,
+                alive,
+                gone,
+                next=("overlaynet status", "overlaynet heal"),
+            )
         far = self.world.cables.get(Point(self.place.name, link.name))
         if link.up and far is not None:
             other = self.world.places[far.place]
@@ -340,9 +358,9 @@ class Blame:
         outcome = REJECTED if answer or not journey.hops else LOST
         found = f"it has {size} bytes, and {why}"
         commands = (f"ip link show dev {dev}", "overlaynet verify mtu")
-        text = f"link {dev} mtu {mtu}"
+        text, expected = f"link {dev} mtu {mtu}", f"an MTU of at least {size} bytes"
         return self._end(
-            journey, "mtu", dev, text, f"at least {size}", found, outcome=outcome, answer=answer, next=commands
+            journey, "mtu", dev, text, expected, found, outcome=outcome, answer=answer, next=commands
         )
 
     def too_large_as_learned(self, journey: Journey, learned: LearnedMtu, why: str) -> End:
@@ -352,8 +370,8 @@ class Blame:
         text = f"route {learned.dst} dev {learned.dev} mtu {learned.mtu}, learned from an ICMP error"
         text += f", expires in {learned.expires_s:.0f} s"
         commands = ("ip route flush cache", "overlaynet verify mtu")
-        return self._end(journey, "mtu", learned.dev, text, f"at least {size}", found, outcome=REJECTED,
-                         next=commands)  # fmt: skip
+        return self._end(journey, "mtu", learned.dev, text, f"an MTU of at least {size} bytes", found,
+                         outcome=REJECTED, next=commands)  # fmt: skip
 
     def nobody_behind_bridge(self, journey: Journey, bridge: str, mac: Mac | None) -> End:
         found = f"{bridge} has no entry for {mac}, and nobody behind its ports has it"
@@ -377,6 +395,22 @@ def _last_iface(journey: Journey, place: Place, default: str = "lo") -> str:
     return next((hop.iface for hop in reversed(journey.hops) if hop.place == place.name), default)
 
 
+def dead_host(world: World, place: Place) -> str:
+    """That this is a host of which nothing works any more, in words; empty if it is not, or if nobody knows."""
+    node = world.nodes.get(place.name)
+    if place.kind != HOST or node is None or node.agent != "down" or not is_cut_off(place):
+        return ""
+    return f"no link of {place.name} carries anything, and its agent is dead"
+
+
+def is_cut_off(place: Place) -> bool:
+    """None of the devices that lead out of the host is up, with somebody at the other end."""
+    inside = ("vxlan", "bridge")
+    links = [li for li in place.kernel.links.values() if li.name != "lo" and not li.master]
+    out = [link for link in links if link.type not in inside]
+    return bool(out) and not any(link.up and link.running for link in out)
+
+
 # --- in the end -----------------------------------------------------------------------------------
 
 
@@ -396,14 +430,17 @@ def _blamed(world: World, end: End) -> Iterator[Cause]:
         want, have = deviation.want, deviation.have
         is_there = _is_there(place, have, deviation.key)
         kind = f"{deviation.kind}_{'wrong' if is_there else 'missing'}"
-        used = f"what decides is {whys.objects_text(have)}" if have else "it does not decide"
-        found = used if is_there else "; ".join(["it is missing", *([used] if have else [])])
+        expected = whys.objects_text(want) if want else ""
+        used = whys.objects_text(have) if have else ""
+        found = (
+            (used or "it does not decide") if is_there else f"none{used and f', and what decides is {used}'}"
+        )
         ended = f"; then {end.cause.found}" if end.cause else ""
         yield Cause(
             kind,
             Point(deviation.place, deviation.iface),
-            whys.objects_text(want) if want else "",
-            "this entry",
+            used if used and is_there else expected,
+            expected,
             found + ended,
             wanted.sources.get(deviation.key) if wanted else None,
             LIKELY if end.journey.unread else CERTAIN,
@@ -423,3 +460,17 @@ def _is_there(place: Place, have: Object | None, key: Key) -> bool:
     kernel = place.kernel
     keys = {each.key for table in (kernel.routes, kernel.neighs, kernel.fdb) for each in table}
     return key in keys or (have is not None and have.key == key)
+
+
+def detours(world: World, journey: Journey) -> Iterator[str]:
+    """Entries that took it by another way than its hosts should have it, a sentence each."""
+    for deviation in journey.deviations:
+        wanted = world.wanted.get(deviation.place)
+        if deviation.want is None or wanted is None or deviation.key not in wanted.objects:
+            continue
+        source = wanted.sources.get(deviation.key)
+        whose = f"{source.kind} {source.name} asks for" if source else "there should be"
+        have = whys.objects_text(deviation.have) if deviation.have else "nothing"
+        want = whys.objects_text(deviation.want)
+        shown = f"next: overlaynet diff {deviation.place}"
+        yield f"another way than wanted: {deviation.place} uses {have}, and {whose} {want}; {shown}"

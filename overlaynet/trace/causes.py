@@ -44,6 +44,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from overlaynet.trace.align import Difference, Step
+from overlaynet.trace.blame import is_cut_off
 from overlaynet.trace.join import Followed, Sighting
 from overlaynet.trace.model import (
     CERTAIN,
@@ -56,7 +57,6 @@ from overlaynet.trace.model import (
     Frame,
     Headers,
     Icmp,
-    Place,
     Point,
     Question,
     Reach,
@@ -215,6 +215,8 @@ def _said_no(scene: Scene, gap: Gap, followed: Followed) -> Cause | None:
     said = refusal(scene.world, followed)
     if said is None:
         return None
+    if said.place is None and said.packet.icmp is not None:
+        return _said_out_of_sight(scene, gap, said.packet, said.packet.icmp)
     near = said.place is None or machine(scene.world, said.place) == machine(scene.world, gap.seen.place)
     point = gap.seen if near else gap.missing
     who = f"{said.place or 'somebody'} ({said.packet.src})"
@@ -228,6 +230,23 @@ def _said_no(scene: Scene, gap: Gap, followed: Followed) -> Cause | None:
     mtu = f", next-hop MTU {icmp.mtu}" if icmp.mtu else ""
     found = f"{who} answered: {words}{mtu}"
     return _cause(scene, _Told(kind, point, f"icmp {words}", _EXPECTED.get(kind, "no error"), found, certainty))
+
+
+def _said_out_of_sight(scene: Scene, gap: Gap, packet: Headers, icmp: Icmp) -> Cause:
+    """By somebody who is not looked into: whatever is wrong there, no host of ours can mend it."""
+    words = _error_words(icmp)
+    kind, certainty, _ = _ERRORS.get((icmp.type, icmp.code), _Error("unknown", LIKELY, words))
+    mtu = f", next-hop MTU {icmp.mtu}" if icmp.mtu else ""
+    return Cause(
+        kind,
+        gap.seen,
+        f"underlay: {packet.src}, beyond {gap.seen}",
+        f"at {packet.src} {_EXPECTED.get(kind, 'no error')}",
+        f"{packet.src}, which is out of sight, answered: {words}{mtu}",
+        source=None,
+        certainty=certainty,
+        next=(f"ip route get {scene.question.dst}",),
+    )
 
 
 # --- links and hosts ------------------------------------------------------------------------------
@@ -267,17 +286,9 @@ def _host_gone(world: World, name: str) -> str:
     node, place = world.nodes.get(name), world.places.get(name)
     if node and node.error:
         return f"{name} cannot be looked at: {node.error}"
-    if place and place.kind == HOST and _all_down(place) and node and node.agent in ("down", None):
+    if place and place.kind == HOST and is_cut_off(place) and node and node.agent in ("down", None):
         return f"no link of {name} carries anything" + (", and its agent is dead" if node.agent else "")
     return ""
-
-
-def _all_down(place: Place) -> bool:
-    """None of the devices that lead out of the host is up, with somebody at the other end."""
-    inside = ("vxlan", "bridge")
-    links = [li for li in place.kernel.links.values() if li.name != "lo" and not li.master]
-    out = [link for link in links if link.type not in inside]
-    return bool(out) and not any(link.up and link.running for link in out)
 
 
 # --- the underlay ---------------------------------------------------------------------------------
@@ -362,7 +373,7 @@ def _by_reach(scene: Scene, gap: Gap, reach: Reach) -> _Told | None:
     if length is None or length < LARGE_BYTES:
         return None
     found = f"the lost packet has {length} bytes, and small ones pass ({told})"
-    return _Told("mtu", gap.missing, underlay, f"an MTU of at least {length}", found)
+    return _Told("mtu", gap.missing, underlay, f"an MTU of at least {length} bytes", found)
 
 
 def _unreached(scene: Scene, gap: Gap, reach: Reach) -> _Told:
@@ -400,10 +411,10 @@ def _unknown(scene: Scene, gap: Gap) -> Cause:
     reach = measured(scene.evidence, *ends) if ends else None
     test = f"; {figures(reach, scene.world.vxlan_port)}" if reach else ""
     again = ", read once more," if scene.evidence.after else ""
-    following = (
-        f"overlaynet capture {gap.seen} {gap.missing}",
-        f"overlaynet diff {machine(scene.world, gap.seen.place)}",
-    )
+    host = machine(scene.world, gap.seen.place)
+    place = scene.world.places.get(host)
+    is_outside = place is not None and place.kind == OUTSIDE
+    looks = "overlaynet status" if is_outside else f"overlaynet diff {host}"
     return Cause(
         kind="unknown",
         point=gap.missing,
@@ -412,7 +423,7 @@ def _unknown(scene: Scene, gap: Gap) -> Cause:
         found=f"it did not, though the state{again} lets it pass{test}",
         source=None,
         certainty=LIKELY,
-        next=following,
+        next=(f"overlaynet capture {gap.seen} {gap.missing}", looks),
     )
 
 

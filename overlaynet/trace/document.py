@@ -92,12 +92,13 @@ def path_json(path: Path) -> Json:
         "outcome": path.outcome,
         "answer": path.answer or None,
         "arrived_at": path.arrived_at,
+        "out_of_sight": path.out_of_sight,
         "hops": hops_json(path.hops),
         "reply": None if path.reply is None else path_json(path.reply),
         "cause": cause_json(path.cause),
         "nat": [_nat(entry) for entry in path.nat],
         "choices": list(path.choices),
-        "notes": list(path.notes),
+        "notes": [*path.detours, *path.notes],
         "certain": path.certain,
     }
 

@@ -48,6 +48,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import TypeAlias
 
+from overlaynet.state import Route
 from overlaynet.trace import causes
 from overlaynet.trace.align import Course, Step, remarks
 from overlaynet.trace.case import POSITIVE, Case, Finding, View, astray, chosen, is_copy
@@ -252,9 +253,18 @@ def _beyond(case: Case, view: View, last: Point) -> Finding:
     """It left for where nobody can look, and its destination did not answer."""
     if causes.refusal(case.world, view.followed) is None:
         gone = f"it left {last} for {case.question.dst}, which is out of sight"
-        return _inconclusive(view, [f"{gone}, and nobody answered; next: {case.again}"])
-    cause = causes.of_loss(case.scene, Gap(last, last), view.followed)
+        return _inconclusive(view, [f"{gone}, and nobody answered{_nobodys(case, last)}"])
+    cause = _cause_after(case, view) or causes.of_loss(case.scene, Gap(last, last), view.followed)
     return Finding(PROVED if case.expect == REJECTED else LOST, REJECTED, view, cause=cause)
+
+
+def _nobodys(case: Case, last: Point) -> str:
+    """What can be said of an address out of sight, and what shows more: whether any lease covers it."""
+    dst, wanted = case.question.dst, case.world.wanted.values()
+    routes = [obj for one in wanted for obj in one.objects.values() if isinstance(obj, Route)]
+    if routes and dst.is_private and not any(dst in route.dst for route in routes):
+        return f"; no lease covers {dst}; next: overlaynet get leases"
+    return f"; next: overlaynet exec {last.place} -- ip route get {dst}"
 
 
 def _stopped(case: Case, view: View, rivals: Sequence[View]) -> Finding | None:
@@ -467,7 +477,10 @@ def _disorder(case: Case, course: Course) -> Iterator[str]:
 
 
 def _notes(case: Case, view: View) -> Iterator[str]:
-    """What was seen and decides nothing."""
+    """What was seen and decides nothing, and how the way that it took differs from what is wanted."""
+    for way in (view.path, view.path.reply):
+        if way is not None:
+            yield from way.detours
     for course in (view.forward, view.reply):
         for stray in course.strays:
             if stray.point in course.points:

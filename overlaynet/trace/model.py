@@ -360,7 +360,7 @@ class Path:
     `answer`: what comes back, "syn-ack", "rst", "echo-reply", "udp", "icmp port-unreachable", "icmp
     fragmentation-needed", …, empty if nothing does. `arrived_at`: the place whose own stack took the packet.
     `choices`: what chance decided, a sentence each. `certain` False: something on it could not be read, so it
-    is one possibility of several."""
+    is one possibility of several. `detours`: entries that lead it otherwise than wanted, though it arrives."""
 
     outcome: str
     hops: tuple[Hop, ...]
@@ -372,17 +372,25 @@ class Path:
     choices: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     certain: bool = True
+    detours: tuple[str, ...] = ()
+
+    @property
+    def out_of_sight(self) -> bool:
+        """Whether it ends by leaving for where nobody can look: then nothing says that it arrives."""
+        return self.outcome == DELIVERED and bool(self.hops) and self.hops[-1].direction == "out"
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """Every way this packet may go by the state in `World`. `guards`: points where it must not appear,
-    whichever way it goes. `unread`: what could not be read, so that the answer may be wrong."""
+    whichever way it goes. `unread`: what could not be read, so that the answer may be wrong. `ears`: points
+    of the destination, which a packet that ends before it would reach if it did not."""
 
     question: Question
     paths: tuple[Path, ...]
     guards: tuple[Point, ...] = ()
     unread: tuple[str, ...] = ()
+    ears: tuple[Point, ...] = ()
 
     @property
     def outcome(self) -> str:

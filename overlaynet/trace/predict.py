@@ -17,7 +17,7 @@ from dataclasses import replace
 from overlaynet.errors import UsageError
 from overlaynet.trace import devices, stack
 from overlaynet.trace.arp import is_underlay
-from overlaynet.trace.blame import Blame, cause_of
+from overlaynet.trace.blame import Blame, cause_of, detours
 from overlaynet.trace.journey import (
     PORT_HEADER_BYTES,
     Arrives,
@@ -36,6 +36,7 @@ from overlaynet.trace.journey import (
     Transmits,
 )
 from overlaynet.trace.model import (
+    CONTAINER,
     DELIVERED,
     HOST,
     Headers,
@@ -74,7 +75,8 @@ def predict(world: World, question: Question) -> Prediction:
     if len(ends) > MAX_PATHS:
         unread.append(f"there are more than {MAX_PATHS} ways; not all are told")
     floods = {flood for end in ends for flood in end.journey.floods}
-    return Prediction(question, paths, tuple(_guards(world, paths, floods)), tuple(unread))
+    guards, ears = tuple(_guards(world, paths, floods)), tuple(_ears(world, question, paths))
+    return Prediction(question, paths, guards, tuple(unread), ears)
 
 
 def _advised(world: World, path: Path) -> Path:
@@ -198,6 +200,7 @@ def _told(world: World, end: End) -> Path:
         nat=tuple(_nat(conn) for conn in journey.conns if conn.dnat or conn.snat),
         choices=journey.choices,
         notes=journey.notes,
+        detours=tuple(detours(world, journey)) if end.outcome == DELIVERED else (),
         certain=not journey.unread,
     )
 
@@ -245,3 +248,16 @@ def _guards_here(world: World, place: Place, dev: str, visited: set[str]) -> boo
     if link.vxlan is not None or is_underlay(world, place, dev):
         return place.name not in visited
     return place.name in visited and link.master is not None
+
+
+def _ears(world: World, question: Question, paths: Iterable[Path]) -> Iterator[Point]:
+    """The devices of a container that a packet ends on the way to, on its own host: where it would be if it
+    arrived all the same."""
+    for path in paths:
+        hosts = {hop.host for hop in path.hops}
+        owners = map(world.place_of, {question.dst, *(nat.new_dst for nat in path.nat)})
+        there = [p for p in owners if p and p.kind == CONTAINER and p.host in hosts]
+        visited = {hop.place for hop in path.hops}
+        for place in there if path.outcome != DELIVERED else ():
+            cabled = (Point(place.name, dev) for dev in place.kernel.links)
+            yield from (point for point in cabled if point in world.cables and place.name not in visited)

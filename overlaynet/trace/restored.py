@@ -172,8 +172,8 @@ def _rules(
                 yield Missing(
                     place.name,
                     words,
-                    "this rule",
-                    "it is not there",
+                    words,
+                    "none",
                     source,
                     command,
                     chain=key,

@@ -90,7 +90,7 @@ def _unheard(case: Case, view: View, path: Path, places: frozenset[str]) -> list
         ears = [path.hops[-1].point]  # between there and the socket nobody can listen
     if not ears:
         who = ", ".join(sorted(places))
-        return [f"nobody listened at {who} for whether it arrives all the same; next: {case.again}"]
+        return [f"nobody listened at {who} for whether it arrives all the same; next: overlaynet status"]
     return doubts(case, ears)
 
 
@@ -140,7 +140,8 @@ def _gap(case: Case, path: Path, course: Course, places: frozenset[str]) -> tupl
     last, cause = course.steps[course.last].hop.point, path.cause
     if cause and cause.point and cause.point not in course.points:
         return last, cause.point
-    ears = [p for p in _ears(case, path, places) if is_silent(case.taps.get(p))]
+    copied = {stray.point for stray in course.strays}
+    ears = [p for p in _ears(case, path, places) if is_silent(case.taps.get(p)) and p not in copied]
     following = next((p for p in ears if _is_card(case, p)), next(iter(ears), None))
     return (last, following) if following else None
 

@@ -33,6 +33,7 @@ from overlaynet.trace.model import (
     CERTAIN,
     LIKELY,
     LOST,
+    OUTSIDE,
     PROVED,
     WRONG_PATH,
     Cause,
@@ -119,6 +120,14 @@ def test_an_error_seen_coming_in_is_from_whoever_has_its_address():
         return replace(one, reply=(said._replace(frame=replace(said.frame, outer=packet)),))
 
     assert why(refused(5, 7, Icmp(3, 1)).seeing(from_afar)).found.startswith("node-2 (192.168.50.12) answered")
+
+
+def test_outside_is_nobodys_to_compare():
+    assert why(lost_after(ON_HOST)).next[-1] == "overlaynet diff node-1"
+    here = world()
+    place = replace(here.places["node-1"], kind=OUTSIDE)
+    outside = lost_after(ON_HOST).but(world=replace(here, places={**here.places, "node-1": place}))
+    assert why(outside).next[-1] == "overlaynet status"
 
 
 def test_a_redirect_is_no_refusal():

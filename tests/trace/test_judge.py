@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
 
+import click
 import pytest
 from helpers import pictures
 from helpers.pictures import VETH_1, VETH_2
@@ -53,6 +54,7 @@ from overlaynet.trace.model import (
     Trace,
     World,
 )
+from overlaynet.trace.render.terminal import trace_text
 
 pytestmark = pytest.mark.unit
 
@@ -154,6 +156,11 @@ def test_an_error_from_out_of_sight_is_a_loss():
     assert trace.lost_between is None
     assert trace.cause is not None
     assert (trace.cause.kind, trace.cause.point) == ("route_missing", at("node-1:eth0"))
+    assert trace.cause.found == "192.168.50.1, which is out of sight, answered: net-unreachable"
+    assert trace.cause.next == ("ip route get 10.244.2.2",)
+    text = click.unstyle(trace_text(trace, 160))
+    assert "rejected by 192.168.50.1, beyond node-1 eth0: icmp net-unreachable came back" in text
+    assert "icmp net-unreachable  192.168.50.1 → node-1" in text
     assert story.but(expect=REJECTED).verdict().verdict == PROVED
 
 

@@ -10,7 +10,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 from helpers import worlds
-from helpers.traces import Story, went
+from helpers.traces import Story, answer_headers, went
 from helpers.worlds import Shape, altered, changed, with_link, with_sysctl, without
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,14 +18,18 @@ from hypothesis import strategies as st
 from overlaynet.addr import Mac
 from overlaynet.model import Service, ServicePort
 from overlaynet.state import Fdb, Neigh, Route, RuleLine
+from overlaynet.trace.join import Sighting
 from overlaynet.trace.model import (
     CAUSES,
+    CERTAIN,
     DELIVERED,
     DROPPED,
     INCONCLUSIVE,
     LOST,
     PROVED,
     REJECTED,
+    Frame,
+    Icmp,
     Question,
     World,
 )
@@ -253,6 +257,44 @@ def test_a_container_without_a_route_is_refused_by_its_own_kernel():
         trace = story.verdict()
         assert trace.cause is not None
         assert (trace.verdict, trace.cause.kind, trace.forward) == (LOST, "route_missing", ())
+
+
+def test_an_address_that_no_lease_covers_is_told_so():
+    (story,) = stories(WORLDS["vxlan"], ask("web-1", "10.244.9.9"))
+    trace = story.verdict()
+    assert trace.verdict == INCONCLUSIVE
+    assert "no lease covers 10.244.9.9; next: overlaynet get leases" in trace.inconclusive_because[0]
+
+
+def test_an_address_of_the_world_is_asked_for_where_it_left():
+    (story,) = stories(WORLDS["vxlan"], ask("web-1", "8.8.8.8"))
+    (reason,) = story.verdict().inconclusive_because
+    assert reason.endswith("next: overlaynet exec node-1 -- ip route get 8.8.8.8")
+
+
+def test_a_neighbour_that_fails_on_the_underlay_is_the_cause_for_certain():
+    question = ask("web-1", "192.168.50.98", "udp", 81)
+    kernel = WORLDS["vxlan"].places["node-1"].kernel
+    failed = Neigh("eth0", question.dst, None, state="failed")
+    after = altered(WORLDS["vxlan"], "node-1", neighs=(*kernel.neighs, failed))
+    (path,) = predict(WORLDS["vxlan"], question).paths
+    seen = went(replace(path, hops=path.hops[:-1]))
+    error = answer_headers(path.hops[-2], protocol="icmp", icmp=Icmp(3, 1))
+    said = Sighting(path.hops[-2].point, "out", 90_000, Frame(error))
+    (story,) = stories(WORLDS["vxlan"], question)
+    story = story.but(tries=(replace(seen, reply=(said,)),), predict=predict).having(after=after)
+    trace = story.verdict()
+    assert trace.cause is not None
+    assert (trace.verdict, trace.cause.kind, trace.cause.certainty) == (LOST, "neigh_missing", CERTAIN)
+    assert trace.cause.next == ("ip neigh show 192.168.50.98 dev eth0",)
+
+
+def test_a_detour_that_arrives_is_a_note():
+    detour = route(WORLDS["vxlan"], via=ip_address("10.244.3.0"))
+    (story,) = stories(detour, ask("web-1", "web-3"))
+    trace = story.verdict()
+    assert trace.verdict == PROVED
+    assert any(note.endswith("next: overlaynet diff node-1") for note in trace.notes)
 
 
 # --- changed meanwhile ----------------------------------------------------------------------------

@@ -324,9 +324,73 @@ def test_a_missing_entry_is_named_with_the_lease_that_wants_it() -> None:
     cause = only(no_neigh(worlds.world(Shape((1, 1)))), "web-1", A1, B1).cause
     assert cause is not None
     assert cause.source == Source("lease", "10.244.2.0-24")
-    assert cause.expected == "10.244.2.0 dev flannel.1 lladdr 02:0a:f4:02:00:00 PERMANENT"
+    assert cause.expected == "neigh 10.244.2.0 dev flannel.1 lladdr 02:0a:f4:02:00:00 PERMANENT"
     assert cause.certainty == "certain"
     assert cause.next[:2] == ("overlaynet diff node-1", "overlaynet repair node-1")
+
+
+def test_of_a_wrong_entry_the_right_one_is_expected_and_the_wrong_one_the_cause() -> None:
+    cause = only(wrong_fdb(worlds.world(Shape((1, 1)))), "web-1", A1, B1).cause
+    assert cause is not None
+    right, wrong = (f"fdb {VTEP_MAC_B} dev flannel.1 dst 192.168.50.{n} self permanent" for n in (12, 99))
+    assert (cause.object, cause.expected) == (wrong, right)
+    assert cause.found.startswith(wrong)
+    assert cause.source == Source("lease", "10.244.2.0-24")
+
+
+def test_of_a_missing_entry_none_is_found() -> None:
+    cause = only(no_fdb(worlds.world(Shape((1, 1)))), "web-1", A1, B1).cause
+    assert cause is not None
+    assert cause.expected == f"fdb {VTEP_MAC_B} dev flannel.1 dst 192.168.50.12 self permanent"
+    assert cause.found.startswith("none")
+    cause = only(no_route(worlds.world(Shape((1, 1)))), "web-1", A1, B1).cause
+    assert cause is not None
+    assert cause.expected.startswith("route 10.244.2.0/24 via 10.244.2.0 dev flannel.1")
+    assert cause.found.startswith("none, and what decides is route default via")
+
+
+def test_a_container_whose_link_is_down_has_no_route_for_that_reason() -> None:
+    world = with_link(worlds.world(Shape((1, 1))), "web-1", "eth0", up=False, running=False)
+    path = only(altered(world, "web-1", routes=()), "web-1", A1, B1)
+    assert path.cause is not None
+    assert (path.outcome, path.cause.kind, str(path.cause.point)) == ("rejected", "link_down", "web-1:eth0")
+
+
+@pytest.mark.parametrize(("agent", "kind"), [("down", "node_down"), ("running", "link_down")])
+def test_a_host_without_links_and_agent_is_down_also_for_what_is_on_it(agent: str, kind: str) -> None:
+    world = worlds.world(Shape((1, 1)))
+    for dev in ("eth0", "cni0"):
+        world = with_link(world, "node-1", dev, up=False, running=False)
+    nodes = {**world.nodes, "node-1": replace(world.nodes["node-1"], agent=agent)}
+    cause = only(replace(world, nodes=nodes), "web-1", A1, B1).cause
+    assert cause is not None
+    assert cause.kind == kind
+
+
+def test_a_detour_that_arrives_is_told_with_the_entry_and_the_lease() -> None:
+    world = worlds.world(Shape((1, 1, 1)))
+    assert only(world, "web-1", A1, B1).detours == ()
+    path = only(
+        changed(world, "node-1", ROUTE_B, ROUTE_B._replace(via=ip_address("10.244.3.0"))), "web-1", A1, B1
+    )
+    assert (path.outcome, path.arrived_at) == ("delivered", "web-2")
+    (detour,) = path.detours
+    assert "node-1 uses route 10.244.2.0/24 via 10.244.3.0 dev flannel.1" in detour
+    assert "lease 10.244.2.0-24 asks for route 10.244.2.0/24 via 10.244.2.0 dev flannel.1" in detour
+    assert detour.endswith("next: overlaynet diff node-1")
+
+
+def test_a_neighbour_of_a_container_with_a_foreign_mac_leaves_the_container_to_be_listened_at() -> None:
+    world = worlds.world(Shape((1, 1)))
+    kernel = world.places["node-2"].kernel
+    stranger = Neigh("cni0", ip_address(B1), Mac("02:00:00:00:00:99"))
+    others = tuple(entry for entry in kernel.neighs if entry.ip != stranger.ip)
+    prediction = predicted(altered(world, "node-2", neighs=(*others, stranger)), "web-1", A1, B1)
+    (path,) = prediction.paths
+    assert path.cause is not None
+    assert (path.cause.kind, str(path.cause.point)) == ("neigh_wrong", "node-2:cni0")
+    assert "lladdr 02:00:00:00:00:99" in path.cause.object
+    assert {str(ear) for ear in prediction.ears} == {"web-2:eth0"}
 
 
 def test_what_is_too_large_and_may_not_be_cut_is_refused_and_the_sender_told() -> None:

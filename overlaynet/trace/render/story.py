@@ -11,7 +11,7 @@ Names, rules and answers come from outside; every text of a story has gone throu
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -101,17 +101,26 @@ class Step:
         """The entry that decided, of a step with a mark."""
         return None if self.mark is None else deciding(self.hop)
 
+    @property
+    def more_whys(self) -> tuple[Why, ...]:
+        """The other rules that translated there: of a packet to a service that is masqueraded as well."""
+        return tuple(why for why in _translating(self.hop) if why != self.why) if self.mark is not None else ()
+
 
 def deciding(hop: Hop) -> Why | None:
     """The entry that made the change at a hop: the rule that translates, the FDB entry of a tunnel, the route;
     else the first there is. What conntrack translates by itself no rule decides any more."""
     fields = {change.field for change in hop.changes}
     if fields & TRANSLATED:
-        rules = (why for why in hop.why if why.object == "rule" and _NAT.search(why.text))
+        rules = _translating(hop)
         return next(rules, next((why for why in hop.why if why.object == "conntrack"), None))
     wanted = "fdb" if "encapsulation" in fields else "route"
     found = [why for why in hop.why if why.object == wanted]
     return next(iter(found or hop.why), None)
+
+
+def _translating(hop: Hop) -> Iterator[Why]:
+    return (why for why in hop.why if why.object == "rule" and _NAT.search(why.text))
 
 
 class Line(NamedTuple):
@@ -218,7 +227,7 @@ def _path_story(prediction: Prediction, path: Path, command: Command) -> Story:
         reply=_back(back, path.hops, forward, foretold=True),
         answer=plain(path.answer),
         lines=tuple(_cause_lines(failing.cause, command)) if failing else (),
-        notes=tuple(map(plain, [*path.choices, *path.notes, *doubt, *unread])),
+        notes=tuple(map(plain, [*path.choices, *path.detours, *path.notes, *doubt, *unread])),
         break_after=None if path.outcome == DELIVERED else len(forward),
         break_words=plain(f"{path.outcome} here"),
         reply_break=len(back) if failing is not None and failing is path.reply else None,
@@ -237,10 +246,7 @@ def _way_words(path: Path) -> str:
 
 def _end_words(path: Path) -> str:
     """The outcome; of a way that ends by leaving for where nobody can look, that and no more."""
-    last = path.hops[-1] if path.hops else None
-    if path.outcome == DELIVERED and last is not None and last.direction == "out":
-        return f"leaves by {_spoken(last.point)}, out of sight"
-    return path.outcome
+    return f"leaves by {_spoken(path.hops[-1].point)}, out of sight" if path.out_of_sight else path.outcome
 
 
 # --- steps ----------------------------------------------------------------------------------------
@@ -384,13 +390,23 @@ def _unexpected(trace: Trace, steps: Sequence[Step]) -> int:
 
 def _lost_words(trace: Trace) -> str:
     if trace.outcome == REJECTED:
-        return f"rejected{_where(trace.cause)}: {trace.answer or 'no answer'} came back"
+        return _rejected_words(trace)
     if trace.outcome == DROPPED:
         return f"dropped on purpose{_where(trace.cause)}"
     if trace.lost_between is None:
         return f"lost{_where(trace.cause)}"
     seen, missing = trace.lost_between
     return f"between {_spoken(seen)} (seen) and {_spoken(missing)} ({_witness(trace.taps, missing)})"
+
+
+def _rejected_words(trace: Trace) -> str:
+    """By whom: its own kernel, if it was sent nowhere; else who answered, as far as it was seen."""
+    if not trace.answer and not any(hop.seen for hop in trace.forward):
+        return f"refused by {trace.question.source}'s own kernel, which sent nothing"
+    first = next(iter(trace.reply), None)
+    if first is not None and first.seen and first.direction == "in":
+        return f"rejected by {first.inner.src}, beyond {_spoken(first.point)}: {trace.answer} came back"
+    return f"rejected{_where(trace.cause)}: {trace.answer or 'no answer'} came back"
 
 
 def _witness(taps: Iterable[Tap], point: Point) -> str:
@@ -428,7 +444,7 @@ def _cause_lines(cause: Cause | None, command: Command) -> list[Line]:
         return []
     steps = [_typed(line, cause.point, command) for line in cause.next]
     lines = [
-        Line("expected", cause.expected),
+        Line("expected", cause.expected + ("" if _is_of_rule(cause) else _wanted_by(cause))),
         Line("seen", cause.found),
         Line("cause", _cause_words(cause)),
         *(Line("then" if number else "try", step) for number, step in enumerate(steps)),
@@ -441,12 +457,21 @@ _BETWEEN_HOSTS = frozenset({"partition", "underlay_loss", "node_down"})
 
 
 def _cause_words(cause: Cause) -> str:
-    """``fdb wrong on node-1 (certain, wanted by lease …): fdb …``"""
+    """``fdb wrong on node-1 (certain): fdb …``"""
     apart = cause.kind in _BETWEEN_HOSTS or cause.object.startswith("underlay ")
     where = f" on {cause.point.place}" if cause.point is not None and not apart and cause.object else ""
-    wanted = f", wanted by {cause.source.kind} {cause.source.name}" if cause.source else ""
+    wanted = _wanted_by(cause) if _is_of_rule(cause) else ""
     what = f": {cause.object}" if cause.object else ""
     return f"{cause.kind.replace('_', ' ')}{where} ({cause.certainty}{wanted}){what}"
+
+
+def _is_of_rule(cause: Cause) -> bool:
+    """Whether who asked for it asked for what stops the packet, and not for what is missing."""
+    return cause.kind in ("rule_reject", "rule_drop", "no_endpoints")
+
+
+def _wanted_by(cause: Cause) -> str:
+    return f", wanted by {cause.source.kind} {cause.source.name}" if cause.source else ""
 
 
 def _typed(line: str, point: Point | None, command: Command) -> str:

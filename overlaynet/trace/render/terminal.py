@@ -1,7 +1,8 @@
 """A trace on one screen: hops down the page by host, what changed where, why, and the verdict last.
 
 Nothing depends on colour: it repeats what a word or a mark says. Lines are cut to the width, never wrapped;
-what is cut first is what can be had elsewhere (a rule's text before the command that prints it).
+what is cut first is what can be had elsewhere (a rule's text before the command that prints it). In a pipe or a
+file there is no width: nothing is cut there, and nothing wrapped.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from overlaynet.trace.render.text import cells, circled, count_of, cut, cut_midd
 from overlaynet.trace.render.words import Role, translations
 
 WIDTH = 120
-"""Columns where nobody says how many there are: in a pipe or a file."""
+"""Columns of a page where nobody says how many there are, in a pipe or a file: how long rulers are."""
+ENDLESS = 1_000_000
+"""Columns of a line there: more than any line has."""
 NARROWEST = 60
 """Columns that are used even if there are fewer."""
 NARROW = 90
@@ -88,7 +91,12 @@ def explain_text(
 
 
 def _room(width: int | None) -> int:
-    return WIDTH if width is None else max(NARROWEST, width)
+    return ENDLESS if width is None else max(NARROWEST, width)
+
+
+def _page(width: int) -> int:
+    """Columns that a ruler fills."""
+    return WIDTH if width == ENDLESS else width
 
 
 def _painted(lines: Iterable[Line], width: int) -> str:
@@ -183,12 +191,12 @@ def _table(steps: Sequence[Step], width: int, broken: int | None = None, words: 
 
 def _ruler(lane: str, width: int) -> Line:
     name = plain(lane)
-    return [Span(name, "strong"), Span(" " + "─" * max(0, width - cells(name) - 1), "faint")]
+    return [Span(name, "strong"), Span(" " + "─" * max(0, _page(width) - cells(name) - 1), "faint")]
 
 
 def _break_line(words: str, width: int) -> Line:
     line = f"{'':>{TIME_CELLS}}{GAP}✗ {words} "
-    return [Span(line, "bad"), Span("╌" * max(0, width - cells(line)), "bad")]
+    return [Span(line, "bad"), Span("╌" * max(0, _page(width) - cells(line)), "bad")]
 
 
 def _row(step: Step, columns: Columns) -> Line:
@@ -256,7 +264,8 @@ def _reply_words(story: Story) -> str:
     steps = story.reply
     if not steps:
         return f"{story.answer} came back"
-    ends = f"{steps[0].hop.place} → {steps[-1].hop.place}"
+    first = steps[0].hop
+    ends = f"{first.place if first.direction == 'out' else first.inner.src} → {steps[-1].hop.place}"
     if story.foretold:
         return plain(f"{story.answer}  {ends}  {count_of(len(steps), 'hop')}")
     times = [step.hop.t_us for step in steps if step.hop.t_us is not None]
@@ -279,6 +288,8 @@ def _notes(story: Story, width: int) -> Iterator[Line]:
     for step in story.marked:
         if step.why is not None:
             yield from _note(step, step.why, width)
+        for why in step.more_whys:
+            yield from _note(step, why, width, first=False)
     for text in story.connections:
         yield [Span("ct  ", "mark"), Span(text)]
     for text in story.notes:
@@ -288,17 +299,20 @@ def _notes(story: Story, width: int) -> Iterator[Line]:
             head = " " * len(head)
 
 
-def _note(step: Step, why: Why, width: int) -> Iterator[Line]:
-    """The entry that decided, and the command that shows it: at the end of the line, or on one of its own."""
+def _note(step: Step, why: Why, width: int, *, first: bool = True) -> Iterator[Line]:
+    """An entry that decided, and the command that shows it: at the end of the line, or on one of its own. Only
+    the first one of a mark bears it."""
     number = f"{circled(step.mark)} " if step.mark is not None else "   "
+    number = number if first else " " * cells(number)
     command = _command(step, why)
     room = width - cells(number) - cells(command) - 2 * len(GAP)
     if room < ENTRY_NEEDS:
         yield [Span(number, "mark"), Span(entry_words(why, width - cells(number)))]
         yield [Span("     ", "faint"), Span(command, "faint")]
     else:
-        words = pad(entry_words(why, room), room)
-        yield [Span(number, "mark"), Span(words + GAP), Span(command, "faint")]
+        words = entry_words(why, room)
+        space = max(cells(words), room - (width - _page(width)))
+        yield [Span(number, "mark"), Span(pad(words, space) + GAP), Span(command, "faint")]
 
 
 def _command(step: Step, why: Why) -> str:
@@ -367,7 +381,7 @@ def _verdict(story: Story, width: int) -> Iterator[Line]:
     head = f"{'✗ ' if story.tone == 'bad' else ''}{word}  "
     first, *others = _wrapped(story.summary, width - cells(head))
     line = [Span(head, story.tone), Span(first)]
-    room = width - cells(head) - cells(first) - 2
+    room = _page(width) - cells(head) - cells(first) - 2
     beside = story.bundle is not None and not others and cells(story.bundle) <= room
     if beside and story.bundle is not None:
         line.append(Span(f"  {story.bundle:>{room}}", "faint"))
