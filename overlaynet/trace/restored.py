@@ -149,7 +149,8 @@ def _settings(world: World, place: Place, wanted: Wanted) -> Iterator[Missing]:
         ):
             have = whys.sysctl(world, place, obj.name, place.kernel.sysctls[obj.name] or "")
             found = f"it is {place.kernel.sysctls[obj.name]}"
-            yield Missing(place.name, f"sysctl {have.key}", obj.value, found, source, have.command, obj)
+            expected = f"{have.key} = {obj.value}"
+            yield Missing(place.name, f"sysctl {have.key}", expected, found, source, have.command, obj)
         if isinstance(obj, BridgePort) and obj.hairpin:
             link = place.kernel.links.get(obj.dev)
             if link is not None and link.hairpin is False:

@@ -30,10 +30,12 @@ from overlaynet.trace.model import (
     REJECTED,
     Frame,
     Icmp,
+    Point,
     Question,
     World,
 )
 from overlaynet.trace.predict import predict
+from overlaynet.trace.render.terminal import trace_text
 
 pytestmark = pytest.mark.unit
 
@@ -77,7 +79,12 @@ def stories(world: World, question: Question, **more: object) -> list[Story]:
     for path in prediction.paths:
         told = went(path) if path.hops else went(path, error="refused")
         story = Story(
-            prediction.paths, question=question, world=world, guards=prediction.guards, unread=prediction.unread
+            prediction.paths,
+            question=question,
+            world=world,
+            guards=prediction.guards,
+            unread=prediction.unread,
+            listening=prediction.ears,
         )
         found.append(story.but(tries=(told,), **more))
     return found
@@ -257,6 +264,21 @@ def test_a_container_without_a_route_is_refused_by_its_own_kernel():
         trace = story.verdict()
         assert trace.cause is not None
         assert (trace.verdict, trace.cause.kind, trace.forward) == (LOST, "route_missing", ())
+        assert "refused by web-1's own kernel, which sent nothing" in trace_text(trace)
+
+
+def test_a_copy_that_floods_to_the_container_is_not_called_unseen_there():
+    kernel = WORLDS["vxlan"].places["node-2"].kernel
+    stranger = Neigh("cni0", _address("web-3"), Mac("02:00:00:00:00:99"))
+    others = tuple(entry for entry in kernel.neighs if entry.ip != stranger.ip)
+    (story,) = stories(altered(WORLDS["vxlan"], "node-2", neighs=(*others, stranger)), ask("web-1", "web-3"))
+    silent = story.verdict()
+    assert (silent.verdict, str((silent.lost_between or ("", ""))[1])) == (LOST, "web-3:eth0")
+    copy = story.tries[0].forward[-1]._replace(point=Point("web-3", "eth0"), direction="in")
+    flooded = story.but(tries=(replace(story.tries[0], forward=(*story.tries[0].forward, copy)),)).verdict()
+    assert flooded.cause is not None
+    assert (flooded.verdict, flooded.cause.kind) == (LOST, "neigh_wrong")
+    assert flooded.lost_between is None or flooded.lost_between[1] != copy.point
 
 
 def test_an_address_that_no_lease_covers_is_told_so():
