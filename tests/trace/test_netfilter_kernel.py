@@ -28,7 +28,7 @@ from helpers.filter_net import (
 )
 from helpers.filter_path import R1, R2, Router
 from helpers.privilege import requires_netns
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from overlaynet.state import RuleSet
@@ -139,7 +139,8 @@ ADDRESSED = st.lists(
     st.one_of(one_of("-s", NETWORKS), one_of("-d", NETWORKS)),
     max_size=1,
 )
-NAMES = {"raw": ("RA", "RB"), "mangle": ("MA", "MB"), "filter": ("FA", "FB")}
+OURS = {"raw": ("RA", "RB"), "mangle": ("MA", "MB"), "nat": ("NA", "NB"), "filter": ("FA", "FB")}
+"""Chains that rules lead into: of the first also to the second."""
 EVERYWHERE = ("-j ACCEPT", "-j RETURN", "-j NFLOG", "")
 MARKS = tuple(f"-j MARK --set-xmark {mark}" for mark in ("0x1/0xffffffff", "0x1/0x1", "0x4/0xc", "0x3/0x0"))
 CONNMARKS = ("-j CONNMARK --save-mark", "-j CONNMARK --restore-mark", "-j CONNMARK --set-xmark 0x2/0x3")
@@ -232,7 +233,7 @@ def rules(draw: st.DrawFn, table: str, chain: str) -> str:
 def _targets(table: str, chain: str) -> tuple[str, ...]:
     if table == "nat":
         return NAT[chain]
-    first, second = NAMES[table]
+    first, second = OURS[table]
     more = {first: (f"-j {second}", f"-g {second}"), second: ()}.get(chain)
     return TARGETS[table] + ((f"-j {first}", f"-g {first}", f"-j {second}") if more is None else more)
 
@@ -245,16 +246,21 @@ def rulesets(draw: st.DrawFn) -> str:
 
 @st.composite
 def _table(draw: st.DrawFn, table: str) -> str:
-    own = ("NA", "NB") if table == "nat" else NAMES[table]
     policies = ["ACCEPT"] if table == "nat" else ["ACCEPT"] * 14 + ["DROP"]
-    lines = [f"*{table}"]
-    lines += [f":{chain} {draw(st.sampled_from(policies))} [0:0]" for chain in HOOKS[table]]
-    lines += [f":{chain} - [0:0]" for chain in own]
-    lines += [f"-A {chain} {guard}" for chain in HOOKS[table] for guard in GUARDS]
-    for chain in (*HOOKS[table], *own):
-        lines += [f"-A {chain} {text}" for text in draw(st.lists(rules(table, chain), max_size=3))]
+    chains = [f":{chain} {draw(st.sampled_from(policies))} [0:0]" for chain in HOOKS[table]]
+    texts = [
+        f"-A {chain} {text}"
+        for chain in (*HOOKS[table], *OURS[table])
+        for text in draw(st.lists(rules(table, chain), max_size=3))
+    ]
+    return table_of(table, chains, texts)
+
+
+def table_of(table: str, chains: Sequence[str], texts: Sequence[str]) -> str:
+    lines = [f"*{table}", *chains, *(f":{chain} - [0:0]" for chain in OURS[table])]
+    lines += [f"-A {hook} {guard}" for hook in HOOKS[table] for guard in GUARDS]
     lines += [f"-A FORWARD {FOLLOWS}"] if table == "filter" else []
-    return "\n".join([*lines, "COMMIT", ""])
+    return "\n".join([*lines, *texts, "COMMIT", ""])
 
 
 # --- packets --------------------------------------------------------------------------------------
@@ -317,15 +323,109 @@ def net(request: pytest.FixtureRequest) -> Iterator[FilterNet]:
         yield made
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+SCENARIOS = {
+    "goto": """
+        filter FORWARD -j FA
+        filter FORWARD -j REJECT
+        filter FA -p tcp -g FB
+        filter FA -j DROP
+        filter FB -p tcp -m tcp --dport 443 -j ACCEPT
+    """,
+    "goto-from-a-hook": "filter FORWARD -g FA\nfilter FORWARD -j DROP\nfilter FA -p udp -j REJECT",
+    "marks": """
+        mangle PREROUTING -j MARK --set-xmark 0x5/0xffffffff
+        mangle PREROUTING -j MARK --set-xmark 0x6/0x3
+        mangle PREROUTING -j MARK --set-xmark 0x9/0x0
+        filter FORWARD -m mark ! --mark 0xb -j DROP
+        filter INPUT -m mark --mark 0xb -j REJECT
+    """,
+    "order-of-tables-where-packets-leave": """
+        nat OUTPUT -j DNAT --to-destination 10.9.2.3
+        raw OUTPUT -d 10.9.2.3/32 -p tcp -j DROP
+        mangle OUTPUT -d 10.9.2.3/32 -p udp -j DROP
+        mangle OUTPUT -d 10.9.2.2/32 -p udp -j MARK --set-xmark 0x1/0x1
+        filter OUTPUT -d 10.9.2.2/32 -j DROP
+        filter OUTPUT -m mark --mark 0x1 -j REJECT
+    """,
+    "order-of-tables-where-packets-come-in": """
+        nat PREROUTING -j DNAT --to-destination 10.9.2.3
+        mangle PREROUTING -d 10.9.2.3/32 -j DROP
+        mangle FORWARD -d 10.9.2.2/32 -j DROP
+        filter FORWARD -d 10.9.2.3/32 -p udp -j REJECT
+    """,
+    "source-is-translated-last": """
+        nat POSTROUTING -j MASQUERADE
+        mangle POSTROUTING -s 10.9.2.1/32 -p tcp -m tcp --dport 443 -j DROP
+        mangle POSTROUTING -s 10.9.1.2/32 -p udp -j DROP
+    """,
+    "notrack": """
+        raw PREROUTING -i lo -j CT --notrack
+        raw PREROUTING -p udp -j NOTRACK
+        nat PREROUTING -j DNAT --to-destination 10.9.2.3
+        filter INPUT -i lo -m conntrack --ctstate UNTRACKED -j DROP
+    """,
+    "sources-in-a-range": """
+        nat POSTROUTING -p udp -j SNAT --to-source 10.9.1.1-10.9.1.3
+        nat POSTROUTING -p tcp -j SNAT --to-source 10.9.1.2-10.9.1.2:1000-1999
+        nat POSTROUTING -j SNAT --to-source 10.9.2.5
+    """,
+    "ports-in-a-range": """
+        nat PREROUTING -p tcp -j DNAT --to-destination 10.9.2.3:80-443
+        nat PREROUTING -p udp -j DNAT --to-destination :400-450
+        nat OUTPUT -p udp -j DNAT --to-destination 10.9.2.3:1000-2000
+        nat OUTPUT -p tcp -m tcp --dport 80:443 -j DNAT --to-destination 10.9.2.3:1000-1010/80
+    """,
+    "redirect": """
+        nat PREROUTING -p tcp -j REDIRECT --to-ports 8080
+        nat PREROUTING -j REDIRECT
+        nat OUTPUT -j REDIRECT
+    """,
+    "source-of-what-arrives": "nat INPUT -j SNAT --to-source 10.9.1.77\nfilter INPUT -s 10.9.1.77/32 -j DROP",
+    "translated-to-the-same": """
+        nat PREROUTING -p tcp -j DNAT --to-destination 10.9.2.2:80
+        filter FORWARD -m conntrack ! --ctstate DNAT -j REJECT
+    """,
+}  # fmt: skip
+EVERY = [
+    Probe(sender, src, dst, protocol, 20_000 + number, port)
+    for number, (sender, src, dst, protocol, port) in enumerate(
+        (sender, src, dst, protocol, port)
+        for sender, src, dst in (
+            (CLIENT, CLIENT_IP, SERVER_IP),
+            (CLIENT, CLIENT_IP, R1),
+            (ROUTER, R2, SERVER_IP),
+            (ROUTER, R1, R1),
+        )
+        for protocol, port in (("tcp", 80), ("tcp", 443), ("udp", 80), ("udp", 443), ("icmp", 0))
+    )
+]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_kernel_does_what_is_meant(net: FilterNet, scenario: str):
+    rules: dict[str, list[str]] = {table: [] for table in HOOKS}
+    for line in filter(None, map(str.strip, SCENARIOS[scenario].splitlines())):
+        table, _, rule = line.partition(" ")
+        rules[table].append(f"-A {rule}")
+    compare(net, "".join(table_of(table, [], texts) for table, texts in rules.items()), EVERY)
+
+
+@settings(
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    report_multiple_bugs=False,
+)
 @given(text=rulesets(), sent=probes())
 def test_kernel_does_what_is_predicted(net: FilterNet, text: str, sent: list[Probe]):
+    compare(net, text, sent)
+
+
+def compare(net: FilterNet, text: str, sent: list[Probe]) -> None:
     net.load(text)
     before = net.read()
-    note("\n".join(_interesting(before)))
     ways = [Router(before).ends(probe) for probe in sent]
     seen = net.send(sent)
-    _assert_all_agree(sent, ways, seen)
+    _assert_all_agree(before, sent, ways, seen)
     certain = [ends[0][0] for ends in ways if len(ends) == 1]
     if len(certain) == len(ways):
         _assert_counted(before, net.read(), certain)
@@ -333,7 +433,18 @@ def test_kernel_does_what_is_predicted(net: FilterNet, text: str, sent: list[Pro
     answered = [(end, probe) for end, what in alone if (probe := answer(end, what)) is not None]
     back = [Router(before).ends_of_answer(probe, end) for end, probe in answered]
     answers = [probe for _, probe in answered]
-    _assert_all_agree(answers, back, net.send(answers))
+    _assert_all_agree(before, answers, back, net.send(answers))
+
+
+def _assert_all_agree(
+    rules: RuleSet,
+    sent: Sequence[Probe],
+    ways: Sequence[Sequence[tuple[Passage, str]]],
+    seen: Sequence[Arrival | Refusal | None],
+) -> None:
+    for probe, ends, what in zip(sent, ways, seen, strict=True):
+        agree = any(agrees(passage, place, probe, what) for passage, place in ends)
+        assert agree, "\n".join([f"{probe}: {what}, not", *map(str, ends), *_interesting(rules)])
 
 
 def _interesting(rules: RuleSet) -> Iterator[str]:
@@ -343,25 +454,18 @@ def _interesting(rules: RuleSet) -> Iterator[str]:
                 yield f"{table} {chain} {position} {line.text}"
 
 
-def _assert_all_agree(
-    sent: Sequence[Probe],
-    ways: Sequence[Sequence[tuple[Passage, str]]],
-    seen: Sequence[Arrival | Refusal | None],
-) -> None:
-    for probe, ends, what in zip(sent, ways, seen, strict=True):
-        note(f"{probe}: {what}")
-        assert any(agrees(passage, place, probe, what) for passage, place in ends), ends
-
-
+DOUBTFUL = ("owner", "u32", "statistic", "recent")
 ENDS = ("DROP", "REJECT", "DNAT", "REDIRECT", "SNAT", "MASQUERADE")
 
 
 def _assert_counted(before: RuleSet, after: RuleSet, passed: Sequence[Passage]) -> None:
-    """Jumps count those too that came back from where they led without anything happening to them."""
+    """Jumps count those too that came back from where they led without anything happening to them, and a rule
+    of which it cannot be told is not said to be used where it does not matter."""
     said = Counter((used.table, used.chain, used.position) for passage in passed for used in passage.used)
     for (table, chain), lines in before.chains.items():
         for position, (old, new) in enumerate(zip(lines, after.chains[table, chain], strict=True), 1):
             grew, expected = new.packets - old.packets, said[table, chain, position]
-            exactly = parse(old.text).target in ENDS
+            rule = parse(old.text)
+            exactly = rule.target in ENDS and not any(match.module in DOUBTFUL for match in rule.matches)
             agree = grew == expected if exactly else grew >= expected
             assert agree, f"{table} {chain} {position}: {grew} of {expected} by {old.text}"
