@@ -240,7 +240,7 @@ def _said_out_of_sight(scene: Scene, gap: Gap, packet: Headers, icmp: Icmp) -> C
     return Cause(
         kind,
         gap.seen,
-        f"underlay: {packet.src}, beyond {gap.seen}",
+        f"underlay address {packet.src}, beyond {gap.seen}",
         f"at {packet.src} {_EXPECTED.get(kind, 'no error')}",
         f"{packet.src}, which is out of sight, answered: {words}{mtu}",
         source=None,

@@ -57,6 +57,8 @@ CASES = {
     "vxlan-down": Case("link_down", "node-1:flannel.1", PING, (broken("link", "node-1:flannel.1"),)),
     "container-down": Case("link_down", "web-3:eth0", PING, (broken("link", "web-3"),)),
     "host": Case("node_down", "node-2:eth0", PING, (broken("node", "node-2"),)),
+    "container-on-dead-host": Case("node_down", None, BACK, (broken("node", "node-2"),)),
+    "own-link": Case("link_down", "web-1:eth0", PING, (broken("link", "web-1"),)),
     "route": Case("route_missing", None, PING, (broken("route", "node-1", "node-2"),)),
     "route-of-container": Case("route_missing", None, PING, (broken("route", "web-1", "default"),)),
     "route-astray": Case(
@@ -122,6 +124,25 @@ def test_cause_is_found_at_its_point(healed: Lab, case: Case) -> None:
         mine.heal((), time.time())
     if case.cause != "mtu" or case.asked is not LARGE:
         eventually(lambda: ask(healed, case.asked).verdict == PROVED, deadline_s=30)
+
+
+def test_wrong_neighbour_of_a_container_is_found_on_its_host(healed: Lab) -> None:
+    """Its host has an entry only once it has sent to it."""
+    assert ask(healed, PING).verdict == PROVED
+    kind, request = broken("neigh", "node-2", "web-3", wrong=True)
+    with changing_faults(healed.name, healed.root) as mine:
+        mine.make(kind, request, time.time())
+    found = ask(healed, PING)
+    assert told(found) == (LOST, "neigh_wrong", "node-2:cni0"), found.inconclusive_because
+
+
+def test_detour_that_arrives_is_proved_with_a_note(healed: Lab) -> None:
+    kind, request = broken("route", "node-1", "node-2", to="node-3")
+    with changing_faults(healed.name, healed.root) as mine:
+        mine.make(kind, request, time.time())
+    found = ask(healed, PING)
+    assert found.verdict == PROVED
+    assert any(note.endswith("next: overlaynet diff node-1") for note in found.notes)
 
 
 def ask_until_lost(lab: Lab, asked: Asked) -> Trace:

@@ -161,6 +161,7 @@ def test_an_error_from_out_of_sight_is_a_loss():
     text = click.unstyle(trace_text(trace, 160))
     assert "rejected by 192.168.50.1, beyond node-1 eth0: icmp net-unreachable came back" in text
     assert "icmp net-unreachable  192.168.50.1 → node-1" in text
+    assert "route missing (likely): underlay address 192.168.50.1, beyond node-1:eth0" in text
     assert story.but(expect=REJECTED).verdict().verdict == PROVED
 
 
