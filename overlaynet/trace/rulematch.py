@@ -173,6 +173,15 @@ PHYSDEV: Mapping[str, Ask] = {
 }
 
 
+def _physdev(match: Match, packet: Packet, here: Here) -> Holds:
+    """What came in by a port of a bridge and does not leave by one leaves by no port, not even by another than
+    a certain one (xt_physdev.c, physdev_mt())."""
+    asks_out = any(option.name == "--physdev-out" for option in match.options)
+    if asks_out and packet.physin is not None and packet.physout is None:
+        return False
+    return _all(_option_holds(PHYSDEV, option, packet, here) for option in match.options)
+
+
 def _ip_in_range(side: str, option: Option, packet: Packet, here: Here) -> Holds:
     first, _, last = option.value.partition("-")
     ip: IPAddress = getattr(packet, side)
@@ -524,7 +533,6 @@ OPTIONS: Mapping[str, Mapping[str, Ask]] = {
     "icmp": {"--icmp-type": _icmp_type},
     "icmp6": {"--icmpv6-type": _icmp_type},
     "mark": {"--mark": _mark},
-    "physdev": PHYSDEV,
     "iprange": {"--src-range": partial(_ip_in_range, "src"), "--dst-range": partial(_ip_in_range, "dst")},
     "mac": {"--mac-source": _is_mac},
     "pkttype": {"--pkt-type": _pkttype},
@@ -539,6 +547,7 @@ WHOLES: Mapping[str, AskAll] = {
     "state": _conntrack,
     "connmark": _connmark,
     "addrtype": _addrtype,
+    "physdev": _physdev,
     "statistic": _statistic,
     "recent": _recent,
     "set": _set,

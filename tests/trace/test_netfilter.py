@@ -230,6 +230,28 @@ def test_no_port_is_promised_after_a_translation_of_the_source():
     assert snat.packet.original == SYN.ends
 
 
+def test_source_that_is_in_the_range_stays():
+    text = "nat POSTROUTING -j SNAT --to-source 10.244.1.1-10.244.1.9"
+    assert only(text, "POSTROUTING").packet == SYN
+    assert len(through(text + " --random", "POSTROUTING")) == 9
+
+
+@pytest.mark.parametrize(
+    ("hook", "tables"),
+    [
+        ("PREROUTING", "raw mangle nat"),
+        ("INPUT", "mangle filter security nat"),
+        ("FORWARD", "mangle filter security"),
+        ("OUTPUT", "raw mangle nat filter security"),
+        ("POSTROUTING", "mangle nat"),
+    ],
+)
+def test_tables_are_asked_in_the_kernels_order(hook: str, tables: str):
+    every = ("security", "nat", "filter", "mangle", "raw")
+    passage = only("\n".join(f"{table} {hook} -j ACCEPT" for table in every), hook)
+    assert [rule.table for rule in passage.used] == tables.split()
+
+
 def test_nat_is_for_new_connections_alone():
     rule = "nat PREROUTING -p tcp -j DNAT --to-destination 10.0.0.1"
     for state in ("ESTABLISHED", "RELATED", "INVALID", "UNTRACKED"):
@@ -295,7 +317,7 @@ ANSWER = replace(SYN, state="ESTABLISHED", reply=True, dnat=True, original=Ends(
         ("-m addrtype --dst-type MULTICAST,LOCAL", replace(SYN, dst=ip_address("224.0.0.1"))),
         ("-m addrtype ! --dst-type LOCAL --limit-iface-in", replace(SYN, dst=HOST)),
         ("-m physdev --physdev-in veth+ --physdev-is-bridged", replace(SYN, physin="veth1", physout="veth2")),
-        ("-m physdev ! --physdev-out veth2", replace(SYN, physin="veth1")),
+        ("-m physdev ! --physdev-out veth2", SYN),
         ("-m length --length 60:70 -m ttl --ttl-lt 64", SYN),
         ("-m rpfilter --loose", replace(SYN, reverse="other")),
         ("-m rpfilter --invert", replace(SYN, reverse="none")),

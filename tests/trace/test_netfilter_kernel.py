@@ -332,6 +332,13 @@ SCENARIOS = {
         filter FB -p tcp -m tcp --dport 443 -j ACCEPT
     """,
     "goto-from-a-hook": "filter FORWARD -g FA\nfilter FORWARD -j DROP\nfilter FA -p udp -j REJECT",
+    "return": """
+        filter FORWARD -j FA
+        filter FORWARD -p tcp -j RETURN
+        filter FORWARD -j DROP
+        filter FA -p udp -m udp --dport 80 -j RETURN
+        filter FA -p udp -j REJECT
+    """,
     "marks": """
         mangle PREROUTING -j MARK --set-xmark 0x5/0xffffffff
         mangle PREROUTING -j MARK --set-xmark 0x6/0x3

@@ -6,9 +6,12 @@ which it holds and goes on.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 
 import pytest
+from helpers.answering import PATIENCE_S
 from helpers.filter_net import (
     ADDRESSES,
     CLIENT,
@@ -25,8 +28,11 @@ from helpers.filter_net import (
     filter_net,
 )
 from helpers.filter_path import OWN, R1, R2, Router
+from helpers.private_netns import PrivateNetns, private_netns
 from helpers.privilege import requires_netns
+from helpers.service_net import run
 
+from overlaynet.firewall.readback import parse as read
 from overlaynet.state import RuleSet
 from overlaynet.trace.netfilter import Packet, traverse
 from overlaynet.trace.rulematch import Doubt, Here, holds
@@ -213,3 +219,78 @@ def assert_counted(net: FilterNet, rules: RuleSet, probe: Probe, router: Router)
         found & wrong.keys(),
     )
     return seen
+
+
+# --- on a bridge --------------------------------------------------------------------------------------
+
+PORTS_OF_BRIDGE = tuple(
+    f"-m physdev {sign}{option}"
+    for option in (
+        "--physdev-in p1", "--physdev-in p+", "--physdev-in p2", "--physdev-out p2", "--physdev-out p1",
+        "--physdev-is-in", "--physdev-is-out", "--physdev-is-bridged",
+    )
+    for sign in ("", "! ")
+)  # fmt: skip
+BRIDGE_HOOKS = ("PREROUTING", "INPUT", "FORWARD", "POSTROUTING")
+ON_BRIDGE = """\
+link add br0 type bridge
+link add p1 type veth peer name eth0 netns {one}
+link add p2 type veth peer name eth0 netns {two}
+link set p1 master br0 up
+link set p2 master br0 up
+address add 10.9.3.1/24 dev br0
+link set br0 up
+"""
+PHYSICAL = {
+    "bridged": {"PREROUTING": ("p1", None), "FORWARD": ("p1", "p2"), "POSTROUTING": ("p1", "p2")},
+    "for-the-host": {"PREROUTING": ("p1", None), "INPUT": ("p1", None)},
+    "from-the-host": {"POSTROUTING": (None, None)},
+}
+"""By hook, the ports that a packet came in by and leaves by."""
+
+
+@pytest.fixture(params=["legacy", "nft"])
+def bridge(request: pytest.FixtureRequest) -> Iterator[tuple[str, Mapping[str, PrivateNetns]]]:
+    with private_netns() as host, private_netns() as one, private_netns() as two:
+        with host.entered():
+            run(["ip", "-batch", "-"], ON_BRIDGE.format(one=one.path, two=two.path))
+            run(["sysctl", "-q", "-w", "net.bridge.bridge-nf-call-iptables=1"])
+        for netns, address in (one, "10.9.3.2/24"), (two, "10.9.3.3/24"):
+            netns.run(f"ip address add {address} dev eth0")
+            netns.run("ip link set eth0 up")
+        yield request.param, {"host": host, "one": one, "two": two}
+
+
+@pytest.mark.parametrize(
+    ("way", "sender", "receiver", "address"),
+    [
+        ("bridged", "one", "two", "10.9.3.3"),
+        ("for-the-host", "one", "host", "10.9.3.1"),
+        ("from-the-host", "host", "two", "10.9.3.3"),
+    ],
+)
+def test_ports_of_a_bridge_are_those_that_the_kernel_counts(
+    bridge: tuple[str, Mapping[str, PrivateNetns]], way: str, sender: str, receiver: str, address: str
+):
+    flavour, places = bridge
+    lines = [f"-A {hook} -p udp {text}" for hook in BRIDGE_HOOKS for text in PORTS_OF_BRIDGE]
+    with places["host"].entered():
+        run([f"iptables-{flavour}-restore"], "\n".join(["*mangle", *lines, "COMMIT", ""]))
+    with places[receiver].entered(), closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as ear:
+        ear.bind((address, 9))
+        ear.settimeout(PATIENCE_S)
+        with places[sender].entered(), closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as mouth:
+            mouth.sendto(b"x", (address, 9))
+        ear.recv(1)
+    with places["host"].entered():
+        rules = read(run([f"iptables-{flavour}-save", "-c"]), flavour)
+    for hook in BRIDGE_HOOKS:
+        found = {line.text for line in rules.chains["mangle", hook] if line.packets}
+        if hook not in PHYSICAL[way]:
+            assert not found
+            continue
+        physin, physout = PHYSICAL[way][hook]
+        packet = Packet(CLIENT_IP, SERVER_IP, "udp", 1, 9, physin=physin, physout=physout)
+        every = {line.text for line in rules.chains["mangle", hook]}
+        assert found == {text for text in every if holds(parse(text), packet, Here(hook))}
+        assert len(every) == len(PORTS_OF_BRIDGE)
