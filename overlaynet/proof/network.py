@@ -22,6 +22,7 @@ from overlaynet.core.view import View
 from overlaynet.errors import EnvironmentProblem, NotFound, OverlayError, StoreError
 from overlaynet.lab.state import LOCAL
 from overlaynet.model import DEFAULT_VXLAN_PORT
+from overlaynet.probe.tap import DOWN, UNPLUGGED
 from overlaynet.proof.packet import Packet, Scene
 from overlaynet.proof.packets import Packets
 from overlaynet.proof.points import look_at, spots, where_is
@@ -139,9 +140,10 @@ class Network:
     # --- listening and sending ---
 
     @contextmanager
-    def capture(self, points: str | Iterable[str], words: str = "") -> Iterator[Packets]:
+    def capture(self, points: str | Iterable[str], words: str = "", *, dead: bool = False) -> Iterator[Packets]:
         """Listen at points for the length of the block, which begins once every one of them is armed. `words`
-        is a filter, as `overlaynet capture` takes it.
+        is a filter, as `overlaynet capture` takes it. `dead`: points may be down or without carrier, and then
+        are no witnesses.
 
         Raises NotFound for a point that is not there, UsageError for a filter that makes no sense,
         NotPermitted, and EnvironmentProblem where a point cannot be listened at."""
@@ -152,7 +154,8 @@ class Network:
         packets = Packets(None, (), scene)
         taps = Taps(self.sessions, found)
         try:
-            refuse(taps.arm(wanted.keep(scene.vxlan_port)))
+            troubles = taps.arm(wanted.keep(scene.vxlan_port))
+            refuse({at: why for at, why in troubles.items() if not (dead and why in (DOWN, UNPLUGGED))})
             yield packets
         finally:
             ended, frames = taps.collect()

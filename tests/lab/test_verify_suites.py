@@ -251,16 +251,43 @@ def test_failure_is_told_with_its_evidence_and_a_way_on(alone: Lab) -> None:
     assert out.endswith("2/6 passed, 4 failed\n")
 
 
-def test_probe_that_cannot_watch_makes_it_inconclusive(alone: Lab) -> None:
+@contextmanager
+def broken(lab: Lab, *words: str) -> Iterator[None]:
+    """As `overlaynet break` does it, and `heal` undoes it."""
+    argv = [sys.executable, "-m", "overlaynet.cli.main"]
+    subprocess.run([*argv, "break", *words, "-l", lab.name], check=True, capture_output=True)
+    yield
+    subprocess.run([*argv, "heal", "-l", lab.name], check=True, capture_output=True)
+
+
+def test_one_dead_end_is_found_by_its_own_checks_alone(alone: Lab) -> None:
+    dead = {"web-3", "node-2"}
+    with broken(alone, "link", "web-3"):
+        found = {suite: checks(alone, suite)[1] for suite in ("services", "mtu", "isolation")}
+    for suite, made in found.items():
+        assert len(made) > 1, suite
+        away = [c for c in made if not dead & {c["from"], c["to"].partition(":")[0]} and suite != "services"]
+        assert all(check["verdict"] == "pass" for check in away), suite
+        own = [c for c in made if c["verdict"] != "pass"]
+        assert own, suite
+        assert all(check["evidence"] for check in own), suite
+    called = [check for check in found["services"] if check["from"] == "web-3"]
+    assert called
+    assert all(check["verdict"] == "fail" for check in called if "default/web" in check["id"])
+
+
+def test_point_that_nobody_can_watch_makes_its_own_checks_inconclusive(alone: Lab) -> None:
     on(alone, "node-2", "ip link set flannel.1 down")
     try:
         code, found = checks(alone, "isolation")
     finally:
         on(alone, "node-2", "ip link set flannel.1 up")
         LabCluster(alone).once("node-2", 30.0)
-    assert code == 4
-    assert [(check["verdict"], check["reason"]) for check in found] == [("inconclusive", "not_run")]
-    assert "nobody can listen at node-2:flannel.1: is down" in found[0]["evidence"]
+    own = {check["id"]: check for check in found if check["verdict"] != "pass"}
+    assert own["no-arp:node-2"]["reason"] == "not_watched"
+    assert code == (1 if any(check["verdict"] == "fail" for check in own.values()) else 4)
+    assert not {"no-arp:node-1", "no-arp:node-3", "closed:node-1:node-3", "closed:node-3:node-1"} & own.keys()
+    assert "node-2:flannel.1 could not be listened at: is down" in own["no-arp:node-2"]["evidence"]
 
 
 def test_services_without_etcd_are_inconclusive(alone: Lab) -> None:

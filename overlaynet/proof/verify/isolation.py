@@ -77,7 +77,7 @@ def run(net: Network, say: Say) -> Suite:
     )
     say(f"isolation: watching {len(hosts)} hosts while their containers talk")
     points = [*scene.containers.values(), *scene.underlays.values(), *scene.tunnels.values()]
-    with net.capture(points) as packets:
+    with net.capture(points, dead=True) as packets:
         refused = _talk(net, scene)
     return Suite(NAME, tuple(_checks(net, scene, packets, refused)))
 

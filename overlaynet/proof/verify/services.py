@@ -122,7 +122,7 @@ def run(net: Network, say: Say) -> Suite:
     calls = [call for here in heres for call in plan(here, _callers(net, here))]
     say(f"services: {sum(call.count for call in calls)} calls")
     lookouts = sorted({c.caller.name for c in calls if c.caller.device == c.here.bridge})
-    with net.capture([f"{name}:{CONTAINER_DEVICE}" for name in lookouts], "tcp") as packets:
+    with net.capture([f"{name}:{CONTAINER_DEVICE}" for name in lookouts], "tcp", dead=True) as packets:
         results = _carry_out(net, calls)
     names = _names(net)
     checks = [judge(call, results.get(call.id), _senders(call, packets, names), names) for call in calls]
