@@ -19,14 +19,15 @@ import click
 
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.output import Column, member, members, table
-from overlaynet.errors import EnvironmentProblem, UsageError
+from overlaynet.errors import EnvironmentProblem, NotFound, UsageError
 from overlaynet.proof.live import Live
 from overlaynet.proof.network import Network, refuse, vxlan_port
 from overlaynet.proof.packet import Packet, Scene
 from overlaynet.proof.points import Spot, spots
+from overlaynet.proof.question import Directory
 from overlaynet.trace import filter as filters
 from overlaynet.trace.document import headers_json
-from overlaynet.trace.filter import Filter, begins_filter
+from overlaynet.trace.filter import WORDS, Filter, begins_filter
 from overlaynet.trace.model import Captured, Tap
 from overlaynet.trace.summary import parts, summary
 
@@ -70,6 +71,7 @@ def capture(
     with ExitStack() as stack:
         net = stack.enter_context(Network.of(app.cluster))
         wanted = filters.read(text, net.names)
+        _check_words(points, net.directory)
         found, kernels = spots(points, net.directory, net.sessions)
         scene = Scene(net.names, vxlan_port(kernels.values()), app.cluster.one_machine)
         sinks = _sinks(app, found, target, live, stack)
@@ -104,6 +106,19 @@ def _split(words: Sequence[str]) -> tuple[list[str], str]:
     """Points, and the filter behind them."""
     at = next((n for n, word in enumerate(words) if begins_filter(word)), len(words))
     return list(words[:at]), " ".join(words[at:])
+
+
+def _check_words(points: Sequence[str], directory: Directory) -> None:
+    """Behind a point stands another, or the filter. Raises UsageError for what is neither."""
+    for word in points[1:]:
+        try:
+            directory.place(word.partition(":")[0])
+        except NotFound as error:
+            raise UsageError(
+                f"{word!r} is neither a point nor a word of a filter",
+                evidence=f"words of a filter: {' '.join(WORDS)}\npoints are at: {', '.join(directory.names())}",
+                next=["overlaynet capture --help"],
+            ) from error
 
 
 # --- capturing ------------------------------------------------------------------------------------
@@ -235,7 +250,7 @@ def _opened(target: str, stack: ExitStack) -> BinaryIO:
     try:
         return stack.enter_context(Path(target).open("wb"))
     except OSError as error:
-        raise UsageError(f"{target} cannot be written", evidence=str(error)) from error
+        raise EnvironmentProblem(f"{target} could not be written", evidence=str(error)) from error
 
 
 class _File(Sink):

@@ -29,7 +29,7 @@ def explain(app: App, /, file: File | None, verbose: bool, write: tuple[File, ..
     state of routes, neighbours, FDB entries, rules and sysctls as they are now (or, with --from, as a trace has
     saved them).
     Exit code 0 if the packet would arrive by every way it may take, and its answer come back; 1 if not; 4 if
-    something on the way could not be read.
+    something on the way could not be read, or the packet leaves for where nobody can look.
     """
     check_pictures(write, bundles=False)
     prediction = _predict(app, file, words)
@@ -48,7 +48,7 @@ def _exit_code(prediction: Prediction) -> int:
 
 
 def _is_sure(path: Path) -> bool:
-    return path.certain and (path.cause is None or path.cause.certainty == CERTAIN)
+    return path.certain and not path.out_of_sight and (path.cause is None or path.cause.certainty == CERTAIN)
 
 
 def _predict(app: App, file: File | None, words: dict[str, Any]) -> Prediction:

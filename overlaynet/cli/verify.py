@@ -22,7 +22,7 @@ from overlaynet.cli.output import Column, coloured, member, members, table
 from overlaynet.cli.surveys import differences
 from overlaynet.cluster import known
 from overlaynet.cluster.cluster import Cluster, Container, Host, each_host, read_view
-from overlaynet.errors import OverlayError, StoreError, UsageError
+from overlaynet.errors import EnvironmentProblem, OverlayError, StoreError
 from overlaynet.lab.state import LOCAL
 from overlaynet.probe import mesh
 from overlaynet.probe.mesh import FAIL, INCONCLUSIVE, PASS, Check, Member, Report
@@ -80,12 +80,12 @@ def verify(app: App, suite: str, junit: str | None) -> int:
 
 
 def _writable(junit: str | None) -> None:
-    """Raises UsageError, before anything is done."""
+    """Raises EnvironmentProblem, before anything is done."""
     if junit is not None:
         try:
             Path(junit).open("ab").close()
         except OSError as error:
-            raise UsageError(f"{junit} cannot be written", evidence=str(error)) from error
+            raise EnvironmentProblem(f"{junit} could not be written", evidence=str(error)) from error
 
 
 def _run(app: App, name: str, say: Callable[[str], None], began: float) -> Suite:

@@ -194,6 +194,7 @@ def _takes(service: Service, one: ServicePort, ip: IPAddress, port: int | None) 
 
 def question(asked: Asked, directory: Directory) -> Question:
     """What is sent. Raises NotFound and UsageError."""
+    _check_sender(asked)
     source = directory.place(asked.source)
     src = directory.address_of(source)
     if src is None:
@@ -220,6 +221,16 @@ def question(asked: Asked, directory: Directory) -> Question:
         size=0 if protocol == "tcp" else max(asked.size, COOKIE_BYTES),
         df=asked.df,
     )
+
+
+def _check_sender(asked: Asked) -> None:
+    kind, _, rest = asked.source.partition("/")
+    if kind.lower() in SERVICE_WORDS and rest:
+        raise UsageError(
+            f"a service sends nothing: {asked.source}",
+            evidence="who sends is a container, a host or outside",
+            next=[f"overlaynet describe {asked.source}", "overlaynet get containers"],
+        )
 
 
 def _protocol(asked: Asked, front: Front) -> tuple[str, int | None]:

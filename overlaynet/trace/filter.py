@@ -36,6 +36,7 @@ SIDES = ("src", "dst")
 KINDS = ("host", "port", "net")
 PORTS: Mapping[str, Side] = {"port": "either", "sport": "src", "dport": "dst"}
 CONDITIONS = (*PROTOCOLS, *TUNNELS, *SIDES, *KINDS, "sport", "dport", "vni")
+WORDS = (*CONDITIONS, "and", "or", "not", "(", ")")
 LARGEST_PORT, LARGEST_VNI = 0xFFFF, 0xFFFFFF
 
 Names: TypeAlias = Mapping[str, Collection[IPAddress]]

@@ -345,6 +345,10 @@ def test_silence_is_told_by_a_witness(lab: Lab) -> None:
         (["web-1:eth9"], "there is no interface 'eth9' on web-1"),
         (["node-1:nothing*"], "there is no interface 'nothing*' on node-1"),
         ([], "no point to capture at"),
+        (
+            ["web-1", "greater", "100"],
+            "'greater' is neither a point nor a word of a filter\n  words of a filter: tcp",
+        ),
         (["web-1", "host", "web-9"], "the filter is wrong at character 6: 'web-9' is no address"),
         (["icmp", "web-1"], "the filter is wrong at character 6"),
     ],
@@ -360,8 +364,8 @@ def test_point_or_filter_that_makes_no_sense_is_refused(lab: Lab, words: list[st
 @requires_lab
 def test_file_that_cannot_be_made_is_refused(lab: Lab, tmp_path: Path) -> None:
     code, _, err = direct("capture", "web-1", "-w", str(tmp_path / "no" / "such.pcapng"), lab=lab.name)
-    assert code == 2
-    assert "such.pcapng cannot be written" in err
+    assert code == 3
+    assert "such.pcapng could not be written" in err
 
 
 @pytest.mark.lab

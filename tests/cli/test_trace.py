@@ -77,6 +77,15 @@ def without(cluster: FakeCluster, name: str, monkeypatch: pytest.MonkeyPatch) ->
 # --- explain --------------------------------------------------------------------------------------
 
 
+def test_what_leaves_out_of_sight_is_not_said_to_arrive(run: Run) -> None:
+    code, out, _ = run("explain", "node-1", "192.168.50.99")
+    found = document(run, "explain", "node-1", "192.168.50.99")
+    assert "leaves by node-1 eth0, out of sight" in out.splitlines()[-1]
+    (path,) = found["paths"]
+    assert (code, found["outcome"], path["out_of_sight"], path["arrived_at"]) == (4, "delivered", True, None)
+    assert not document(run, "explain", "web-1", "web-2")["paths"][0]["out_of_sight"]
+
+
 def test_a_path_is_explained_hop_by_hop(run: Run) -> None:
     code, out, err = run("explain", "web-1", "web-2")
     assert (code, err) == (0, "")
@@ -283,7 +292,8 @@ USAGE, ENVIRONMENT = 2, 3
         ("web-1 web-2 --udp 65536", "not in the range", "--help"),
         ("web-1 nobody", "no container or host 'nobody'", "overlaynet get containers"),
         ("nobody web-1", "no container or host 'nobody'", "overlaynet get containers"),
-        ("svc/web web-1", "no container or host 'svc/web'", "overlaynet get containers"),
+        ("svc/web web-1", "a service sends nothing: svc/web", "overlaynet get containers"),
+        ("svc/none web-1", "a service sends nothing: svc/none", "overlaynet describe svc/none"),
         ("10.9.9.9 web-1", "no container or host '10.9.9.9'", "overlaynet get containers"),
         ("web-1 10.244.1.0/24", "no container or host '10.244.1.0/24'", "overlaynet get containers"),
         ("web-1 svc/none", "no service default/none", "overlaynet get services"),
