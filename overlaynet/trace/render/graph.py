@@ -30,10 +30,16 @@ def graph_text(found: Topology, width: int | None = None) -> str:
     lines = [headline(found)]
     for host in found.hosts:
         lines += ["", *_host(host)]
+    if found.outside is not None:
+        lines += ["", outside_words(found.outside)]
     if found.services:
         lines += ["", "services", *_tree(_service_branch(service) for service in found.services)]
     lines += [f"? {plain(name)} could not be looked at: {plain(why)}" for name, why in found.unseen.items()]
     return "\n".join(_coloured(cut(line, room)) for line in lines)
+
+
+def outside_words(addresses: Sequence[str]) -> str:
+    return plain(f"outside  {' '.join(addresses)}  a client that is no host")
 
 
 def headline(found: Topology) -> str:
@@ -158,6 +164,9 @@ def _chart(found: Topology) -> Iterator[str]:
         yield "  end"
         yield f"  h{number} --- u"
     yield '  u(["underlay"])'
+    if found.outside is not None:
+        yield f'  o("{said(outside_words(found.outside))}")'
+        yield "  o --- u"
     yield from _tunnels(found)
     for number, service in enumerate(found.services):
         yield from _service_chart(f"s{number}", service, found)

@@ -19,6 +19,7 @@ from overlaynet.trace.render.graph import (
     container_words,
     device_words,
     headline,
+    outside_words,
     peer_words,
     service_words,
 )
@@ -70,6 +71,7 @@ def summary(found: Topology) -> str:
         parts += [device_words(device) for device in host.devices]
         parts += [container_words(one) for one in host.containers]
         parts += [peer_words(peer) for peer in host.peers]
+    parts += [] if found.outside is None else [outside_words(found.outside)]
     parts += [service_words(service) for service in found.services]
     return plain(". ".join(parts))
 
@@ -219,8 +221,9 @@ def _device(device: Device, peers: Sequence[Peer]) -> Block:
     shapes: list[Shape] = [left, right, Text(10, 34, fit(about, room - 18, 10.5, mono=True), 10.5, mono=True)]
     y = 44.0
     for peer in sorted(peers, key=lambda peer: peer.state in (OK, None))[:MOST]:
-        shapes.append(_peer(peer, y, room))
-        y += 20
+        shape, height = _peer(peer, y, room)
+        shapes.append(shape)
+        y += height
     if len(peers) > MOST:
         shapes.append(Text(10, y + 12, f"and {len(peers) - MOST} more", 11, "quiet"))
         y += 20
@@ -239,14 +242,21 @@ def _device_state(device: Device) -> str:
     )
 
 
-def _peer(peer: Peer, y: float, room: float) -> Shape:
+def _peer(peer: Peer, y: float, room: float) -> tuple[Shape, float]:
+    """On several lines where one is too short for what is wrong; with how high it is."""
     words = peer_words(peer)
     healthy = peer.state in (OK, None)
     look = "pipe" if peer.tunnelled else "layer"
     glyph = Rectangle(Box(10, y + 2, 16, 10), look, 3, fill="" if peer.tunnelled else "data")
-    short = fit(words, room - 42, 10.5, mono=True)
-    line = Text(32, y + 11, short, 10.5, "ink" if healthy else "bad", mono=True, whole=words)
-    return Group(words, (glyph, line))
+    colour = "ink" if healthy else "bad"
+    fitting = [fit(words, room - 42, 10.5, mono=True)]
+    parts = fitting if healthy else wrapped(words, room - 42, 10.5, mono=True)
+    heights = (y + 11 + 14 * number for number in range(len(parts)))
+    lines = [
+        Text(32, at, part, 10.5, colour, mono=True, whole=words)
+        for at, part in zip(heights, parts, strict=True)
+    ]
+    return Group(words, (glyph, *lines)), 20.0 + 14 * (len(parts) - 1)
 
 
 # --- around the hosts -----------------------------------------------------------------------------
@@ -255,7 +265,7 @@ def _peer(peer: Peer, y: float, room: float) -> Shape:
 def _outside(found: Topology, y: float, room: float) -> tuple[list[Shape], float]:
     if found.outside is None:
         return [], y
-    words = plain(f"outside: {' '.join(found.outside)}, a client that is no host")
+    words = outside_words(found.outside)
     short = fit(words, room - 24, 12)
     chip = width(short, 12) + 24
     return [
@@ -309,7 +319,7 @@ def graph_html(found: Topology) -> str:
     """The drawing, and tables of everything in it."""
     body = [f"<h1>{text(headline(found))}</h1>"]
     body.append('<div class="picture" role="region" aria-label="The topology, drawn" tabindex="0">')
-    body += [graph_svg(found), "</div>"]
+    body += [write(sheet(found, alone=False), "graph"), "</div>"]
     differences = [
         (text(host.name), f"<code>{text(words)}</code>")
         for host in found.hosts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from ipaddress import ip_address
 from xml.etree import ElementTree
@@ -15,7 +15,7 @@ from helpers.worlds import Shape, veth
 
 from overlaynet.state import Fdb
 from overlaynet.trace import model
-from overlaynet.trace.render.graph import graph_mermaid, graph_text
+from overlaynet.trace.render.graph import graph_mermaid, graph_text, headline
 from overlaynet.trace.render.graphsvg import graph_html, graph_svg, sheet
 from overlaynet.trace.render.text import cells
 from overlaynet.trace.topology import Backend, ServiceView, Topology, topology
@@ -182,6 +182,8 @@ CHART = [
         r"    h\d+c\d+ --- h\d+d\d+",
         r"  h\d+ --- u",
         r'  u\(\["underlay"\]\)',
+        r'  o\("outside  [^"#;]+"\)',
+        r"  o --- u",
         r'  h\d+ (?:-\.->|-->)\|"(?:[^"#;]|#\d+;)+"\| h\d+',
         r'  s\d+\{\{"(?:[^"#;]|#\d+;)+"\}\}',
         r"  s\d+ (?:-->|-\.-x) h\d+c\d+",
@@ -193,6 +195,31 @@ def test_every_statement_of_the_flow_chart_is_one(found: Topology):
     (chart,) = re.findall(r"```mermaid\n(.*?)```", graph_mermaid(found), re.DOTALL)
     for line in chart.strip("\n").split("\n"):
         assert any(statement.fullmatch(line) for statement in CHART), line
+
+
+@pytest.mark.parametrize("draw", [text, graph_mermaid, graph_svg, graph_html])
+def test_outside_is_in_every_form(draw: Callable[[Topology], str]):
+    whole = replace(usual(), outside=("203.0.113.10/24",))
+    assert "outside  203.0.113.10/24  a client that is no host" in draw(whole)
+    assert "a client that is no host" not in draw(replace(usual(), outside=None))
+
+
+def test_the_page_says_its_title_once():
+    page = graph_html(usual())
+    (drawing,) = re.findall("<svg.*</svg>", page, re.DOTALL)
+    assert headline(usual()) not in "".join(re.findall("<text[^>]*>([^<]*)", drawing))
+    assert f"<h1>{headline(usual())}</h1>" in page
+
+
+def test_what_is_wrong_with_a_way_is_drawn_in_full():
+    host = usual().hosts[0]
+    peer = host.peers[0]._replace(
+        host=None, to=ip_address("192.168.150.199"), state="changed", problems=("fdb changed", "neigh missing")
+    )
+    drawing = graph_svg(replace(usual(), hosts=(host._replace(peers=(peer,)), *usual().hosts[1:])))
+    said = " ".join(re.findall(r"<text[^>]*>(?:<title>[^<]*</title>)?([^<]*)", drawing))
+    assert "✗ no known host 192.168.150.199" in said
+    assert "fdb changed, neigh missing" in said
 
 
 def test_hostile_names_are_words():

@@ -8,9 +8,19 @@ import click
 import pytest
 from helpers import pictures
 
-from overlaynet.trace.model import DROPPED, INCONCLUSIVE, LOST, PROVED, REJECTED, WRONG_PATH, Prediction, Trace
+from overlaynet.trace.model import (
+    DROPPED,
+    INCONCLUSIVE,
+    LOST,
+    PROVED,
+    REJECTED,
+    WRONG_PATH,
+    Prediction,
+    Trace,
+    Why,
+)
 from overlaynet.trace.render.story import trace_story
-from overlaynet.trace.render.terminal import explain_text, trace_text
+from overlaynet.trace.render.terminal import WIDTH, explain_text, trace_text
 from overlaynet.trace.render.text import cells
 
 pytestmark = pytest.mark.unit
@@ -108,6 +118,26 @@ def test_dnat_and_its_undoing_are_told():
     assert "① DNAT" in text
     assert "⑥ 10.112.0.10:80 → 10.244.1.2:44778  un-DNAT by conntrack" in text
     assert "① rule   -j DNAT --to-destination 10.244.2.2:8080  +1" in shown(pictures.virtual_ip(), 120)
+
+
+def test_every_rule_that_translated_is_quoted():
+    trace = pictures.virtual_ip()
+    at = next(n for n, hop in enumerate(trace.forward) if any(c.field == "dst" for c in hop.changes))
+    hop = trace.forward[at]
+    masquerade = Why("rule", "nat OVL-MASQUERADE 1", "-A OVL-MASQUERADE -j MASQUERADE", None, "iptables", 1)
+    both = replace(hop, why=(*hop.why, masquerade))
+    text = shown(replace(trace, forward=(*trace.forward[:at], both, *trace.forward[at + 1 :])), 120)
+    lines = text.splitlines()
+    first = next(n for n, line in enumerate(lines) if line.startswith("① rule   -j DNAT"))
+    assert lines[first + 1].startswith("  rule   -A OVL-MASQUERADE -j MASQUERADE  +1")
+
+
+def test_nothing_is_cut_or_wrapped_where_there_is_no_terminal(trace: Trace):
+    piped = click.unstyle(trace_text(trace, verbose=False))
+    assert "…" not in piped
+    wide = click.unstyle(trace_text(trace, 2_000)).splitlines()
+    assert [line.split()[:1] for line in piped.splitlines()] == [line.split()[:1] for line in wide]
+    assert max(len(line) for line in piped.splitlines() if "─" in line) <= WIDTH
 
 
 def test_the_tunnel_is_told():
