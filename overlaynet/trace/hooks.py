@@ -129,12 +129,12 @@ def first_of(layer: Layer) -> int:
     return layer.shown.length or layer.pieces
 
 
-def _remember(journey: Journey, translated: Tuple) -> Journey:
-    """The connection's first packet leaves like this."""
+def _remember(journey: Journey, translated: Tuple, mark: int | None) -> Journey:
+    """The connection's first packet leaves like this, and rules gave the connection this mark."""
     old = journey.context.conn
-    if old is None or old.translated == translated:
+    if old is None or (old.translated, old.mark) == (translated, mark):
         return journey
-    conn = replace(old, translated=translated)
+    conn = replace(old, translated=translated, mark=mark)
     conns = tuple(conn if each is old else each for each in journey.conns)
     return replace(journey, conns=conns).with_context(conn=conn)
 
@@ -181,6 +181,7 @@ def _packet(place: Place, journey: Journey, hook: Hook) -> Packet:
         physin=hook.physin,
         physout=hook.physout,
         mark=journey.mark,
+        connmark=conn.mark if conn else None,
         state=context.state,
         dnat=bool(conn and conn.dnat),
         snat=bool(conn and conn.snat),
@@ -243,7 +244,9 @@ def _applied(world: World, place: Place, journey: Journey, hook: Hook, passage: 
     changed = journey.tuple != before.tuple or passage.masquerade or journey.mark != before.mark
     if changed:
         journey = journey.because(*(used_rule(world, place, each) for each in passage.used if _acts(each)))
-    return journey if journey.tuple == before.tuple else _remember(journey, journey.tuple)
+    conn = journey.context.conn
+    translated = journey.tuple if conn is None or journey.tuple != before.tuple else conn.translated
+    return _remember(journey, translated, new.connmark)
 
 
 def _acts(used: Used) -> bool:

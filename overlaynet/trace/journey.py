@@ -61,11 +61,13 @@ def _may_be(one: int | None, other: int | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Conn:
-    """An entry of a place's conntrack: the first packet's tuple as it came, and as it left."""
+    """An entry of a place's conntrack: the first packet's tuple as it came, and as it left. `mark`: the
+    connection's own, None as long as no rule gave it one."""
 
     place: str
     original: Tuple
     translated: Tuple
+    mark: int | None = None
 
     @property
     def dnat(self) -> bool:

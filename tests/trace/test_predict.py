@@ -282,6 +282,28 @@ def with_rule(world: World, place: str, chain: tuple[str, str], text: str) -> Wo
     return altered(world, place, rules=replace(rules, chains={**rules.chains, chain: lines}))
 
 
+def test_a_connections_mark_is_known_at_later_hooks_and_to_its_answers() -> None:
+    marked = worlds.world(Shape((1, 1)))
+    rules = marked.places["node-1"].rules
+    assert rules is not None
+    hook = ("mangle", "PREROUTING")
+    mark = RuleLine(f"-s {A1}/32 -j CONNMARK --set-xmark 0x7/0xffffffff")
+    chains = {**rules.chains, hook: (mark,)}
+    marked = altered(
+        marked, "node-1", rules=replace(rules, chains=chains, policies={**rules.policies, hook: "ACCEPT"})
+    )
+    assert only(marked, "web-1", A1, B1).reply is not None
+    dropping = "-m connmark --mark 0x7 -j DROP"
+    assert (
+        only(with_rule(marked, "node-1", ("filter", "FORWARD"), dropping), "web-1", A1, B1).outcome == "dropped"
+    )
+    answers = f"-d {A1}/32 -m connmark --mark 0x7 -j DROP"
+    path = only(with_rule(marked, "node-1", ("filter", "FORWARD"), answers), "web-1", A1, B1)
+    assert path.outcome == "delivered"
+    assert path.reply is not None
+    assert path.reply.outcome == "dropped"
+
+
 def small_tunnel(world: World) -> World:
     return with_link(world, "node-1", "flannel.1", mtu=1_000)
 
