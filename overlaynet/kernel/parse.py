@@ -388,6 +388,7 @@ NOWHERE = frozenset(wire.ROUTE_TYPE_NUMBER[word] for word in ("blackhole", "unre
 # --- policy routing -------------------------------------------------------------------------------
 
 FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_GOTO, FRA_PRIORITY, FRA_FWMARK = 1, 2, 3, 4, 6, 10
+FRA_TUN_ID, FRA_SUPPRESS_IFGROUP, FRA_SUPPRESS_PREFIXLEN, FRA_L3MDEV, FRA_UID_RANGE = 12, 13, 14, 19, 20
 FRA_TABLE, FRA_FWMASK, FRA_OIFNAME, FRA_IP_PROTO, FRA_SPORT_RANGE, FRA_DPORT_RANGE = 15, 16, 17, 22, 23, 24
 FIB_RULE_INVERT = 0x2
 RULE_ACTION = {2: "goto", 3: "nop", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
@@ -438,7 +439,23 @@ def _conditions(found: Attributes) -> list[str]:
     words += ["ipproto", str(found[FRA_IP_PROTO][0])] if FRA_IP_PROTO in found else []
     for word, kind in (("sport", FRA_SPORT_RANGE), ("dport", FRA_DPORT_RANGE)):
         words += [word, "-".join(map(str, unpack_from("=HH", found[kind])))] if kind in found else []
-    return words
+    return words + _rare_conditions(found)
+
+
+def _rare_conditions(found: Attributes) -> list[str]:
+    """Those of tunnels, VRFs and senders. The kernel sends the two of suppression always, -1 for none."""
+    words = []
+    for word, kind in (
+        ("suppress_prefixlength", FRA_SUPPRESS_PREFIXLEN),
+        ("suppress_ifgroup", FRA_SUPPRESS_IFGROUP),
+    ):
+        number = _number(found, kind, 0xFFFFFFFF)
+        words += [word, str(number)] if number != 0xFFFFFFFF else []
+    if FRA_UID_RANGE in found:
+        words += ["uidrange", "-".join(map(str, unpack_from("=II", found[FRA_UID_RANGE])))]
+    if FRA_TUN_ID in found:
+        words += ["tun_id", str(int.from_bytes(found[FRA_TUN_ID], "big"))]
+    return words + (["l3mdev", "1"] if any(found.get(FRA_L3MDEV, b"")) else [])
 
 
 def _action(found: Attributes, action: int, table: int) -> list[str]:

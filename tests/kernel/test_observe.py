@@ -17,7 +17,7 @@ from helpers.privilege import requires_netns
 
 from overlaynet.addr import Mac
 from overlaynet.kernel.handle import Rtnl
-from overlaynet.kernel.observe import learned, links
+from overlaynet.kernel.observe import learned, links, observe
 from overlaynet.state import Change, KernelState, LearnedMtu, Link, Op, Vxlan
 
 pytestmark = [pytest.mark.kernel, requires_netns]
@@ -256,6 +256,15 @@ def test_rules_that_somebody_made(seen: KernelState) -> None:
     (rule,) = seen.rules
     assert rule.priority == 500
     assert rule.text == f"from 10.1.0.0/16 to 10.2.0.0/24 fwmark 0x1/0xff iif {UNDERLAY} lookup 1000"
+
+
+@pytest.mark.parametrize("words", ["suppress_prefixlength 0", "uidrange 0-1000", "tun_id 7"])
+def test_rare_conditions_of_a_rule_are_not_left_out(words: str) -> None:
+    with private_netns() as place:
+        place.run(f"ip rule add priority 600 lookup 1000 {words}")
+        with place.entered(), Rtnl.open() as rtnl:
+            (rule,) = observe(rtnl).rules
+    assert words in rule.text
 
 
 def test_sysctls(seen: KernelState) -> None:

@@ -127,6 +127,14 @@ def test_policy_rules(text: str, taken: bool) -> None:
     assert found.route == (by_rule if taken else DEFAULT)
 
 
+@pytest.mark.parametrize("words", ["suppress_prefixlength 0", "uidrange 0-1000", "l3mdev 1", "tun_id 7"])
+def test_a_rule_that_asks_for_more_leaves_it_open(words: str) -> None:
+    state = kernel(
+        DEFAULT, route("10.0.0.0/8", "eth1", table=100), rules=(IpRule(100, f"from all {words} lookup 100"),)
+    )
+    assert any(words in word for word in lookup(state, ask("10.1.1.1")).unread)
+
+
 def test_a_rule_may_refuse() -> None:
     state = kernel(DEFAULT, rules=(IpRule(100, "from all to 10.0.0.0/8 prohibit"), IpRule(90, "from all nop")))
     found = lookup(state, ask("10.1.1.1"))
