@@ -45,6 +45,7 @@ MISSED_BY_CHANCE = 1e-6
 """How likely it may be that an endpoint is not chosen although it could be."""
 DEVIATIONS = 6
 WAIT_S = 0.5
+CALLERS_A_JOB = 12
 COOKIE = "a5" * 8
 TCP, UDP = "tcp", "udp"
 
@@ -197,14 +198,20 @@ def _frontends(port: ServicePortPolicy, here: Here, caller: Caller) -> Iterator[
 
 
 def _carry_out(net: Network, calls: Iterable[Call]) -> dict[str, Mapping[str, Any]]:
-    """Results by the calls' ids. A machine whose probe fails has none."""
-    jobs: dict[str, dict[str, Any]] = {}
+    """Results by the calls' ids. A machine whose probe fails has none. Silent calls take seconds each, so a
+    probe is asked for a few callers at a time: each answer is there long before it would be given up."""
+    asked: dict[str, list[dict[str, Any]]] = {}
     for call in calls:
         where = where_is(net.directory, call.caller.name)
-        machine = net.sessions.machine(where.host)
-        jobs.setdefault(machine, {"op": "calls", "calls": []})["calls"].append(_job(call, where.netns))
-    answers = net.sessions.ask_each(jobs).values()
-    return {one["id"]: one for a in answers if not isinstance(a, OverlayError) for one in a["results"]}
+        asked.setdefault(net.sessions.machine(where.host), []).append(_job(call, where.netns))
+    results: dict[str, Mapping[str, Any]] = {}
+    for start in range(0, max(map(len, asked.values()), default=0), CALLERS_A_JOB):
+        parts = {machine: some[start : start + CALLERS_A_JOB] for machine, some in asked.items()}
+        jobs = {machine: {"op": "calls", "calls": part} for machine, part in parts.items() if part}
+        for answer in net.sessions.ask_each(jobs).values():
+            if not isinstance(answer, OverlayError):
+                results |= {one["id"]: one for one in answer["results"]}
+    return results
 
 
 def _job(call: Call, netns: str | None) -> dict[str, Any]:
