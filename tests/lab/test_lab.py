@@ -318,6 +318,8 @@ def test_down_ends_what_people_left_running_inside() -> None:
     with cleaned_up(topology.name, PATHS):
         lab = up(topology)
         visitor = lab.driver.popen_in("web-1", ["sleep", "600"])
+        inside = process.namespace_id(netns.path(namespace(topology.name, "web-1")))
+        eventually(lambda: process.namespace_id(process.own_namespace(visitor.pid)) == inside)
         lab.down()
         assert visitor.wait(10) != 0
 
