@@ -30,6 +30,7 @@ from overlaynet.probe.job import member, netns
 from overlaynet.probe.sockets import open_socket
 
 COOKIE_BYTES = 8
+"""By which a datagram is known wherever it is seen, so none is sent with less."""
 BURST_INTERVAL_S = 0.002
 NO_VXLAN = bytes(8)
 """A VXLAN header without the flag that says there is a VNI: whoever receives it drops it (RFC 7348, 5)."""

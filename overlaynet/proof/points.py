@@ -19,7 +19,7 @@ from overlaynet.core.jsonstate import kernel_from_json
 from overlaynet.errors import NotFound, OverlayError, UsageError, from_json
 from overlaynet.proof.question import Directory
 from overlaynet.proof.sessions import Sessions
-from overlaynet.proof.world import Where
+from overlaynet.proof.world import Where, places_jobs
 from overlaynet.state import KernelState, LinkInfo
 from overlaynet.trace.model import CONTAINER, HOST, OUTSIDE, Point
 
@@ -54,14 +54,8 @@ def where_is(directory: Directory, name: str) -> Where:
 
 def look_at(sessions: Sessions, places: Iterable[Where]) -> dict[str, KernelState]:
     """The kernel's tables of each place. Raises the first error of a place that cannot be looked at."""
-    jobs: dict[str, dict[str, object]] = {}
-    asked: dict[str, list[dict[str, object]]] = {}
-    for where in places:
-        machine = sessions.machine(where.host)
-        jobs.setdefault(machine, {"op": "places", "places": asked.setdefault(machine, []), "firewall": False})
-        asked[machine].append({"name": where.name, "netns": where.netns})
     found: dict[str, KernelState] = {}
-    for answer in sessions.ask_each(jobs).values():
+    for answer in sessions.ask_each(places_jobs(sessions, places, firewall=False)).values():
         if isinstance(answer, OverlayError):
             raise answer
         for document in answer["places"]:

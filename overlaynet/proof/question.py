@@ -22,6 +22,7 @@ from overlaynet.core.services import Grants, members_of
 from overlaynet.core.view import View
 from overlaynet.errors import NotFound, UsageError
 from overlaynet.model import Service, ServicePort, Stored
+from overlaynet.probe.send import COOKIE_BYTES
 from overlaynet.trace import model
 from overlaynet.trace.model import OUTSIDE, Question
 
@@ -31,8 +32,6 @@ LARGEST_PAYLOAD_BYTES = 65_507
 
 _EVERYBODY = 0xFFFFFFFF
 """255.255.255.255 (RFC 919)."""
-COOKIE_BYTES = 8
-"""By which a datagram is known wherever it is seen, so none is sent with less."""
 
 
 class Asked(NamedTuple):

@@ -116,11 +116,7 @@ def places_for(directory: Directory, containers: Iterable[str], hosts: Iterable[
 
 def look(cluster: Cluster, sessions: Sessions, records: Records, wanted: Sequence[Where]) -> World:
     """Read these places. Never fails because one of them cannot be read."""
-    jobs: dict[str, dict[str, Any]] = {}
-    for where in wanted:
-        job = jobs.setdefault(sessions.machine(where.host), {"op": "places", "places": [], "firewall": True})
-        job["places"].append({"name": where.name, "netns": where.netns})
-    answers = sessions.ask_each(jobs)
+    answers = sessions.ask_each(places_jobs(sessions, wanted, firewall=True))
     seen, errors = _sorted_out(answers, wanted, sessions)
     places = {where.name: _place(where, seen[where.name]) for where in wanted if where.name in seen}
     judged = {host: _wanted(cluster, records, places[host]) for host in _hosts_among(places)}
@@ -135,6 +131,16 @@ def look(cluster: Cluster, sessions: Sessions, records: Records, wanted: Sequenc
         one_clock=cluster.one_machine,
         has_faults=cluster.has_faults(),
     )
+
+
+def places_jobs(sessions: Sessions, wanted: Iterable[Where], *, firewall: bool) -> dict[str, dict[str, Any]]:
+    """For each machine the job of reading its places, with their rules or without."""
+    jobs: dict[str, dict[str, Any]] = {}
+    for where in wanted:
+        empty = {"op": "places", "places": [], "firewall": firewall}
+        job = jobs.setdefault(sessions.machine(where.host), empty)
+        job["places"].append({"name": where.name, "netns": where.netns})
+    return jobs
 
 
 def _sorted_out(
