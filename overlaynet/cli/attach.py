@@ -26,9 +26,8 @@ from overlaynet.cli.values import duration, parsed
 from overlaynet.cluster.cluster import Cluster, Host, pick_hosts
 from overlaynet.core.probes import parse_probe
 from overlaynet.errors import EnvironmentProblem, NotFound, OverlayError, UsageError
-from overlaynet.kernel import netns
+from overlaynet.kernel import netns, process
 from overlaynet.lab import attach as wiring
-from overlaynet.lab import process
 from overlaynet.lab.launch import helper_argv
 from overlaynet.lab.netns_driver import clean_environ
 from overlaynet.lab.topology import Container

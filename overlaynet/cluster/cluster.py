@@ -12,11 +12,11 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any, Protocol, TypeVar
 
+from overlaynet.client import AgentClient
 from overlaynet.config import AgentConfig
 from overlaynet.core.keys import Keys
 from overlaynet.core.view import View
 from overlaynet.errors import NotFound, NotPermitted, OverlayError
-from overlaynet.lab.client import AgentClient
 from overlaynet.lab.session import Session
 from overlaynet.model import Identity, Port, Probe, Workload
 from overlaynet.ports import Listing, Store

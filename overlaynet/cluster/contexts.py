@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from overlaynet.client import AgentClient
 from overlaynet.cluster.cluster import Cluster, Container, Host, Outside, readable
 from overlaynet.config import AgentConfig, load
 from overlaynet.core.keys import Keys
@@ -25,13 +26,12 @@ from overlaynet.errors import (
     from_json,
 )
 from overlaynet.kernel.netns import path as netns_path
+from overlaynet.kernel.process import tool
 from overlaynet.lab import faultrecords
-from overlaynet.lab.client import AgentClient
 from overlaynet.lab.converge import OUTSIDE_PLACE
 from overlaynet.lab.lab import Lab
 from overlaynet.lab.netns_driver import clean_environ
 from overlaynet.lab.paths import LabPaths, Paths
-from overlaynet.lab.process import tool
 from overlaynet.lab.session import ProbeSession, Session, start
 from overlaynet.lab.state import LOCAL, running_labs
 from overlaynet.lab.state import choose as choose_name

@@ -9,4 +9,5 @@
 - `observe`  a whole namespace at once
 - `attach`   a container's veth pair
 - `sysctl`, `netns`, `capability`  /proc/sys, named namespaces, what this process may do
+- `process`  processes that are started detached, and stopping exactly those
 """

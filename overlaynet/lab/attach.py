@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from overlaynet.client import AgentClient
 from overlaynet.core.probes import probe_document
 from overlaynet.errors import NotFound
 from overlaynet.kernel import netns
-from overlaynet.lab.client import AgentClient
 from overlaynet.lab.topology import Container
 
 

@@ -28,11 +28,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Interface
 from pathlib import Path
 
+from overlaynet.client import UnixConnection
 from overlaynet.errors import LabFailed
-from overlaynet.kernel import netns, parse, sysctl, wire
+from overlaynet.kernel import netns, parse, process, sysctl, wire
 from overlaynet.kernel.handle import Rtnl
-from overlaynet.lab import process
-from overlaynet.lab.client import UnixConnection
 from overlaynet.lab.converge import BRIDGE, ETCD, UNDERLAY_PLACE, Cable, Key, Kind, Spec, cables
 from overlaynet.lab.launch import ETCD_SOCKET_FILE, Launch
 from overlaynet.lab.netns_driver import clean_environ, entering, namespace

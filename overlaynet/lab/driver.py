@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from overlaynet.lab.client import AgentClient
+from overlaynet.client import AgentClient
 from overlaynet.lab.session import ProbeSession
 
 

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 from overlaynet.core.jsonstate import object_from_json, object_to_json
 from overlaynet.errors import LabFailed, NotFound, OverlayError
+from overlaynet.kernel.process import Process
 from overlaynet.lab.paths import LabPaths
-from overlaynet.lab.process import Process
 from overlaynet.state import Fdb, Key, Neigh, Object, Route, RuleChange, Source, Sysctl
 from overlaynet.store.disk import write_atomically
 

@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, TypeAlias
 
+from overlaynet.client import AgentClient
 from overlaynet.errors import (
     AgentUnreachable,
     LabChoice,
@@ -34,17 +35,16 @@ from overlaynet.errors import (
 )
 from overlaynet.firewall.chains import is_any_instances
 from overlaynet.firewall.compare import hooks_in
-from overlaynet.kernel import capability
-from overlaynet.lab import faultkinds, faultrecords, process
+from overlaynet.kernel import capability, process
+from overlaynet.kernel.process import Process
+from overlaynet.lab import faultkinds, faultrecords
 from overlaynet.lab.build import CAPABILITIES
-from overlaynet.lab.client import AgentClient
 from overlaynet.lab.converge import OUTSIDE_PLACE
 from overlaynet.lab.faultkinds import Ground, Request
 from overlaynet.lab.faultrecords import MTU, UP, Damage, Edit, Entry, Fault, LinkChange
 from overlaynet.lab.faultsite import Site
 from overlaynet.lab.netns_driver import clean_environ
 from overlaynet.lab.paths import LabPaths, Paths
-from overlaynet.lab.process import Process
 from overlaynet.lab.state import changing
 from overlaynet.lab.state import load as load_state
 from overlaynet.state import Change, KernelState, Key, Link, Object, Op, RuleChange, Sysctl

@@ -13,13 +13,12 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 
 from overlaynet.addr import IPAddress
+from overlaynet.client import AgentClient
 from overlaynet.errors import AgentUnreachable, LabFailed
 from overlaynet.firewall.iptables import Iptables
-from overlaynet.kernel import netns, sysctl
+from overlaynet.kernel import netns, process, sysctl
 from overlaynet.kernel.apply import KernelAdapter
-from overlaynet.lab import process
 from overlaynet.lab.build import Builder
-from overlaynet.lab.client import AgentClient
 from overlaynet.lab.converge import ETCD, HELPER, agent_of
 from overlaynet.lab.launch import launches
 from overlaynet.lab.netns_driver import namespace

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from overlaynet.client import AgentClient
 from overlaynet.errors import LabChoice, LabFailed, OverlayError
 from overlaynet.lab import faultrecords, lifecycle
-from overlaynet.lab.client import AgentClient
 from overlaynet.lab.converge import ETCD, places
 from overlaynet.lab.driver import Driver
 from overlaynet.lab.faultrecords import Fault

@@ -27,12 +27,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from overlaynet.client import TIMEOUT_S
 from overlaynet.core.keys import Keys
 from overlaynet.errors import AgentUnreachable, LabFailed, OverlayError, ToolMissing, TopologyError
-from overlaynet.kernel import capability, netns
-from overlaynet.lab import attach, cluster_store, faults, process
+from overlaynet.kernel import capability, netns, process
+from overlaynet.lab import attach, cluster_store, faults
 from overlaynet.lab.build import CAPABILITIES, STOP_GRACE_S, UNFINISHED, Builder
-from overlaynet.lab.client import TIMEOUT_S
 from overlaynet.lab.converge import (
     COMMAND,
     ETCD,

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from overlaynet.client import AgentClient
 from overlaynet.errors import LabFailed
 from overlaynet.kernel import netns
-from overlaynet.lab.client import AgentClient
+from overlaynet.kernel.process import tool
 from overlaynet.lab.driver import Completed
 from overlaynet.lab.paths import LabPaths
-from overlaynet.lab.process import tool
 from overlaynet.lab.session import ProbeSession, start
 
 PREFIX = "ovl"

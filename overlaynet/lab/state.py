@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from overlaynet.errors import LabChoice, LabFailed, OverlayError
+from overlaynet.kernel.process import Process
 from overlaynet.lab.document import Document
 from overlaynet.lab.paths import LabPaths, Paths
-from overlaynet.lab.process import Process
 from overlaynet.lab.topology import Topology, from_document
 from overlaynet.model import check_name
 from overlaynet.store.disk import write_atomically

@@ -23,8 +23,8 @@ from helpers.etcd import running_etcd
 from helpers.eventually import eventually
 from helpers.kernel_hosts import real_host
 
+from overlaynet.client import AgentClient
 from overlaynet.errors import OverlayError
-from overlaynet.lab.client import AgentClient
 from overlaynet.lab.launch import toml
 from overlaynet.store.etcd import EtcdStore
 

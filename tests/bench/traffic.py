@@ -19,7 +19,7 @@ from helpers.eventually import eventually
 from helpers.lab import lab_name
 from helpers.pinging import Pinging, pinging
 
-from overlaynet.lab import process
+from overlaynet.kernel import process
 from overlaynet.lab.converge import ETCD
 from overlaynet.lab.lab import Lab
 from overlaynet.lab.netns_driver import namespace

@@ -21,7 +21,7 @@ from helpers.lab import requires_lab, topology
 
 from overlaynet.cli import capture as verb
 from overlaynet.cli.app import App
-from overlaynet.lab import process
+from overlaynet.kernel import process
 from overlaynet.lab.lab import Lab
 from overlaynet.lab.netns_driver import namespace
 from overlaynet.proof.points import Spot

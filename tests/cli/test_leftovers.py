@@ -8,8 +8,8 @@ import pytest
 
 from overlaynet.cli import leftovers as module
 from overlaynet.cli.leftovers import leftovers
+from overlaynet.kernel.process import Process, start_time
 from overlaynet.lab.paths import Paths
-from overlaynet.lab.process import Process, start_time
 from overlaynet.lab.state import LabState, Running, boot_id, changing, save
 from overlaynet.lab.topology import Topology
 

@@ -14,9 +14,9 @@ from typing import Any
 from overlaynet.addr import IPAddress, Mac
 from overlaynet.core.overlay import metric_of
 from overlaynet.errors import AgentUnreachable, NotFound
+from overlaynet.kernel.process import Process
 from overlaynet.lab.faults import Faults
 from overlaynet.lab.paths import LabPaths
-from overlaynet.lab.process import Process
 from overlaynet.lab.topology import Topology
 from overlaynet.state import (
     Change,

@@ -23,9 +23,9 @@ from helpers.eventually import eventually
 from helpers.flannel import FLANNELD
 from helpers.private_netns import PrivateNetns, private_netns
 
+from overlaynet.client import AgentClient
 from overlaynet.core.keys import Keys
 from overlaynet.errors import AgentUnreachable
-from overlaynet.lab.client import AgentClient
 from overlaynet.ports import Delete, Put
 from overlaynet.store.etcd import EtcdStore
 

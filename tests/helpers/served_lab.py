@@ -16,10 +16,10 @@ from helpers.calling import Calling, calling, named_netns
 from helpers.eventually import eventually
 from helpers.private_netns import PrivateNetns
 
+from overlaynet.client import UnixConnection
 from overlaynet.core.keys import Keys
 from overlaynet.errors import OverlayError
-from overlaynet.lab import process
-from overlaynet.lab.client import UnixConnection
+from overlaynet.kernel import process
 from overlaynet.lab.lab import Lab
 from overlaynet.lab.netns_driver import namespace
 from overlaynet.lab.topology import Topology

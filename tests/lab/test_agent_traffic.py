@@ -21,7 +21,7 @@ from helpers.pinging import Pinging, pinging
 
 from overlaynet.core.keys import Keys
 from overlaynet.errors import AgentUnreachable
-from overlaynet.lab import process
+from overlaynet.kernel import process
 from overlaynet.lab.converge import ETCD
 from overlaynet.lab.lab import Lab
 from overlaynet.lab.netns_driver import clean_environ, namespace

@@ -21,7 +21,8 @@ from overlaynet.errors import (
     OverlayError,
     UsageError,
 )
-from overlaynet.lab import faulttimer, process
+from overlaynet.kernel import process
+from overlaynet.lab import faulttimer
 from overlaynet.lab.faultkinds import KINDS, Request
 from overlaynet.lab.faultrecords import making, mending
 from overlaynet.lab.faults import Faults

@@ -24,8 +24,8 @@ from helpers.lab import cleaned_up, lab_name, requires_lab
 from overlaynet import data
 from overlaynet.cluster.contexts import LabCluster
 from overlaynet.errors import AgentUnreachable, LabFailed, OverlayError
-from overlaynet.kernel import netns
-from overlaynet.lab import faults, process
+from overlaynet.kernel import netns, process
+from overlaynet.lab import faults
 from overlaynet.lab.faultkinds import KINDS, Request
 from overlaynet.lab.faultrecords import Fault
 from overlaynet.lab.faults import Made, changing_faults

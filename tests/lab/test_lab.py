@@ -15,8 +15,8 @@ from helpers.lab import cleaned_up, lab_name, own_network, ping, requires_lab
 
 from overlaynet.core.keys import Keys
 from overlaynet.errors import LabChoice, LabFailed, TopologyError
-from overlaynet.kernel import netns
-from overlaynet.lab import lifecycle, process
+from overlaynet.kernel import netns, process
+from overlaynet.lab import lifecycle
 from overlaynet.lab.lab import Lab
 from overlaynet.lab.netns_driver import namespace
 from overlaynet.lab.paths import Paths

@@ -14,8 +14,8 @@ from helpers.eventually import eventually
 from helpers.lab import requires_lab
 from helpers.mixed import AGENT, ETCD_URL, KEYS, Daemon, Host, Mixed, mixed
 
+from overlaynet.client import AgentClient
 from overlaynet.errors import AgentUnreachable
-from overlaynet.lab.client import AgentClient
 
 pytestmark = [pytest.mark.lab, requires_lab]
 

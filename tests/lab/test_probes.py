@@ -12,8 +12,7 @@ import pytest
 from helpers.eventually import eventually
 from helpers.lab import cleaned_up, lab_name, requires_lab
 
-from overlaynet.kernel import netns
-from overlaynet.lab import process
+from overlaynet.kernel import netns, process
 from overlaynet.lab.lab import Lab
 from overlaynet.lab.netns_driver import namespace
 from overlaynet.lab.paths import Paths

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from overlaynet.errors import LabChoice, LabFailed, NameInvalid
+from overlaynet.kernel.process import Process
 from overlaynet.lab import state
 from overlaynet.lab.paths import Paths
-from overlaynet.lab.process import Process
 from overlaynet.lab.state import LOCAL, LabState, Running, choose, running_labs
 from overlaynet.lab.topology import Topology
 

@@ -22,7 +22,8 @@ from helpers.served_lab import NODE_PORT, PORT, VIP, ServedLab, served_lab
 from overlaynet.cli import main as program
 from overlaynet.cli.app import App
 from overlaynet.cluster.contexts import LabCluster
-from overlaynet.lab import lifecycle, process
+from overlaynet.kernel import process
+from overlaynet.lab import lifecycle
 from overlaynet.lab.lab import Lab
 from overlaynet.lab.netns_driver import namespace
 from overlaynet.lab.paths import Paths

@@ -17,8 +17,8 @@ from helpers.eventually import eventually
 from helpers.lab import requires_lab
 from helpers.mixed import AGENT, ETCD_URL, Daemon, Host, mixed
 
+from overlaynet.client import AgentClient
 from overlaynet.errors import AgentUnreachable
-from overlaynet.lab.client import AgentClient
 from overlaynet.ports import Put
 
 pytestmark = [pytest.mark.lab, requires_lab]

@@ -20,7 +20,7 @@ from helpers.lab import lab_name, requires_lab
 
 from overlaynet import data
 from overlaynet.cluster.contexts import LabCluster
-from overlaynet.lab import process
+from overlaynet.kernel import process
 from overlaynet.lab.lab import Lab
 from overlaynet.lab.topology import parse
 from overlaynet.model import Settings

@@ -14,18 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from overlaynet.errors import (
-    AgentUnreachable,
-    FirewallError,
-    KernelError,
-    NotPermitted,
-    OverlayError,
-    all_errors,
-)
-from overlaynet.lab.paths import HostPaths
-from overlaynet.lab.process import last_lines
+from overlaynet.config import PathConfig
+from overlaynet.errors import AgentUnreachable, NotPermitted, OverlayError, from_json
+from overlaynet.kernel.process import last_lines
 
 TIMEOUT_S = 10.0
+LOG_FILE = "agent.log"
+"""Beside the socket, where no journal takes what an agent says."""
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -112,15 +107,16 @@ class AgentClient:
                 evidence=f"{error}; it answers root and its socket's group",
                 next=["run it again with sudo"],
             )
-        beside = HostPaths(run=self.socket_path.parent)
+        beside = PathConfig(run=self.socket_path.parent)
+        log = beside.run / LOG_FILE
         try:
             pid = beside.pid_file.read_text().strip() or "empty"
         except OSError:
             pid = "none"
         return AgentUnreachable(
             f"no agent answers at {self.socket_path}",
-            evidence=f"{error}; pid file: {pid}; last log lines:\n{last_lines(beside.log)}",
-            next=["overlaynet status", f"tail {beside.log}"],
+            evidence=f"{error}; pid file: {pid}; last log lines:\n{last_lines(log)}",
+            next=["overlaynet status", f"tail {log}"],
         )
 
 
@@ -129,17 +125,4 @@ def _refusal(status: int, document: Mapping[str, Any]) -> OverlayError:
     said = document.get("error")
     if not isinstance(said, dict):
         return OverlayError(f"the agent answered with status {status}", evidence=f"{document!r:.200}")
-    found = all_errors().get(str(said.get("code")), OverlayError)
-    error = found.__new__(found)  # some classes take an errno or a line, which a document does not have
-    match error:
-        case KernelError():
-            error.target, error.errno, error.text = "", 0, ""
-        case FirewallError():
-            error.line = ""
-    OverlayError.__init__(
-        error,
-        str(said.get("message", "")),
-        evidence=str(said.get("evidence", "")),
-        next=[str(item) for item in said.get("next", [])],
-    )
-    return error
+    return from_json(said)

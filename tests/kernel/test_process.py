@@ -12,8 +12,8 @@ import pytest
 from helpers.eventually import eventually
 
 from overlaynet.errors import LabFailed, ToolMissing
-from overlaynet.lab import process
-from overlaynet.lab.process import Process
+from overlaynet.kernel import process
+from overlaynet.kernel.process import Process
 
 pytestmark = pytest.mark.fake
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from overlaynet.client import AgentClient, UnixConnection
 from overlaynet.errors import AddressTaken, AgentUnreachable, KernelError, NotPermitted, NotReady, OverlayError
-from overlaynet.lab.client import AgentClient, UnixConnection
 
 pytestmark = pytest.mark.fake
 
