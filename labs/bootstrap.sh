@@ -15,6 +15,7 @@ CAP_SYS_ADMIN=21
 
 scratch=
 guard=
+guarded=
 
 say() { printf '%s\n' "$*"; }
 
@@ -93,9 +94,10 @@ install_packages() {
     step "refreshing the package lists"
     apt_get update
     step "installing $*"
-    case " $* " in *" etcd-server "*) put_service_guard ;; esac
+    guarded=$(services_of "$@")
+    put_service_guard
     apt_get install --no-install-recommends "$@"
-    case " $* " in *" etcd-server "*) keep_etcd_off ;; esac
+    keep_services_off
     remove_service_guard
 }
 
@@ -106,32 +108,51 @@ apt_get() {
     die "apt-get $1 failed; its last lines are above"
 }
 
+# The services that come with these packages, on one line.
+services_of() {
+    for package in "$@"; do
+        case $package in
+        etcd-server) printf 'etcd ' ;;
+        openssh-server) printf 'ssh ' ;;
+        esac
+    done
+}
+
 # Debian starts a service as soon as its package is unpacked, unless policy-rc.d says no (invoke-rc.d(8)).
-# The lab runs etcd of its own; an etcd for the whole machine must not appear as a side effect. A policy
-# that somebody else put there is respected; systemd is then told by a mask that ends with the boot.
+# Labs and tests run programs of their own; an etcd or an sshd for the whole machine must not appear as a side
+# effect. A policy that somebody else put there is respected; systemd is then told by a mask that ends with the
+# boot.
 put_service_guard() {
+    [ -n "$guarded" ] || return 0
     if [ ! -e /usr/sbin/policy-rc.d ]; then
         guard=policy
-        printf '#!/bin/sh\n%s\n' 'case $1 in etcd | etcd.service) exit 101 ;; esac' >/usr/sbin/policy-rc.d
+        {
+            printf '#!/bin/sh\n'
+            for service in $guarded; do
+                printf 'case $1 in %s | %s.service) exit 101 ;; esac\n' "$service" "$service"
+            done
+        } >/usr/sbin/policy-rc.d
         chmod 755 /usr/sbin/policy-rc.d
     elif [ -d /run/systemd/system ]; then
         guard=mask
-        systemctl --runtime mask etcd.service >/dev/null 2>&1
+        for service in $guarded; do systemctl --runtime mask "$service.service" >/dev/null 2>&1; done
     fi
 }
 
 remove_service_guard() {
     case $guard in
     policy) rm -f /usr/sbin/policy-rc.d ;;
-    mask) systemctl --runtime unmask etcd.service >/dev/null 2>&1 ;;
+    mask) for service in $guarded; do systemctl --runtime unmask "$service.service" >/dev/null 2>&1; done ;;
     esac
     guard=
 }
 
 # Nor at the next boot. Both tools come with init-system-helpers and need no running init.
-keep_etcd_off() {
-    deb-systemd-helper disable etcd.service >/dev/null 2>&1 || true
-    update-rc.d etcd disable >/dev/null 2>&1 || true
+keep_services_off() {
+    for service in $guarded; do
+        deb-systemd-helper disable "$service.service" >/dev/null 2>&1 || true
+        update-rc.d "$service" disable >/dev/null 2>&1 || true
+    done
 }
 
 # --- Python -------------------------------------------------------------------------------------
