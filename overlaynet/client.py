@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 from overlaynet.config import PathConfig
 from overlaynet.errors import AgentUnreachable, NotPermitted, OverlayError, from_json
+from overlaynet.kernel import netns
 from overlaynet.kernel.process import last_lines
 
 TIMEOUT_S = 10.0
@@ -126,3 +128,18 @@ def _refusal(status: int, document: Mapping[str, Any]) -> OverlayError:
     if not isinstance(said, dict):
         return OverlayError(f"the agent answered with status {status}", evidence=f"{document!r:.200}")
     return from_json(said)
+
+
+def wire(agent: AgentClient, body: Mapping[str, Any], where: str | Path) -> dict[str, Any]:
+    """Have the agent wire the namespace `where`, a name or a path, as the container of that document.
+
+    The agent needs no right to enter a namespace: whoever asks opens the namespace's file and a netlink socket
+    inside it, and passes both descriptors. Raises the agent's WorkloadErrors, AgentUnreachable, NotFound,
+    NotPermitted, KernelError."""
+    path = netns.path(where) if isinstance(where, str) else where
+    with netns.socket_in(where, socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return agent.post("/v1/containers", body, [fd, netlink.fileno()])
+        finally:
+            os.close(fd)

@@ -9,5 +9,6 @@
 - `observe`  a whole namespace at once
 - `attach`   a container's veth pair
 - `sysctl`, `netns`, `capability`  /proc/sys, named namespaces, what this process may do
+- `quiet`    namespaces in which nothing happens by itself
 - `process`  processes that are started detached, and stopping exactly those
 """

@@ -31,6 +31,9 @@ from overlaynet.errors import KernelError, NotFound, NotPermitted, OverlayError
 RUN = Path("/run/netns")
 """Where iproute2 keeps names (its NETNS_RUN_DIR)."""
 
+LABS = "ovl"
+"""What the names of all labs' namespaces begin with."""
+
 Target: TypeAlias = str | os.PathLike[str] | int
 """A namespace: a name, a path (anything with a ``/``), or an open descriptor."""
 
@@ -97,6 +100,11 @@ def names() -> list[str]:
         return sorted(entry.name for entry in RUN.iterdir() if exists(entry.name))
     except FileNotFoundError:
         return []
+
+
+def of_lab(lab: str, place: str) -> str:
+    """``ovl-default-node-1``: what `ip netns list` shows of a place in a lab."""
+    return f"{LABS}-{lab}-{place}"
 
 
 def path(name: str) -> Path:

@@ -1,21 +1,14 @@
-"""Wiring a container: this side opens what the agent is not allowed to open, and hands it over.
-
-The agent needs no right to enter a namespace. Whoever asks for a container opens the namespace's file and a
-netlink socket inside it, and passes both descriptors with the request.
-"""
+"""Wiring a container of a lab, and unwiring it: what its agent is told."""
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from overlaynet.client import AgentClient
+from overlaynet.client import AgentClient, wire
 from overlaynet.core.probes import probe_document
 from overlaynet.errors import NotFound
-from overlaynet.kernel import netns
 from overlaynet.lab.topology import Container
 
 
@@ -28,22 +21,8 @@ def attach(
     helper: Path | None = None,
 ) -> dict[str, Any]:
     """Wire the namespace `where`, a name or a path, as this container; answer the agent's document. `helper`:
-    the socket of who runs its probe's command.
-
-    Raises the agent's WorkloadErrors, AgentUnreachable, NotFound, NotPermitted, KernelError."""
-    body = {
-        **_body(container),
-        "netns": str(where),
-        "ips": list(ips) or None,
-        "probe_socket": str(helper) if helper else None,
-    }
-    path = netns.path(where) if isinstance(where, str) else where
-    with netns.socket_in(where, socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return agent.post("/v1/containers", body, [fd, netlink.fileno()])
-        finally:
-            os.close(fd)
+    the socket of who runs its probe's command. Raises as `client.wire`."""
+    return wire(agent, body(container, where, ips=ips, helper=helper), where)
 
 
 def detach(agent: AgentClient, namespace: str, name: str) -> bool:
@@ -55,11 +34,17 @@ def detach(agent: AgentClient, namespace: str, name: str) -> bool:
     return True
 
 
-def _body(container: Container) -> dict[str, Any]:
+def body(
+    container: Container, where: str | Path, *, ips: Sequence[str] = (), helper: Path | None = None
+) -> dict[str, Any]:
+    """The document by which a container is wired (docs/agent-api.md)."""
     return {
         "name": container.name,
         "namespace": container.namespace,
         "labels": dict(container.labels),
         "ports": [{"port": p.port, "protocol": p.protocol, "name": p.name} for p in container.ports],
         "probe": None if container.probe is None else probe_document(container.probe),
+        "netns": str(where),
+        "ips": list(ips) or None,
+        "probe_socket": str(helper) if helper else None,
     }

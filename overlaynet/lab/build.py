@@ -12,16 +12,12 @@ with its other end placed straight into where it belongs (IFLA_NET_NS_FD within 
 no device ever passes through here. The underlay routes between its two networks and has no route to the
 overlay: what reaches `outside` under a container's own address gets no answer.
 
-Quiet on purpose: IPv6 is off, so no router solicitation disturbs a capture; bridged frames of the underlay
-never go through iptables; reverse-path filtering and forwarding begin as off whatever the machine's own
-settings are (a new namespace copies them), and on hosts the agent decides from there.
+Quiet on purpose (`kernel.quiet`): what a host's settings are from there its agent decides. Bridged frames of
+the underlay never go through iptables.
 """
 
 from __future__ import annotations
 
-import fcntl
-import socket
-import struct
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +26,7 @@ from pathlib import Path
 
 from overlaynet.client import UnixConnection
 from overlaynet.errors import LabFailed
-from overlaynet.kernel import netns, parse, process, sysctl, wire
+from overlaynet.kernel import netns, parse, process, quiet, wire
 from overlaynet.kernel.handle import Rtnl
 from overlaynet.lab.converge import BRIDGE, ETCD, UNDERLAY_PLACE, Cable, Key, Kind, Spec, cables
 from overlaynet.lab.launch import ETCD_SOCKET_FILE, Launch
@@ -43,13 +39,6 @@ from overlaynet.store.disk import write_atomically
 
 CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SETPCAP")
 """What it takes to make, change or take away any of it."""
-QUIET = {
-    "net/ipv6/conf/all/disable_ipv6": "1",
-    "net/ipv6/conf/default/disable_ipv6": "1",
-    "net/ipv4/ip_forward": "0",
-    "net/ipv4/conf/all/rp_filter": "0",
-    "net/ipv4/conf/default/rp_filter": "0",
-}
 UNFILTERED_BRIDGE = {
     "net/bridge/bridge-nf-call-iptables": "0",
     "net/bridge/bridge-nf-call-ip6tables": "0",
@@ -59,8 +48,6 @@ ROUTER = {"net/ipv4/ip_forward": "1"}
 UNFINISHED = "unfinished"
 """The spec, on disk, of a part that is just being made or taken away: it equals nothing that is wanted."""
 
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
-_IFREQ = struct.Struct("16sh22x")
 _ETCD_START_S = 20.0
 _HELPER_START_S = 20.0
 _POLL_S = 0.01
@@ -145,13 +132,11 @@ class Builder:
 
     def make_namespaces(self, places: Iterable[str]) -> None:
         for place in places:
-            name = self.name(place)
-            netns.create(name)
-            with netns.entered(name):
-                _set({**QUIET, **UNFILTERED_BRIDGE, **ROUTER} if place == UNDERLAY_PLACE else QUIET)
-                _bring_up_loopback()
             if place == UNDERLAY_PLACE:
+                quiet.create(self.name(place), {**UNFILTERED_BRIDGE, **ROUTER})
                 self._make_bridge()
+            else:
+                quiet.create(self.name(place))
 
     def _make_bridge(self) -> None:
         _ip(
@@ -311,21 +296,6 @@ def _ip(name: str, lines: Sequence[str]) -> None:
             evidence=f"{done.stderr.strip()}\n"
             + "\n".join(f"{n}: ip {line}" for n, line in enumerate(lines, 1)),
         )
-
-
-def _set(values: Mapping[str, str]) -> None:
-    """Write settings in the calling thread's namespace; one that this kernel does not have is left out."""
-    for name, value in values.items():
-        if sysctl.read(name) not in (None, value):
-            sysctl.write(name, value)
-
-
-def _bring_up_loopback() -> None:
-    """As `ip link set lo up` does it, without a process for each namespace (netdevice(7))."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        answer = fcntl.ioctl(sock, _SIOCGIFFLAGS, _IFREQ.pack(b"lo", 0))
-        flags = _IFREQ.unpack(answer)[1]
-        fcntl.ioctl(sock, _SIOCSIFFLAGS, _IFREQ.pack(b"lo", flags | _IFF_UP))
 
 
 def _etcd_is_healthy(paths: LabPaths) -> bool:

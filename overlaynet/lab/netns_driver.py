@@ -17,13 +17,9 @@ from overlaynet.lab.driver import Completed
 from overlaynet.lab.paths import LabPaths
 from overlaynet.lab.session import ProbeSession, start
 
-PREFIX = "ovl"
+PREFIX = netns.LABS
 PROBE = (sys.executable, "-P", "-m", "overlaynet.probe")
-
-
-def namespace(lab: str, place: str) -> str:
-    """``ovl-default-node-1``: what `ip netns list` shows."""
-    return f"{PREFIX}-{lab}-{place}"
+namespace = netns.of_lab
 
 
 def entering(name: str, argv: Sequence[str], directory: str | None = None) -> list[str]:

@@ -23,6 +23,13 @@ OPERATIONS: Mapping[str, tuple[str, str]] = {
     "send": ("send", "run"),
     "burst": ("send", "burst"),
     "calls": ("calls", "run"),
+    "containers": ("containers", "look"),
+    "containers-make": ("containers", "make"),
+    "containers-start": ("containers", "start"),
+    "containers-end": ("containers", "end"),
+    "containers-remove": ("containers", "remove"),
+    "containers-logs": ("containers", "logs"),
+    "attach": ("containers", "attach"),
 }
 """Where each is: a module beside this one, and a function there."""
 
