@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from overlaynet import __version__
 from overlaynet.config import AgentConfig
@@ -31,7 +30,7 @@ from overlaynet.kernel.observe import own_addresses
 from overlaynet.model import Identity, LocalHost, check_name
 from overlaynet.reconcile import ServiceDoors
 from overlaynet.store import disk
-from overlaynet.store.etcd import EtcdStore
+from overlaynet.store.etcd import EtcdStore, connect
 from overlaynet_agent import files
 from overlaynet_agent.firewallworker import NO_DOORS, FirewallWorker
 from overlaynet_agent.host import Host
@@ -73,25 +72,8 @@ def keys(config: AgentConfig) -> Keys:
 
 
 def store(config: AgentConfig) -> EtcdStore:
-    """A client of the configured etcd. The password is read here and nowhere else."""
-    etcd = config.etcd
-    return EtcdStore(
-        etcd.endpoints,
-        ca=etcd.ca,
-        cert=etcd.cert,
-        key=etcd.key,
-        username=etcd.username,
-        password=_password(etcd.password_file),
-    )
-
-
-def _password(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return path.read_text("utf-8").rstrip("\n")
-    except OSError as error:
-        raise ConfigError("the etcd password file cannot be read", evidence=str(error)) from None
+    """A client of the configured etcd."""
+    return connect(config.etcd)
 
 
 def identity(config: AgentConfig, *, create: bool) -> Identity:

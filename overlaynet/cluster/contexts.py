@@ -19,7 +19,6 @@ from overlaynet.config import AgentConfig, load
 from overlaynet.core.keys import Keys
 from overlaynet.errors import (
     AgentUnreachable,
-    ConfigError,
     EnvironmentProblem,
     LabFailed,
     NotPermitted,
@@ -217,17 +216,9 @@ class LocalCluster:
         return keys_of(self._config)
 
     def store(self) -> Store:
-        from overlaynet.store.etcd import EtcdStore
+        from overlaynet.store.etcd import connect
 
-        etcd = self._config.etcd
-        return EtcdStore(
-            etcd.endpoints,
-            ca=etcd.ca,
-            cert=etcd.cert,
-            key=etcd.key,
-            username=etcd.username,
-            password=_password(etcd.password_file),
-        )
+        return connect(self._config.etcd)
 
     def probe(self, host: str, job: Mapping[str, Any], timeout_s: float) -> Mapping[str, Any]:
         done = _run(_PROBE, json.dumps(job).encode(), timeout_s)
@@ -313,13 +304,6 @@ def _run(
         raise EnvironmentProblem(f"{argv[-1]} did not end within {timeout_s:g} s") from error
     except OSError as error:
         raise EnvironmentProblem(f"{argv[0]} could not be started", evidence=str(error)) from error
-
-
-def _password(path: Path | None) -> str | None:
-    try:
-        return None if path is None else path.read_text("utf-8").rstrip("\n")
-    except OSError as error:
-        raise ConfigError(f"the password file {path} cannot be read", evidence=str(error)) from None
 
 
 def _namespace(netns: str | None) -> str:

@@ -8,8 +8,10 @@ one error, spins while no member answers, and its calls have no deadline unless 
     connection.py  a channel for each member, the one in use, deadlines, the password's token
     watch.py       a stream that survives restarts, compaction and members that vanish
     client.py      EtcdStore: the calls of `ports.Store`
+    configured.py  an EtcdStore as settings say
 """
 
 from overlaynet.store.etcd.client import EtcdStore
+from overlaynet.store.etcd.configured import connect
 
-__all__ = ["EtcdStore"]
+__all__ = ["EtcdStore", "connect"]
