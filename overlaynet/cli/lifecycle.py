@@ -17,8 +17,8 @@ from overlaynet.cluster.contexts import LabCluster
 from overlaynet.errors import UsageError
 from overlaynet.lab import lifecycle
 from overlaynet.lab.lab import UP_TIMEOUT_S, Lab
-from overlaynet.lab.lifecycle import UpResult
 from overlaynet.lab.paths import Paths
+from overlaynet.lab.settling import UpResult
 from overlaynet.lab.state import LOCAL, choose, load, running_labs
 from overlaynet.lab.topology import DEFAULT_NAME, Topology
 

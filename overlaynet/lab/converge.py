@@ -93,6 +93,12 @@ class Plan:
         """The names of the parts of one kind to make."""
         return tuple(key.name for key in self.make if key.kind is kind)
 
+    def makes_processes(self, role: str) -> tuple[str, ...]:
+        """The containers whose process of that role is to be started."""
+        return tuple(
+            name.removeprefix(f"{role}/") for name in self.makes(Kind.PROCESS) if name.startswith(f"{role}/")
+        )
+
     def removes(self, kind: Kind) -> tuple[str, ...]:
         return tuple(key.name for key in self.remove if key.kind is kind)
 
@@ -208,7 +214,7 @@ class Wiring(NamedTuple):
 
 
 def plan_containers(
-    want: Sequence[Container], have: Iterable[Mapping[str, Any]], remade: frozenset[str] = frozenset()
+    want: Sequence[Container], have: Iterable[Mapping[str, Any]], remade: Collection[str] = ()
 ) -> Wiring:
     """`have`: the agent's own list. `remade`: containers whose namespace is a new one, so that whatever the
     agent says of them is about the old."""
@@ -244,14 +250,17 @@ def not_ready(names: Collection[str], status: Mapping[str, Any]) -> str | None:
     return "; ".join(f"{c['name']} is not ready: {c['probe_detail'] or 'no answer yet'}" for c in found) or None
 
 
-def unsettled(host: str, others: frozenset[str], status: Mapping[str, Any]) -> str | None:
-    """Why a host is not as it should be yet, by its agent's status; None if it is."""
+def unsettled(
+    host: str, others: frozenset[str], status: Mapping[str, Any], *, alone: bool = True
+) -> str | None:
+    """Why a host is not as it should be yet, by its agent's status; None if it is. Unless the lab is `alone`,
+    there may be more hosts than its own."""
     peers = frozenset(peer["node"] for peer in status["peers"])
     if (state := status["agent"]["state"]) != "ready":
         return f"{host} is {state}{problems(status)}"
     if missing := sorted(others - peers):
         return f"{host} does not know {', '.join(missing)} yet"
-    if extra := sorted(str(peer) for peer in peers - others):
+    if alone and (extra := sorted(str(peer) for peer in peers - others)):
         return f"{host} still knows {', '.join(extra)}"
     return f"{host} has {status['pending']} changes to make" if status["pending"] else None
 

@@ -14,9 +14,9 @@ from overlaynet.lab.converge import ETCD, places
 from overlaynet.lab.driver import Driver
 from overlaynet.lab.faultrecords import Fault
 from overlaynet.lab.launch import agent_argv, agent_environ
-from overlaynet.lab.lifecycle import Progress, UpResult, silent
 from overlaynet.lab.netns_driver import NetnsDriver
 from overlaynet.lab.paths import LabPaths, Paths
+from overlaynet.lab.settling import Progress, UpResult, silent
 from overlaynet.lab.state import LabState, load, running_labs
 from overlaynet.lab.topology import Container, Host, Topology
 from overlaynet.ports import Store

@@ -20,14 +20,13 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from overlaynet.client import TIMEOUT_S
+from overlaynet.client import AgentClient
 from overlaynet.core.keys import Keys
 from overlaynet.errors import AgentUnreachable, LabFailed, OverlayError, ToolMissing, TopologyError
 from overlaynet.kernel import capability, netns, process
@@ -44,56 +43,20 @@ from overlaynet.lab.converge import (
     Plan,
     agent_of,
     cables,
+    command_of,
     helper_of,
-    not_ready,
     plan,
-    plan_containers,
-    problems,
-    unsettled,
     wanted,
 )
-from overlaynet.lab.faultrecords import Fault
 from overlaynet.lab.launch import identity, launches
 from overlaynet.lab.netns_driver import PREFIX, NetnsDriver, namespace
 from overlaynet.lab.paths import LabPaths, Paths
+from overlaynet.lab.settling import Progress, Settling, UpResult, silent
 from overlaynet.lab.state import LabState, Running, boot_id, changing, load, save
 from overlaynet.lab.topology import Container, Host, Topology
 from overlaynet.store.disk import write_identity
 
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is, and how much there is."""
-
 TOOLS = ("ip", "nsenter", "setpriv", "etcd", "iptables")
-_FIRST_POLL_S, _LAST_POLL_S = 0.02, 0.25
-_WORKERS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class UpResult:
-    """What `up` did. `waiting` says, if not converged, what each unsettled host still lacks; `healed` are the
-    faults that were healed first, which count as changes too."""
-
-    lab: str
-    changes: int
-    hosts: tuple[str, ...]
-    ready_s: float
-    converged: bool
-    waiting: tuple[str, ...] = ()
-    healed: tuple[Fault, ...] = ()
-
-
-@dataclass(slots=True)
-class _Settled:
-    """One host: how many containers were wired or unwired, which were wired, and why it is not settled, if it
-    is not."""
-
-    changes: int = 0
-    waiting: str | None = None
-    wired: frozenset[str] = frozenset()
-
-
-def silent(step: str, done: int, total: int) -> None:
-    """A progress that nobody watches."""
 
 
 # --- up -------------------------------------------------------------------------------------------
@@ -155,7 +118,6 @@ class _Up:
         self.processes: dict[str, Running] = {}
         self.namespaces: dict[str, str] = {}
         self.starting = threading.Lock()
-        self.stopping = threading.Event()
         if old and old.topology.network != self.topology.network:
             raise TopologyError(
                 f"the network of lab {topology.name!r} cannot be changed while it is up",
@@ -178,9 +140,12 @@ class _Up:
         self._remove(steps, recorded.topology)
         self._make(steps, _specs(want))
         changes = steps.changes + self._settle_store()
-        settled = self._settle(steps)
-        self._start([name for name in steps.makes(Kind.PROCESS) if name.startswith(f"{COMMAND}/")])
-        waiting = tuple(s.waiting for s in settled if s.waiting) or self._await_ready(settled, steps)
+        settling = Settling(self.topology, self, self.deadline, self.progress)
+        settled = settling.settle(steps.makes(Kind.NETNS), steps.makes_processes(HELPER))
+        commands = steps.makes_processes(COMMAND)
+        self._start([command_of(name) for name in commands])
+        fresh = {*commands, *(name for one in settled for name in one.wired)}
+        waiting = tuple(s.waiting for s in settled if s.waiting) or settling.await_ready(fresh)
         return UpResult(
             lab=self.topology.name,
             changes=changes + sum(s.changes for s in settled),
@@ -255,115 +220,35 @@ class _Up:
             store.close()
             self.progress("etcd", 1, 1)
 
-    # --- hosts --------------------------------------------------------------------------------
+    # --- the crew that settles hosts ----------------------------------------------------------
 
-    def _settle(self, steps: Plan) -> list[_Settled]:
-        """Wire containers and wait, all hosts side by side. The first error stops them all."""
-        total = len(self.topology.hosts)
-        self.progress("hosts", 0, total)
-        with ThreadPoolExecutor(max_workers=min(_WORKERS, total)) as pool:
-            futures = [pool.submit(self._settle_host, host, steps) for host in self.topology.hosts]
-            try:
-                for done, future in enumerate(as_completed(futures), start=1):
-                    future.result()
-                    self.progress("hosts", done, total)
-            except BaseException:
-                self.stopping.set()
-                raise
-        return [future.result() for future in futures]
-
-    def _settle_host(self, host: Host, steps: Plan) -> _Settled:
-        settled = _Settled(waiting=f"{host.name} did not answer in time")
-        others = frozenset(h.name for h in self.topology.hosts if h != host)
-        wired = False
-        for status in self._statuses(host):
-            if isinstance(status, str):
-                settled.waiting = status
-                continue
-            if not wired:
-                wired = self._wire(host, status, steps, settled)
-            else:
-                settled.waiting = unsettled(host.name, others, status)
-                if settled.waiting is None:
-                    break
-        return settled
-
-    def _wire(self, host: Host, status: Mapping[str, Any], steps: Plan, settled: _Settled) -> bool:
-        """Bring the agent's containers in line; answer whether that could be done already."""
-        lease = status["lease"]
-        if lease is None or not lease["confirmed"]:
-            settled.waiting = f"{host.name} has no subnet yet{problems(status)}"
-            return False
-        here, remade = self.topology.containers_on(host.name), frozenset(steps.makes(Kind.NETNS))
-        wiring = plan_containers(here, status["containers"], remade)
-        agent = self.driver.agent(host.name)
-        for container_namespace, name in wiring.detach:
-            attach.detach(agent, container_namespace, name)
-        dead = steps.makes(Kind.PROCESS)
-        self._start_helpers([c for c in here if c in wiring.attach or helper_of(c.name) in dead])
-        try:
-            for container in wiring.attach:
-                helper = self._probe_socket(container) if container.needs_helper else None
-                attach.attach(agent, container, self.builder.name(container.name), helper=helper)
-                settled.wired |= {container.name}
-        except OverlayError as error:
-            if not error.transient:
-                raise
-            settled.waiting = f"{host.name}: {error.message}"
-            return False
-        settled.changes = wiring.changes
+    @property
+    def alone(self) -> bool:
         return True
+
+    def agent(self, host: str) -> AgentClient:
+        return self.driver.agent(host)
+
+    def is_ours(self, container: Mapping[str, Any]) -> bool:
+        return True
+
+    def wire(self, container: Container) -> None:
+        helper = self._probe_socket(container) if container.needs_helper else None
+        attach.attach(self.agent(container.host), container, self.builder.name(container.name), helper=helper)
 
     def _probe_socket(self, container: Container) -> Path:
         return self.paths.host(container.host).probe_socket(container.name)
 
-    def _start_helpers(self, containers: Iterable[Container]) -> None:
-        """Those who run probes' commands, before anybody asks them to. One that is there already ends by
-        itself, for another takes its socket's place."""
-        helped = [container for container in containers if container.needs_helper]
-        for container in helped:
+    def start_helpers(self, containers: Sequence[Container]) -> None:
+        """One that is there already ends by itself, for another takes its socket's place."""
+        for container in containers:
             self._probe_socket(container).unlink(missing_ok=True)
-        self._start([helper_of(container.name) for container in helped])
-        for container in helped:
+        self._start([helper_of(container.name) for container in containers])
+        for container in containers:
             name = helper_of(container.name)
             self.builder.await_file(self._probe_socket(container), self.processes[name], name)
 
-    def _await_ready(self, settled: Sequence[_Settled], steps: Plan) -> tuple[str, ...]:
-        """Wait until what was wired or started just now is ready; answer what is not, in the end. What was not
-        ready before is not what this `up` is about."""
-        started = [name for name in steps.makes(Kind.PROCESS) if name.startswith(f"{COMMAND}/")]
-        fresh = {name for one in settled for name in one.wired}
-        fresh |= {name.rpartition("/")[2] for name in started}
-        probed = [c for c in self.topology.containers if c.probe is not None and c.name in fresh]
-        waiting = [self._await_ready_on(host, probed) for host in self.topology.hosts]
-        return tuple(text for text in waiting if text)
-
-    def _await_ready_on(self, host: Host, probed: Iterable[Container]) -> str | None:
-        names = {container.name for container in probed if container.host == host.name}
-        text: str | None = (
-            f"{host.name} did not say in time whether its containers are ready" if names else None
-        )
-        for status in self._statuses(host) if names else ():
-            text = status if isinstance(status, str) else not_ready(names, status)
-            if text is None:
-                break
-        return text
-
-    def _statuses(self, host: Host) -> Iterable[dict[str, Any] | str]:
-        """The agent's status again and again, or why there is none, until the time is over."""
-        agent = self.driver.agent(host.name)
-        pause_s = _FIRST_POLL_S
-        while (rest_s := self.deadline - time.monotonic()) > 0 and not self.stopping.is_set():
-            agent.timeout_s = min(TIMEOUT_S, rest_s)
-            try:
-                yield agent.get("/v1/status")
-            except AgentUnreachable as error:
-                self._check_alive(host, error)
-                yield f"{host.name}: {error.message}"
-            self.stopping.wait(pause_s)
-            pause_s = min(pause_s * 1.3, _LAST_POLL_S)
-
-    def _check_alive(self, host: Host, error: AgentUnreachable) -> None:
+    def check_alive(self, host: Host, error: AgentUnreachable) -> None:
         if not self.processes[agent_of(host.name)].process.alive:
             log = self.paths.host(host.name).log
             raise LabFailed(
