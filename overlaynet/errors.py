@@ -16,9 +16,12 @@
     │   ├── ToolMissing                 OVL-202  a program is missing
     │   ├── LabFailed                   OVL-203  a namespace, link or process of the lab could not be made
     │   ├── AgentUnreachable            OVL-204  no agent answers on its socket
-    │   └── FlannelRunning              OVL-205  flanneld is at work on this host
+    │   ├── FlannelRunning              OVL-205  flanneld is at work on this host
+    │   ├── MachineUnreachable          OVL-206  a machine cannot be reached by ssh, or refuses
+    │   └── InstallFailed               OVL-207  the agent cannot be made a service of this machine
     ├── StoreError                3     OVL-3xx  etcd
     │   ├── StoreUnavailable            OVL-301  cannot be reached, or did not answer in time (transient)
+    │   │   └── CertificateRefused      OVL-307  etcd refuses our certificate, or we its (transient)
     │   ├── StoreRefused                OVL-302  refused us: credentials, permission, bad request
     │   ├── Compacted                   OVL-303  the revision asked for is gone: list again (transient)
     │   │   └── AnotherHistory          OVL-306  etcd was emptied or restored from a backup (transient)
@@ -174,6 +177,14 @@ class FlannelRunning(EnvironmentProblem):
     code = "OVL-205"
 
 
+class MachineUnreachable(EnvironmentProblem):
+    code = "OVL-206"
+
+
+class InstallFailed(EnvironmentProblem):
+    code = "OVL-207"
+
+
 class StoreError(OverlayError):
     code = "OVL-300"
 
@@ -181,6 +192,12 @@ class StoreError(OverlayError):
 class StoreUnavailable(StoreError):
     code = "OVL-301"
     transient = True
+
+
+class CertificateRefused(StoreUnavailable):
+    """No TLS connection. Passing, for certificates are read again before each attempt."""
+
+    code = "OVL-307"
 
 
 class StoreRefused(StoreError):

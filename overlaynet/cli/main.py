@@ -64,6 +64,7 @@ VERBS: Mapping[str, Verb] = {
     "service": Verb(_CHANGE, "service:service", "Create and delete services."),
     "network": Verb(_CHANGE, "network:network", "Show or set the network's configuration."),
     "lease": Verb(_CHANGE, "lease:lease", "List, reserve and delete leases of subnets."),
+    "agent": Verb(_CHANGE, "agent:agent", "Install the agent as a service of this machine, or remove it."),
     "version": Verb(_CHANGE, "version:version", "Print the version."),
 }
 
