@@ -24,6 +24,9 @@ from overlaynet.errors import ConfigError, NameInvalid
 from overlaynet.model import NO_LABELS, check_name
 
 DEFAULT_CONFIG_PATH = Path("/etc/overlaynet/agent.toml")
+CREDENTIALS = Path("/run/credentials/overlaynet-agent.service")
+"""Where systemd puts the credentials of the agent's unit (systemd.exec(5), CREDENTIALS). The unit itself is
+told by $CREDENTIALS_DIRECTORY; root finds them here to ask etcd as the agent would."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,8 @@ class NodeConfig:
 
 @dataclass(frozen=True, slots=True)
 class EtcdConfig:
-    """`[etcd]`. The password is in a file, never in this value."""
+    """`[etcd]`. The password is in a file, never in this value. Where the settings name a credential of
+    systemd, this holds its path."""
 
     endpoints: tuple[str, ...] = ("http://127.0.0.1:2379",)
     prefix: str = "/coreos.com/network"
@@ -182,6 +186,20 @@ def _path(value: Any) -> Path:
     if not path.is_absolute():
         raise ValueError("wants an absolute path")
     return path
+
+
+class _Credential(str):
+    """The name of a systemd credential."""
+
+
+def _file(value: Any) -> Path | _Credential:
+    """An absolute path, or ``credential:NAME`` for what the unit is given by LoadCredential= or the like."""
+    scheme, _, name = _text(value).partition(":")
+    if scheme != "credential":
+        return _path(value)
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}", name):
+        raise ValueError("wants credential:NAME, with a name of letters, digits, '.', '_' and '-'")
+    return _Credential(name)
 
 
 def _boolean(value: Any) -> bool:
@@ -326,11 +344,11 @@ FIELDS: Mapping[tuple[str, str], _Reader] = {
     ("etcd", "endpoints"): _endpoints,
     ("etcd", "prefix"): _prefix,
     ("etcd", "overlay_prefix"): _prefix,
-    ("etcd", "ca"): _path,
-    ("etcd", "cert"): _path,
-    ("etcd", "key"): _path,
+    ("etcd", "ca"): _file,
+    ("etcd", "cert"): _file,
+    ("etcd", "key"): _file,
     ("etcd", "username"): _text,
-    ("etcd", "password_file"): _path,
+    ("etcd", "password_file"): _file,
     ("bridge", "mode"): _one_of("managed", "external", "none"),
     ("bridge", "name"): _device,
     ("firewall", "backend"): _one_of("auto", "legacy", "nft"),
@@ -371,7 +389,7 @@ def load(
     values.update(_from_environ(environ))
     for key, value in flags.items():
         values[key] = _read(key, value, "flag --" + "-".join(key).replace("_", "-"))
-    return build(values)
+    return build(values, Path(environ.get("CREDENTIALS_DIRECTORY") or CREDENTIALS))
 
 
 def parse(document: Mapping[str, Any], where: str) -> AgentConfig:
@@ -379,9 +397,12 @@ def parse(document: Mapping[str, Any], where: str) -> AgentConfig:
     return build(_from_document(document, where))
 
 
-def build(values: Mapping[tuple[str, str], Any]) -> AgentConfig:
-    """Assemble checked values; check what only the whole can tell."""
-    values = _of_instance(values)
+def build(values: Mapping[tuple[str, str], Any], credentials: Path = CREDENTIALS) -> AgentConfig:
+    """Assemble checked values; check what only the whole can tell. `credentials` is where systemd's are."""
+    values = {
+        key: credentials / value if isinstance(value, _Credential) else value
+        for key, value in _of_instance(values).items()
+    }
     sections = {
         name: type(make())(**{k: v for (s, k), v in values.items() if s == name})
         for name, make in SECTIONS.items()
@@ -462,7 +483,8 @@ def _read(key: tuple[str, str], value: Any, where: str) -> Any:
     try:
         return reader(value)
     except ValueError as error:
-        raise ConfigError(f"{where}: {'.'.join(key)} {error}", evidence=f"it is {_shown(value)}") from None
+        evidence = "" if key == ("etcd", "password_file") else f"it is {_shown(value)}"  # may be the password
+        raise ConfigError(f"{where}: {'.'.join(key)} {error}", evidence=evidence) from None
 
 
 def _shown(value: Any) -> str:

@@ -238,6 +238,32 @@ def test_password_in_an_endpoint_is_not_repeated_in_the_error():
     assert "hunter2" not in caught.value.message + caught.value.evidence
 
 
+def test_password_in_place_of_its_file_is_not_repeated_in_the_error():
+    with pytest.raises(ConfigError, match="absolute path") as caught:
+        load(None, {"OVERLAYNET_ETCD_PASSWORD_FILE": "hunter2"})
+    assert "hunter2" not in caught.value.message + caught.value.evidence
+
+
+SECRETS = "[etcd]\nca = '/ca'\nusername = 'u'\npassword_file = 'credential:etcd-password'\n"
+
+
+def test_credential_is_found_where_systemd_says(write):
+    config = load(write(SECRETS), {"CREDENTIALS_DIRECTORY": "/run/credentials/x.service"})
+    assert config.etcd.password_file == Path("/run/credentials/x.service/etcd-password")
+    assert config.etcd.ca == Path("/ca")
+
+
+def test_credential_of_the_agents_unit_is_found_by_others_too(write):
+    config = load(write(SECRETS), {"OVERLAYNET_ETCD_CA": "credential:etcd-ca"})
+    there = Path("/run/credentials/overlaynet-agent.service")
+    assert (config.etcd.password_file, config.etcd.ca) == (there / "etcd-password", there / "etcd-ca")
+
+
+@pytest.mark.parametrize("name", ["", "../shadow", "a/b", ".", "..", "/etc/shadow", "a b"])
+def test_name_that_is_no_credentials_is_refused(write, name):
+    assert "credential:NAME" in refusal(write(f'[etcd]\npassword_file = "credential:{name}"\nusername = "u"\n'))
+
+
 def test_misspelt_variable_is_refused_by_name():
     with pytest.raises(ConfigError, match="OVERLAYNET_ETCD_ENDPOINT: unknown key") as caught:
         load(None, {"OVERLAYNET_ETCD_ENDPOINT": "http://a:2379"})

@@ -1,14 +1,11 @@
-"""Endpoints and certificates as the operator writes them."""
+"""Endpoints as the operator writes them."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 
 from overlaynet.errors import ConfigError
-from overlaynet.store.etcd import EtcdStore
-from overlaynet.store.etcd.endpoints import Certificates, Endpoint, parse_endpoints, read_certificates
+from overlaynet.store.etcd.endpoints import Endpoint, parse_endpoints
 
 pytestmark = pytest.mark.unit
 
@@ -50,32 +47,3 @@ def test_what_is_no_endpoint_is_refused_by_name(url: str) -> None:
 def test_no_endpoint_at_all_is_refused() -> None:
     with pytest.raises(ConfigError, match="no etcd endpoint"):
         parse_endpoints([])
-
-
-TLS = parse_endpoints(["https://host"])
-PLAIN = parse_endpoints(["http://host"])
-
-
-def test_certificates_are_read(tmp_path: Path) -> None:
-    for name in ("ca", "cert", "key"):
-        (tmp_path / name).write_text(name)
-    found = read_certificates(TLS, tmp_path / "ca", tmp_path / "cert", tmp_path / "key")
-    assert found == Certificates(b"ca", b"cert", b"key")
-    assert read_certificates(TLS, tmp_path / "ca", None, None) == Certificates(ca=b"ca")
-    assert read_certificates(PLAIN, None, None, None) == Certificates()
-
-
-def test_certificates_without_tls_are_refused_not_ignored(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="does not use TLS") as caught:
-        read_certificates([*TLS, *PLAIN], tmp_path / "ca", None, None)
-    assert caught.value.evidence == "http://host"
-
-
-def test_certificate_without_key_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="belong together"):
-        read_certificates(TLS, None, tmp_path / "cert", None)
-
-
-def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="absent"):
-        EtcdStore(["https://host"], ca=tmp_path / "absent")

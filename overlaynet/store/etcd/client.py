@@ -9,8 +9,9 @@ from typing import Any
 from overlaynet.errors import LeaseNotFound, StoreUnavailable
 from overlaynet.ports import Commit, Compare, Delete, Grant, Listing, Notice, Put
 from overlaynet.store.etcd.connection import Connection
-from overlaynet.store.etcd.endpoints import parse_endpoints, read_certificates
-from overlaynet.store.etcd.messages import comparison, key_range, key_value, range_op, write_op
+from overlaynet.store.etcd.credentials import Credentials
+from overlaynet.store.etcd.endpoints import parse_endpoints
+from overlaynet.store.etcd.messages import comparison, key_range, key_value, range_op, some, write_op
 from overlaynet.store.etcd.rpc import etcdrpc
 from overlaynet.store.etcd.watch import EtcdWatch
 
@@ -18,8 +19,8 @@ from overlaynet.store.etcd.watch import EtcdWatch
 class EtcdStore:
     """An etcd cluster, API version 3. Nothing is sent before the first call; any thread may call.
 
-    `deadline_s` bounds every call, in seconds. Raises ConfigError for endpoints or certificates that cannot
-    be used; every other method raises StoreErrors alone.
+    `deadline_s` bounds every call, in seconds. Raises ConfigError for endpoints, certificates or a password
+    that cannot be used; every other method raises StoreErrors alone.
     """
 
     def __init__(
@@ -30,19 +31,21 @@ class EtcdStore:
         cert: Path | None = None,
         key: Path | None = None,
         username: str | None = None,
-        password: str | None = None,
+        password_file: Path | None = None,
         deadline_s: float = 5.0,
     ) -> None:
         members = parse_endpoints(endpoints)
-        certificates = read_certificates(members, ca, cert, key)
-        self._connection = Connection(members, certificates, username, password, deadline_s)
+        credentials = Credentials(ca, cert, key, username, password_file)
+        credentials.check(members)
+        self._connection = Connection(members, credentials, deadline_s)
         self._watches: list[EtcdWatch] = []
 
     def read(self, prefixes: Sequence[str]) -> Listing:
         """All keys under the prefixes, in the order of the prefixes, at one revision: one transaction."""
         request = etcdrpc.TxnRequest(success=[range_op(*key_range(prefix)) for prefix in prefixes])
         found: Listing = self._connection.call(
-            "read", lambda member, left, meta: member.listing(request, timeout=left, metadata=meta)
+            f"read {some(prefixes)}",
+            lambda member, left, meta: member.listing(request, timeout=left, metadata=meta),
         )
         return found
 
@@ -59,7 +62,7 @@ class EtcdStore:
             success=[write_op(write) for write in writes],
             failure=[range_op(compare.key.encode()) for compare in compares],
         )
-        answer = self._transact("write", request, repeatable=False)
+        answer = self._transact(f"write {some([write.key for write in writes])}", request, repeatable=False)
         if answer.succeeded:
             return Commit(ok=True, revision=answer.header.revision)
         found = {kv.key: key_value(kv) for part in answer.responses for kv in part.response_range.kvs}

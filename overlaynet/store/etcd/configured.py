@@ -1,11 +1,8 @@
-"""A client of the etcd that settings name. The password is read here and nowhere else."""
+"""A client of the etcd that settings name."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from overlaynet.config import EtcdConfig
-from overlaynet.errors import ConfigError
 from overlaynet.store.etcd.client import EtcdStore
 
 
@@ -17,14 +14,5 @@ def connect(etcd: EtcdConfig) -> EtcdStore:
         cert=etcd.cert,
         key=etcd.key,
         username=etcd.username,
-        password=_password(etcd.password_file),
+        password_file=etcd.password_file,
     )
-
-
-def _password(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return path.read_text("utf-8").rstrip("\n")
-    except OSError as error:
-        raise ConfigError("the etcd password file cannot be read", evidence=str(error)) from None

@@ -9,7 +9,11 @@ A read that finds nobody listening is repeated at the next member within its dea
 only if it surely was not sent: etcd may have carried out one whose answer was lost.
 
 With a password, etcd hands out a token. A member forgets tokens when it restarts and when users change, so
-a refused token is dropped and the call repeated once with a new one.
+a refused token is dropped and the call repeated once with a new one. The password's file is read at each login:
+after a rotation etcd takes no old token, and the new password is there.
+
+A channel keeps the certificates it was made with. When a member does not answer, the files are looked at, and
+if they are others by now, all channels are made anew; streams that run go on with theirs.
 
 There are no locks: what is shared is replaced whole, and the worst that two threads can do to each other is
 to log in twice.
@@ -17,15 +21,19 @@ to log in twice.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from overlaynet.errors import StoreError, StoreUnavailable
-from overlaynet.store.etcd.endpoints import Certificates, Endpoint
+from overlaynet.errors import ConfigError, StoreError, StoreRefused, StoreUnavailable
+from overlaynet.store.etcd.credentials import Certificates, Credentials
+from overlaynet.store.etcd.endpoints import Endpoint
 from overlaynet.store.etcd.listing import parse_listing
-from overlaynet.store.etcd.rpc import etcdrpc, grpc, never_sent, token_refused, translate
+from overlaynet.store.etcd.rpc import etcdrpc, grpc, never_sent, tls_failed, token_refused, translate
+
+log = logging.getLogger("overlaynet.etcd")
 
 KEEPALIVE_S = 8
 """A silent stream is pinged this often. etcd hangs up on whoever pings more often than every 5 s
@@ -63,7 +71,7 @@ class Member:
     """An etcd member and the stubs of its services. `listing` is a transaction of reads whose answer comes
     as a Listing."""
 
-    url: str
+    endpoint: Endpoint
     channel: Any
     kv: Any
     listing: Any
@@ -71,11 +79,15 @@ class Member:
     watch: Any
     auth: Any
 
+    @property
+    def url(self) -> str:
+        return self.endpoint.url
+
 
 def _member(endpoint: Endpoint, certificates: Certificates) -> Member:
     channel = _channel(endpoint, certificates)
     return Member(
-        url=endpoint.url,
+        endpoint=endpoint,
         channel=channel,
         kv=etcdrpc.KVStub(channel),
         listing=channel.unary_unary(
@@ -102,15 +114,13 @@ class Connection:
     def __init__(
         self,
         endpoints: Sequence[Endpoint],
-        certificates: Certificates,
-        username: str | None,
-        password: str | None,
+        credentials: Credentials,
         deadline_s: float,
     ) -> None:
-        self._members = tuple(_member(endpoint, certificates) for endpoint in endpoints)
+        self._credentials = credentials
+        self._certificates = credentials.certificates()
+        self._members = tuple(_member(endpoint, self._certificates) for endpoint in endpoints)
         self._at = 0
-        self._username = username
-        self._password = password
         self._token: str | None = None
         self._deadline_s = deadline_s
         self._closed = False
@@ -126,12 +136,30 @@ class Connection:
 
     @property
     def has_password(self) -> bool:
-        return self._username is not None
+        return self._credentials.username is not None
+
+    @property
+    def who(self) -> str:
+        """As whom we ask."""
+        return self._credentials.who
 
     def leave(self, member: Member) -> None:
         """This member did not answer: use the next one, unless somebody has moved on already."""
         if self.member is member:
             self._at = (self._at + 1) % len(self._members)
+        self._renew_certificates()
+
+    def _renew_certificates(self) -> None:
+        """Files that cannot be used, perhaps because they are being replaced, are left for the next time."""
+        try:
+            found = self._credentials.certificates()
+        except ConfigError as error:
+            log.warning("certificates cannot be read error=%s evidence=%s", error, error.evidence)
+            return
+        if found != self._certificates and not self._closed:
+            self._certificates = found
+            self._members = tuple(_member(member.endpoint, found) for member in self._members)
+            log.info("certificates are read again, they have changed")
 
     def forget_token(self) -> None:
         """Log in again before the next call."""
@@ -148,12 +176,12 @@ class Connection:
             try:
                 return self._try(member, attempt, ends)
             except grpc.RpcError as error:
-                problem = translate(error, asked, member.url)
+                problem = translate(error, asked, member.url, self.who)
                 if problem.transient:
                     self.leave(member)
                 elsewhere = error.code() is grpc.StatusCode.UNAVAILABLE and (repeatable or never_sent(error))
                 if not (elsewhere and tries_left) or self._closed:
-                    raise problem from error
+                    raise self._explained(problem, asked, member, error) from error
             except ValueError as error:
                 raise self._after_close(error) from error
         raise AssertionError("a connection has at least one member")
@@ -162,15 +190,20 @@ class Connection:
         try:
             return attempt(member, _left(ends), self.metadata(member, _left(ends)))
         except grpc.RpcError as error:
-            if not (self.has_password and token_refused(error)):
+            if not token_refused(error):
                 raise
         self.forget_token()
         return attempt(member, _left(ends), self.metadata(member, _left(ends)))
 
+    def _explained(self, problem: StoreError, asked: str, member: Member, error: Any) -> StoreError:
+        if member.endpoint.tls and tls_failed(error) and not self._closed:
+            return self._credentials.refusal(member.endpoint, asked, error.details())
+        return problem
+
     def metadata(self, member: Member, timeout_s: float) -> Metadata:
         """What every call carries: fail at once where there is no leader; and the token.
 
-        Raises grpc.RpcError if logging in fails.
+        Raises grpc.RpcError if logging in fails, StoreRefused if there is no password to do it with.
         """
         leader = (("hasleader", "true"),)
         if not self.has_password:
@@ -181,7 +214,11 @@ class Connection:
 
     def _log_in(self, member: Member, timeout_s: float) -> str:
         """A new token; an empty one if the cluster asks nobody for a password."""
-        request = etcdrpc.AuthenticateRequest(name=self._username, password=self._password or "")
+        try:
+            password = self._credentials.password()
+        except ConfigError as error:
+            raise StoreRefused(error.message, evidence=error.evidence, next=error.next) from None
+        request = etcdrpc.AuthenticateRequest(name=self._credentials.username, password=password)
         try:
             return str(member.auth.Authenticate(request, timeout=timeout_s).token)
         except grpc.RpcError as error:

@@ -1,4 +1,4 @@
-"""Endpoints and certificates, as the operator writes them.
+"""Endpoints, as the operator writes them.
 
 An endpoint is a URL: ``http://192.168.50.2:2379``, ``https://etcd-1.example:2379``, ``unix:///run/etcd.sock``.
 TLS is used if and only if the scheme says so. A CA with an http endpoint is refused, not ignored: whoever
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from overlaynet.errors import ConfigError
@@ -26,14 +25,10 @@ class Endpoint:
     target: str
     tls: bool
 
-
-@dataclass(frozen=True, slots=True)
-class Certificates:
-    """Contents of PEM files. Without a CA, gRPC's own list of authorities is used."""
-
-    ca: bytes | None = None
-    cert: bytes | None = None
-    key: bytes | None = None
+    @property
+    def address(self) -> str:
+        """``HOST:PORT``, an IPv6 address in brackets."""
+        return self.target.removeprefix("dns:///")
 
 
 def parse_endpoints(urls: Sequence[str]) -> tuple[Endpoint, ...]:
@@ -66,28 +61,3 @@ def _target(parts: SplitResult) -> str:
         raise ValueError("there must be a host, and nothing behind the port")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"dns:///{host}:{parts.port or DEFAULT_PORT}"
-
-
-def read_certificates(
-    endpoints: Sequence[Endpoint], ca: Path | None, cert: Path | None, key: Path | None
-) -> Certificates:
-    """The files' contents; raises ConfigError if they are unreadable or do not go with the endpoints."""
-    if (cert is None) != (key is None):
-        raise ConfigError("an etcd client certificate and its key belong together", evidence="one is not set")
-    plain = [endpoint.url for endpoint in endpoints if not endpoint.tls]
-    if plain and (ca or cert):
-        raise ConfigError(
-            "certificates are configured for etcd, but an endpoint does not use TLS",
-            evidence=", ".join(plain),
-            next=["write the endpoint as https://HOST:PORT"],
-        )
-    return Certificates(_read(ca), _read(cert), _read(key))
-
-
-def _read(path: Path | None) -> bytes | None:
-    if path is None:
-        return None
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", next=[f"ls -l {path}"]) from error

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from overlaynet.ports import Compare, Delete, KeyValue, Put
 from overlaynet.store.etcd.rpc import etcdrpc
 
+_SHOWN = 3
+"""As many keys of a request does an error name."""
+
 
 def text(key: bytes) -> str:
     """A key as text. Ours and flannel's are ASCII; a byte of anybody else's that is not UTF-8 is escaped."""
     return key.decode(errors="backslashreplace")
+
+
+def some(keys: Sequence[str]) -> str:
+    """Keys or prefixes as they stand in a sentence."""
+    shown = ", ".join(keys[:_SHOWN])
+    return shown if len(keys) <= _SHOWN else f"{shown} and {len(keys) - _SHOWN} more"
 
 
 def key_range(prefix: str) -> tuple[bytes, bytes]:

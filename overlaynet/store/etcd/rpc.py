@@ -25,7 +25,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", r"datetime\.datetime\.utcfromtimestamp", DeprecationWarning)
     from etcd3 import etcdrpc
 
-__all__ = ["etcdrpc", "grpc", "grpc_error", "never_sent", "token_refused", "translate"]
+__all__ = ["etcdrpc", "grpc", "grpc_error", "never_sent", "refused", "tls_failed", "token_refused", "translate"]
 
 _TRANSIENT = frozenset(
     {
@@ -55,34 +55,48 @@ def grpc_error(code: Any, details: str) -> StoreError:
     return StoreRefused(details)
 
 
-def translate(error: Any, asked: str, endpoint: str) -> StoreError:
-    """A `grpc.RpcError` of a call to `endpoint` as ours; `asked` says what the call was for."""
+def translate(error: Any, asked: str, endpoint: str, who: str) -> StoreError:
+    """A `grpc.RpcError` of a call to `endpoint` as ours; `asked` says what the call was for, `who` as whom."""
     code, details = error.code(), error.details() or ""
     kind = type(grpc_error(code, details))
+    if kind is StoreRefused:
+        return refused(asked, details or code.name, endpoint, who, f"gRPC {code.name}")
     return kind(
         f"etcd {_ANSWERS[kind]} {asked}: {details or code.name}",
         evidence=f"{endpoint}: gRPC {code.name}",
-        next=_next_steps(kind, endpoint, details),
+        next=[f"etcdctl --endpoints {endpoint} endpoint health"] if kind is StoreUnavailable else [],
     )
 
 
 _ANSWERS: Mapping[type[StoreError], str] = {
     StoreUnavailable: "did not answer when asked to",
-    StoreRefused: "refused to",
     LeaseNotFound: "does not know the lease it was asked to",
     Compacted: "no longer has the history it was asked to",
 }
 
 
-def _next_steps(kind: type[StoreError], endpoint: str, details: str) -> Sequence[str]:
-    if "handshake" in details.lower() or "certificate" in details.lower():
-        return [f"openssl s_client -connect {endpoint.rpartition('/')[2]}", "check etcd.ca and the certificate"]
-    if "space exceeded" in details:
+def refused(asked: str, reason: str, endpoint: str, who: str, evidence: str = "") -> StoreRefused:
+    """etcd said no, for this reason, to what was asked of this member by this user."""
+    return StoreRefused(
+        f"etcd refused to {asked} as {who}: {reason.removeprefix('etcdserver: ')}",
+        evidence=": ".join(filter(None, (endpoint, evidence))),
+        next=_after_refusal(endpoint, reason, who),
+    )
+
+
+def _after_refusal(endpoint: str, reason: str, who: str) -> Sequence[str]:
+    if "space exceeded" in reason:
         return [f"etcdctl --endpoints {endpoint} alarm list", f"etcdctl --endpoints {endpoint} endpoint status"]
-    if kind is StoreUnavailable:
-        return [f"etcdctl --endpoints {endpoint} endpoint health"]
-    if "auth" in details or "permission" in details or "user" in details:
-        return ["check etcd.username and etcd.password_file", "etcdctl user get USER --detail"]
+    if "authentication failed" in reason:
+        return ["check etcd.username, and that etcd.password_file holds its password of now"]
+    if any(word in reason for word in _STALE_TOKEN):
+        return ["set etcd.cert and etcd.key, or etcd.username and etcd.password_file"]
+    if "permission" in reason:
+        name = who.removeprefix("user ") if who.startswith("user ") else "USER"
+        return [
+            f"etcdctl --endpoints {endpoint} user get {name} --detail",
+            "as an operator: sudo OVERLAYNET_ETCD_CERT=FILE OVERLAYNET_ETCD_KEY=FILE overlaynet ...",
+        ]
     return []
 
 
@@ -90,6 +104,15 @@ def token_refused(error: Any) -> bool:
     """Whether a new token may help."""
     details = error.details() or ""
     return error.code() is grpc.StatusCode.UNAUTHENTICATED or any(word in details for word in _STALE_TOKEN)
+
+
+def tls_failed(error: Any) -> bool:
+    """Whether it was TLS that failed. The words are those of gRPC's src/core/tsi and of its handshaker; etcd's
+    refusal of a client certificate reads "Unwrap failed"."""
+    details = (error.details() or "").lower()
+    return error.code() is grpc.StatusCode.UNAVAILABLE and any(
+        word in details for word in ("handshake", "unwrap failed", "certificate", "tsi_")
+    )
 
 
 def never_sent(error: Any) -> bool:

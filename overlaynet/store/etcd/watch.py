@@ -26,8 +26,8 @@ from typing import Any
 from overlaynet.errors import AnotherHistory, Compacted, StoreError, StoreRefused, StoreUnavailable
 from overlaynet.ports import KeyGone, KeyPut, Notice, WatchEnded
 from overlaynet.store.etcd.connection import MAX_RECONNECT_S, Connection, Member
-from overlaynet.store.etcd.messages import key_range, key_value, newest_op, text
-from overlaynet.store.etcd.rpc import etcdrpc, grpc, token_refused, translate
+from overlaynet.store.etcd.messages import key_range, key_value, newest_op, some, text
+from overlaynet.store.etcd.rpc import etcdrpc, grpc, refused, token_refused, translate
 
 FIRST_PAUSE_S = 0.1
 LOG_IN_S = 5.0
@@ -112,14 +112,19 @@ class EtcdWatch:
         return self._stream
 
     def _broken(self, member: Member, error: Any) -> StoreError:
-        problem = translate(error, "watch", member.url)
+        problem = translate(error, f"watch {self._what}", member.url, self._connection.who)
         if problem.transient:
             self._connection.leave(member)
         return self._with_new_token(problem) if token_refused(error) else problem
 
+    @property
+    def _what(self) -> str:
+        return some(self._prefixes)
+
     def _with_new_token(self, problem: StoreError) -> StoreError:
-        """Refused for the first time, perhaps only the token was too old: that is worth another try."""
-        if self._denied or not self._connection.has_password:
+        """Refused for the first time, perhaps only the token was too old, or users changed just then: that is
+        worth another try."""
+        if self._denied:
             return problem
         self._denied = True
         self._connection.forget_token()
@@ -228,11 +233,7 @@ class EtcdWatch:
         reason = response.cancel_reason
         if "permission denied" in reason or "auth" in reason:
             return self._with_new_token(
-                StoreRefused(
-                    f"etcd refused to watch: {reason}",
-                    evidence=f"prefixes: {', '.join(self._prefixes)}",
-                    next=["check etcd.username and etcd.password_file", "etcdctl user get USER --detail"],
-                )
+                refused(f"watch {self._what}", reason, self._connection.member.url, self._connection.who)
             )
         return StoreUnavailable(f"etcd cancelled the watch: {reason or 'no reason given'}")
 
