@@ -7,8 +7,9 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from helpers.eventually import eventually
@@ -90,6 +91,9 @@ class EtcdServer:
         self._process.send_signal(number)
 
 
+Member = TypeVar("Member", bound=EtcdServer)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -119,10 +123,10 @@ def three_members(where: Path) -> list[EtcdServer]:
     return made
 
 
-def leader_of(members: list[EtcdServer]) -> EtcdServer:
+def leader_of(members: Sequence[Member], connect: Callable[[Sequence[str]], EtcdStore] = EtcdStore) -> Member:
     """The member that leads now."""
     for member in members:
-        store = EtcdStore([member.url])
+        store = connect([member.url])
         try:
             status = etcdrpc.MaintenanceStub(store._connection.member.channel).Status(
                 etcdrpc.StatusRequest(), timeout=5

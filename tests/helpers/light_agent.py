@@ -47,9 +47,9 @@ def local_host(number: int) -> LocalHost:
 class LightAgent:
     """One agent; its loop is a thread of its own."""
 
-    def __init__(self, endpoints: Sequence[str], number: int) -> None:
+    def __init__(self, endpoints: Sequence[str], number: int, etcd: EtcdStore | None = None) -> None:
         chance = random.SystemRandom()
-        self.etcd = EtcdStore(endpoints, deadline_s=2.0)
+        self.etcd = etcd or EtcdStore(endpoints, deadline_s=2.0)
         self.engine = Engine(KEYS, local_host(number), chance.randrange, chance.random, "light")
         self.inbox: queue.SimpleQueue[Event | Callable[[], None]] = queue.SimpleQueue()
         self.heard: list[Event] = []

@@ -1,16 +1,16 @@
-"""Three etcd members on loopback, as docs/etcd.md sets them up: its scripts and configuration, TLS and users."""
+"""Three etcd members on loopback as docs/etcd.md sets them up: by its scripts, with TLS and users."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from helpers.etcd import EtcdServer, free_port
+from helpers.etcd import EtcdServer, free_port, leader_of
 
 from overlaynet.config import EtcdConfig
 from overlaynet.store.etcd import EtcdStore, connect
@@ -100,7 +100,9 @@ class SecureEtcd:
             password_file=self.passwords / f"{password_of}.password" if password_of else None,
         )
 
-    def connect(self, name: str = ROOT, urls: list[str] | None = None, deadline_s: float = 2.0) -> EtcdStore:
+    def connect(
+        self, name: str = ROOT, urls: Sequence[str] | None = None, deadline_s: float = 2.0
+    ) -> EtcdStore:
         settings = self.settings(name)
         return EtcdStore(
             urls or self.urls, ca=settings.ca, cert=settings.cert, key=settings.key, deadline_s=deadline_s
@@ -108,6 +110,10 @@ class SecureEtcd:
 
     def store(self, name: str, password_of: str | None = None) -> EtcdStore:
         return connect(self.settings(name, password_of))
+
+    @property
+    def leader(self) -> SecureMember:
+        return leader_of(self.members, lambda urls: self.connect(urls=urls))
 
     def environ(self, name: str = ROOT) -> dict[str, str]:
         """etcdctl's own variables."""
@@ -162,12 +168,12 @@ def made(where: Path, clients: tuple[str, ...] = ("node-1",)) -> SecureEtcd:
 
 @contextlib.contextmanager
 def running(where: Path, *, authorized: bool = True) -> Iterator[SecureEtcd]:
-    """The three of them, ended with the block; with users and roles unless asked otherwise."""
+    """The three of them, ended with the block; with users, roles and passwords unless asked otherwise."""
     etcd = made(where)
     try:
         etcd.start()
         if authorized:
-            etcd.authorize()
+            etcd.authorize("--passwords", etcd.passwords)
         yield etcd
     finally:
         etcd.kill()
