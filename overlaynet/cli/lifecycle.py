@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -13,8 +14,10 @@ from overlaynet.cli import inventory
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.inventory import Items
 from overlaynet.cli.leftovers import Leftover, leftovers
-from overlaynet.cluster.contexts import LabCluster
-from overlaynet.errors import UsageError
+from overlaynet.cluster import building
+from overlaynet.cluster.building import Inventory
+from overlaynet.cluster.contexts import LabCluster, of_lab
+from overlaynet.errors import LabFailed, UsageError
 from overlaynet.lab import lifecycle
 from overlaynet.lab.lab import UP_TIMEOUT_S, Lab
 from overlaynet.lab.paths import Paths
@@ -23,8 +26,9 @@ from overlaynet.lab.state import LOCAL, choose, load, running_labs
 from overlaynet.lab.topology import DEFAULT_NAME, Topology
 
 HOSTS, CONTAINERS = 3, 2
-NOT_CONVERGED = 1
+NOT_CONVERGED = STILL_THERE = 1
 HELP = "overlaynet up --help"
+DRIVERS = ("netns", building.SSH, building.VAGRANT)
 
 
 @click.command()
@@ -34,26 +38,49 @@ HELP = "overlaynet up --help"
 @click.option(
     "--containers", type=click.IntRange(0), help=f"Containers on each of them (default {CONTAINERS})."
 )
-@click.option("--driver", type=click.Choice(["netns"]), default="netns", help="What the hosts are.")
+@click.option("--driver", type=click.Choice(DRIVERS), help="What the hosts are (default: namespaces).")
+@click.option(
+    "--inventory", "machines_file", type=click.Path(path_type=Path), help="The machines, as an ssh_config(5)."
+)
 @shared
 @pass_app
 def up(
-    app: App, topology: Path | None, file: Path | None, hosts: int | None, containers: int | None, driver: str
+    app: App,
+    topology: Path | None,
+    file: Path | None,
+    hosts: int | None,
+    containers: int | None,
+    driver: str | None,
+    machines_file: Path | None,
 ) -> int:
     """Bring a lab up, or to what its topology says.
 
     Without a file: --hosts hosts, each with --containers containers; without any of these, a lab that is
     there already is made whole as it was. A running lab is changed only where it differs. Exit code 1 if
     the hosts did not settle within --timeout (60 s).
+
+    With --driver ssh, hosts are the machines of an inventory, which run the agent already; with --driver
+    vagrant they are those of the Vagrantfile in the current directory.
     """
     if topology is not None and file is not None:
         raise UsageError("two topology files were named", evidence=f"{topology} and {file}", next=[HELP])
-    wanted = _topology(app, topology or file, hosts, containers)
+    chosen = topology or file
+    machines = _machines(app, chosen, driver, machines_file)
+    if machines is None:
+        wanted = _topology(app, chosen, hosts, containers)
+    else:
+        wanted = _topology_on(app, machines, chosen, hosts, containers)
     app.lab = wanted.name
+    timeout_s = app.timeout(UP_TIMEOUT_S)
     with app.progress(f"lab {wanted.name}") as say:
-        result = Lab.up(wanted, timeout_s=app.timeout(UP_TIMEOUT_S), progress=teller(say))
+        if machines is None:
+            result = Lab.up(wanted, timeout_s=timeout_s, progress=teller(say))
+        else:
+            result = building.up(
+                wanted, machines, Paths(), timeout_s=timeout_s, any_network=chosen is None, progress=teller(say)
+            )
     app.named = app.named or len(running_labs(Paths())) > 1
-    items = _hosts(Lab.open(result.lab))
+    items = _hosts(of_lab(Lab.open(result.lab)))
     members = {
         "changes": result.changes,
         "healed": [fault.as_item() for fault in result.healed],
@@ -64,6 +91,38 @@ def up(
     }
     app.result("Up", members, lambda: up_text(items, result, app.command), [wanted.name])
     return 0 if result.converged else NOT_CONVERGED
+
+
+def _machines(app: App, file: Path | None, driver: str | None, listed: Path | None) -> Inventory | None:
+    """The machines that are meant: those asked for, or those of a lab that is there; None for namespaces."""
+    if listed is not None and driver != building.SSH:
+        raise UsageError("--inventory is for --driver ssh", next=[HELP])
+    if driver == building.VAGRANT:
+        return Inventory.of_vagrant()
+    if listed is not None:
+        return Inventory.read(listed)
+    paths = Paths()
+    name = app.lab or (Topology.load(file).name if file else DEFAULT_NAME)
+    known = load(paths.lab(name)) if name in running_labs(paths) else None
+    if known is not None and known.on_machines and driver in (None, known.driver):
+        return Inventory.read(paths.lab(name).inventory, known.driver)
+    if driver == building.SSH:
+        raise UsageError("which machines?", evidence="--driver ssh without --inventory", next=[HELP])
+    return None
+
+
+def _topology_on(
+    app: App, machines: Inventory, file: Path | None, hosts: int | None, containers: int | None
+) -> Topology:
+    """Without a file: all machines of the inventory, with --containers containers; or what is there already."""
+    if hosts is not None:
+        raise UsageError("the inventory says which hosts there are", evidence="--hosts", next=[HELP])
+    if file is not None:
+        return _topology(app, file, hosts, containers)
+    name = app.lab or DEFAULT_NAME
+    if containers is None and (known := load(Paths().lab(name))) is not None:
+        return known.topology
+    return Topology.of_hosts(machines.hosts, name, CONTAINERS if containers is None else containers)
 
 
 def _topology(app: App, file: Path | None, hosts: int | None, containers: int | None) -> Topology:
@@ -94,15 +153,14 @@ def teller(say: Callable[[str], None]) -> Callable[[str, int, int], None]:
     return tell
 
 
-def _hosts(lab: Lab) -> Items:
+def _hosts(cluster: LabCluster) -> Items:
     """Each host as it is now: a subnet is one that its agent holds."""
-    cluster = LabCluster(lab)
     hosts = cluster.hosts()
     items = inventory.host_items(cluster, hosts, inventory.statuses(cluster, hosts))
     return [
         {
             **{member: item[member] for member in ("name", "underlay_ip", "subnet")},
-            "containers": [c.name for c in lab.topology.containers_on(item["name"])],
+            "containers": [c.name for c in cluster.lab.topology.containers_on(item["name"])],
         }
         for item in items
     ]
@@ -127,18 +185,44 @@ def up_text(hosts: Items, result: UpResult, command: Callable[[str], str]) -> st
 
 @click.command()
 @click.option("--keep-logs", is_flag=True, help="Leave the log files.")
+@click.option("--force", is_flag=True, help="Forget machines that cannot be reached.")
 @shared
 @pass_app
-def down(app: App, keep_logs: bool) -> None:
-    """Take a lab down and remove all of it: processes, namespaces and files."""
+def down(app: App, keep_logs: bool, force: bool) -> int:
+    """Take a lab down and remove all of it: processes, namespaces and files.
+
+    On machines that is its containers and services; agents, their leases and the network stay. What cannot be
+    reached is told, with exit code 1, and stays recorded for the next `down`.
+    """
     paths = Paths()
     name = choose(app.lab, os.environ, paths)
     if name == LOCAL:
         raise UsageError("`down` takes labs down; this machine is a node of a real cluster")
     app.lab = name
     with app.progress(f"taking lab {name} down"):
-        count = lifecycle.down(name, paths, keep_logs=keep_logs)
-    app.result("Down", {"removed": count}, f"lab {name} is down", [name])
+        removed, left = _take_down(name, paths, keep_logs=keep_logs, force=force)
+    text = down_text(name, left, forced=force, command=app.command)
+    app.result("Down", {"removed": removed, "left": list(left)}, text, [name])
+    return STILL_THERE if left and not force else 0
+
+
+def _take_down(name: str, paths: Paths, *, keep_logs: bool, force: bool) -> tuple[int, Sequence[str]]:
+    """How many namespaces and processes there were, and what is left."""
+    state = None
+    with suppress(LabFailed):
+        state = load(paths.lab(name))
+    if state is None or not state.on_machines:
+        return lifecycle.down(name, paths, keep_logs=keep_logs), ()
+    result = building.down(name, paths, keep_logs=keep_logs, force=force)
+    return result.removed, result.left
+
+
+def down_text(name: str, left: Sequence[str], *, forced: bool, command: Callable[[str], str]) -> str:
+    """That it is down, or what is still there."""
+    lines = [f"left     {text}" for text in left]
+    if left and not forced:
+        return "\n".join([*lines, f"lab {name} is not down everywhere", f"next: {command('down')}"])
+    return "\n".join([*lines, f"lab {name} is down"])
 
 
 @click.command()

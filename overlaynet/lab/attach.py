@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from overlaynet.client import AgentClient, wire
+from overlaynet.client import Agent, AgentClient, wire
 from overlaynet.core.probes import probe_document
 from overlaynet.errors import NotFound
 from overlaynet.lab.topology import Container
@@ -25,7 +25,7 @@ def attach(
     return wire(agent, body(container, where, ips=ips, helper=helper), where)
 
 
-def detach(agent: AgentClient, namespace: str, name: str) -> bool:
+def detach(agent: Agent, namespace: str, name: str) -> bool:
     """Unwire; answer whether it had been wired."""
     try:
         agent.delete(f"/v1/containers/{namespace}/{name}")

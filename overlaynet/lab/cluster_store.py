@@ -8,9 +8,10 @@ the topology is gone for good, so its lease does not wait for its time to run ou
 from __future__ import annotations
 
 from overlaynet.core.keys import Keys
-from overlaynet.lab.topology import Topology
+from overlaynet.errors import TopologyError
+from overlaynet.lab.topology import LabNetwork, Topology
 from overlaynet.model import Claim, Lease, NodeRecord, Settings, Workload
-from overlaynet.ports import Compare, Delete, KeyValue, Put, Store
+from overlaynet.ports import Compare, Delete, KeyValue, Listing, Put, Store
 from overlaynet.store import codec, kubernetes, services
 from overlaynet.store.kubernetes import ENDPOINT_SLICE, SERVICE
 
@@ -33,6 +34,34 @@ def tend(store: Store, keys: Keys, topology: Topology, previous: Settings | None
         if node is not None and node not in hosts:
             writes.append((Compare(item.key, item.mod_revision), Delete(item.key)))
     return sum(store.commit([compare], [write]).ok for compare, write in writes)
+
+
+def joining(listing: Listing, keys: Keys, topology: Topology) -> list[tuple[Compare, Put]]:
+    """What a lab on machines puts into their cluster's etcd: config and settings where there are none.
+
+    What is there is everybody's and stays. Raises TopologyError where the topology asks for something else."""
+    present = {item.key: item for item in listing.items}
+    writes = []
+    if (found := present.get(keys.network_config)) is None:
+        value = codec.encode_network_config(topology.network.config)
+        writes.append((Compare(keys.network_config, 0), Put(keys.network_config, value)))
+    elif (network := LabNetwork.of(codec.parse_network_config(found.value))) != LabNetwork.of(
+        topology.network.config
+    ):
+        raise TopologyError(
+            "the machines have another network than the topology says",
+            evidence=f"etcd: {network}\ntopology: {topology.network}",
+            next=["overlaynet network show", "correct `network` in the topology"],
+        )
+    if (settings := present.get(keys.settings)) is None:
+        writes.append(_settings(keys, topology.settings, None))
+    elif topology.settings not in (Settings(), there := codec.parse_settings(settings.value)):
+        raise TopologyError(
+            "the machines have other lease times than the topology says",
+            evidence=f"etcd: {there}\ntopology: {topology.settings}",
+            next=["overlaynet network show", "correct `lease` in the topology"],
+        )
+    return writes
 
 
 def serve(store: Store, keys: Keys, topology: Topology, previous: Topology | None) -> int:

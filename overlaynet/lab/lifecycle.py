@@ -226,15 +226,19 @@ class _Up:
     def alone(self) -> bool:
         return True
 
-    def agent(self, host: str) -> AgentClient:
-        return self.driver.agent(host)
+    def status(self, host: str, timeout_s: float) -> Mapping[str, Any]:
+        return AgentClient(self.paths.host(host).socket, timeout_s).get("/v1/status")
 
     def is_ours(self, container: Mapping[str, Any]) -> bool:
         return True
 
     def wire(self, container: Container) -> None:
         helper = self._probe_socket(container) if container.needs_helper else None
-        attach.attach(self.agent(container.host), container, self.builder.name(container.name), helper=helper)
+        agent = self.driver.agent(container.host)
+        attach.attach(agent, container, self.builder.name(container.name), helper=helper)
+
+    def unwire(self, host: str, namespace: str, name: str) -> None:
+        attach.detach(self.driver.agent(host), namespace, name)
 
     def _probe_socket(self, container: Container) -> Path:
         return self.paths.host(container.host).probe_socket(container.name)

@@ -14,9 +14,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
-from overlaynet.client import TIMEOUT_S, AgentClient
+from overlaynet.client import TIMEOUT_S
 from overlaynet.errors import AgentUnreachable, OverlayError
-from overlaynet.lab import attach
 from overlaynet.lab.converge import not_ready, plan_containers, problems, unsettled
 from overlaynet.lab.faultrecords import Fault
 from overlaynet.lab.topology import Container, Host, Topology
@@ -53,8 +52,8 @@ class Crew(Protocol):
     def alone(self) -> bool:
         """Whether the lab's hosts and containers are all that their agents should know of."""
 
-    def agent(self, host: str) -> AgentClient:
-        """A host's agent, answering or not."""
+    def status(self, host: str, timeout_s: float) -> Mapping[str, Any]:
+        """What a host's agent says of itself. Raises AgentUnreachable."""
 
     def is_ours(self, container: Mapping[str, Any]) -> bool:
         """Whether a container that an agent tells of is this lab's."""
@@ -64,6 +63,9 @@ class Crew(Protocol):
 
     def wire(self, container: Container) -> None:
         """Attach it. Raises OverlayErrors."""
+
+    def unwire(self, host: str, namespace: str, name: str) -> None:
+        """Detach it; harmless if it is not attached."""
 
     def check_alive(self, host: Host, error: AgentUnreachable) -> None:
         """Raise LabFailed if waiting for this host's agent is in vain."""
@@ -137,9 +139,8 @@ class Settling:
         here = self.topology.containers_on(host.name)
         ours = [container for container in status["containers"] if self.crew.is_ours(container)]
         wiring = plan_containers(here, ours, remade)
-        agent = self.crew.agent(host.name)
         for namespace, name in wiring.detach:
-            attach.detach(agent, namespace, name)
+            self.crew.unwire(host.name, namespace, name)
         self.crew.start_helpers(
             [c for c in here if c.needs_helper and (c in wiring.attach or c.name in helpless)]
         )
@@ -173,14 +174,12 @@ class Settling:
                 break
         return text
 
-    def _statuses(self, host: Host) -> Iterable[dict[str, Any] | str]:
+    def _statuses(self, host: Host) -> Iterable[Mapping[str, Any] | str]:
         """The agent's status again and again, or why there is none, until the time is over."""
-        agent = self.crew.agent(host.name)
         pause_s = _FIRST_POLL_S
         while (rest_s := self.deadline - time.monotonic()) > 0 and not self.stopping.is_set():
-            agent.timeout_s = min(TIMEOUT_S, rest_s)
             try:
-                yield agent.get("/v1/status")
+                yield self.crew.status(host.name, min(TIMEOUT_S, rest_s))
             except AgentUnreachable as error:
                 self.crew.check_alive(host, error)
                 yield f"{host.name}: {error.message}"

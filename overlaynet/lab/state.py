@@ -27,6 +27,8 @@ from overlaynet.store.disk import write_atomically
 LOCAL = "local"
 """The context that is no lab: the real cluster that this machine's own agent belongs to."""
 ENVIRONMENT = "OVERLAYNET_LAB"
+NETNS = "netns"
+"""The driver of labs in namespaces of this machine."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -40,18 +42,25 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class LabState:
-    """A lab as it was last built: its namespaces' specs and its processes, by their names in the plan."""
+    """A lab as it was last built: its namespaces' specs and its processes, by their names in the plan, if they
+    are on this machine. `machines`: those on which something of it may be."""
 
     topology: Topology
     boot_id: str
     namespaces: Mapping[str, str] = field(default_factory=dict)
     processes: Mapping[str, Running] = field(default_factory=dict)
-    driver: str = "netns"
+    driver: str = NETNS
+    machines: tuple[str, ...] = ()
+
+    @property
+    def on_machines(self) -> bool:
+        """Whether its hosts are machines, of which this one need not be any."""
+        return self.driver != NETNS
 
     @property
     def rebooted(self) -> bool:
-        """Whether the machine was restarted since."""
-        return self.boot_id != boot_id()
+        """Whether this machine, and so the lab in it, was restarted since."""
+        return not self.on_machines and self.boot_id != boot_id()
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -60,6 +69,7 @@ class LabState:
             "lab": self.topology.name,
             "driver": self.driver,
             "boot_id": self.boot_id,
+            "machines": list(self.machines),
             "topology": self.topology.as_document(),
             "numbers": {host.name: host.number for host in self.topology.hosts},
             "namespaces": dict(self.namespaces),
@@ -82,6 +92,7 @@ class LabState:
                 for name, item in document["processes"].items()
             },
             driver=document["driver"],
+            machines=tuple(document.get("machines", ())),
         )
 
 

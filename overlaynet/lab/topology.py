@@ -37,7 +37,7 @@ from overlaynet.lab.document import Document, check_schema, read_yaml
 from overlaynet.model import NO_LABELS, ExecCheck, NetworkConfig, Port, Probe, Settings, check_name
 from overlaynet.ports import Listing
 from overlaynet.store import kubernetes
-from overlaynet.store.codec import encode_settings, parse_network_config, parse_settings
+from overlaynet.store.codec import encode_network_config, encode_settings, parse_network_config, parse_settings
 from overlaynet.store.place import Path as Place
 from overlaynet.store.place import dotted
 from overlaynet.store.services import Catalogue
@@ -89,6 +89,17 @@ class LabNetwork:
         return f"{self.cidr} with subnets /{self.subnet_len}, backend " + ", ".join(
             f"{key} {value}" for key, value in self.backend.items()
         )
+
+    @classmethod
+    def of(cls, config: NetworkConfig) -> LabNetwork:
+        """A network's config in a topology's words, all of them, as far as a topology has words for it."""
+        pool, members = config.pools[0], json.loads(encode_network_config(config))
+        words = {
+            ours: members["Backend"][theirs]
+            for ours, theirs in _FLANNEL_WORDS.items()
+            if theirs in members["Backend"]
+        }
+        return cls(IPv4Network(pool.network), pool.subnet_len, MappingProxyType(words))
 
     @property
     def config(self) -> NetworkConfig:
@@ -167,11 +178,16 @@ class Topology:
         Raises TopologyError or NameInvalid."""
         if not 1 <= hosts <= MAX_HOSTS:
             raise TopologyError(f"{hosts} hosts are not possible", evidence=f"1 to {MAX_HOSTS} are")
+        return cls.of_hosts([f"node-{number}" for number in range(1, hosts + 1)], name, containers)
+
+    @classmethod
+    def of_hosts(cls, hosts: Sequence[str], name: str = DEFAULT_NAME, containers: int = 2) -> Topology:
+        """The same with hosts of these names. Raises TopologyError or NameInvalid."""
         if containers < 0:
             raise TopologyError(f"{containers} containers are not possible")
-        placed = [f"node-{1 + k // containers}" for k in range(hosts * containers)]
+        placed = [host for host in hosts for _ in range(containers)]
         document = {
-            "hosts": [{"name": f"node-{n}"} for n in range(1, hosts + 1)],
+            "hosts": [{"name": host} for host in hosts],
             "containers": [
                 {"name": f"web-{k}", "host": host, "labels": {"app": "web"}}
                 for k, host in enumerate(placed, start=1)
