@@ -83,6 +83,8 @@ def _why(paths: Paths, lab: str) -> str | None:
         return None
     if state is None:
         return "it has no state file"
+    if state.on_machines:
+        return None  # whether anything of it is left only its machines know; `down` asks them
     if state.rebooted:
         return "the machine was restarted since it was up"
     return None if _lives(state, lab) else "nothing of it runs"
