@@ -251,8 +251,9 @@ class Drift:
             key = change.obj.key
             by = self._by.get(key) or "unknown"
             log.warning(
-                "drift repaired why=%s by=%s %s %s", reasons[key], by, word(change), describe(change.obj)
-            )
+                "drift repaired why=%s by=%s op=%s object=%s",
+                reasons[key], by, word(change), describe(change.obj),
+            )  # fmt: skip
         if len(mended) > MAX_LINES:
             log.warning("drift repaired in all count=%d", len(mended))
 
@@ -261,7 +262,9 @@ class Drift:
         for change in changes:
             self.repaired[RULE] += 1
             self.fought.strike((RULE, change.table, change.chain), now)
-            log.warning("drift repaired why=%s rule %s %s %s", why, change.op, change.table, change.chain)
+            log.warning(
+                "drift repaired why=%s op=%s table=%s chain=%s", why, change.op, change.table, change.chain
+            )
 
     def problems(self) -> list[OverlayError]:
         """A fight with another program, as one problem."""
@@ -287,7 +290,9 @@ class Drift:
         """Leave an object alone from now on."""
         self.holds.place(hold)
         self.reconciler.leave = self.holds.keys
-        log.warning("hold placed %s %s reason=%r until=%s", hold.kind, hold.text, hold.reason, hold.until)
+        log.warning(
+            "hold placed kind=%s object=%s reason=%r until=%s", hold.kind, hold.text, hold.reason, hold.until
+        )
 
     def release(self, kind: str, text: str) -> Hold:
         """Look after it again. Raises NotFound."""
@@ -304,7 +309,7 @@ class Drift:
 
     def _ended(self, hold: Hold, how: str) -> None:
         self.reconciler.leave = self.holds.keys
-        log.warning("hold %s %s %s", how, hold.kind, hold.text)
+        log.warning("hold over how=%s kind=%s object=%s", how, hold.kind, hold.text)
         if hold.kind == Kind.LINK:
             self.look = "release"
         elif hold.key is not None:

@@ -269,7 +269,7 @@ class Host:
     def _log(self, outcome: Outcome, why: str) -> None:
         if outcome.changes:
             log.info(
-                "kernel written why=%s changes=%d failed=%d first=%s",
+                "kernel written why=%s changes=%d failed=%d object=%s",
                 why, len(outcome.changes), len(outcome.failures), describe(outcome.changes[0].obj),
             )  # fmt: skip
         for failure in outcome.failures[:MAX_LINES]:
