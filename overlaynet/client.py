@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from overlaynet.config import PathConfig
 from overlaynet.errors import AgentUnreachable, NotPermitted, OverlayError, from_json
@@ -47,6 +47,18 @@ class UnixConnection(http.client.HTTPConnection):
             self._fds.clear()
             data = data[sent:]
         super().send(data)
+
+
+class Agent(Protocol):
+    """Whoever asks an agent; see `AgentClient`, which is next to it."""
+
+    def get(self, path: str) -> dict[str, Any]: ...
+
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]: ...
+
+    def delete(self, path: str) -> dict[str, Any]: ...
+
+    def readiness(self) -> dict[str, Any]: ...
 
 
 class AgentClient:

@@ -392,6 +392,11 @@ def load(
     return build(values, Path(environ.get("CREDENTIALS_DIRECTORY") or CREDENTIALS))
 
 
+def from_environ(environ: Mapping[str, str]) -> AgentConfig:
+    """What the environment alone says. Raises ConfigError."""
+    return build(_from_environ(environ), Path(environ.get("CREDENTIALS_DIRECTORY") or CREDENTIALS))
+
+
 def parse(document: Mapping[str, Any], where: str) -> AgentConfig:
     """Settings from an already decoded document (a topology's `agent` member)."""
     return build(_from_document(document, where))

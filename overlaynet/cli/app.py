@@ -108,13 +108,13 @@ class App:
                 self.echo(text() if callable(text) else text)
 
     def _advise(self, error: OverlayError) -> None:
-        """A lab's etcd is the lab's to start again; that of a real cluster is not ours. Next commands are about
-        the lab that was asked about."""
+        """The etcd of a lab on this machine is the lab's to start again; any other is not ours. Next commands
+        are about the lab that was asked about."""
         error.next = tuple(map(self._typed, error.next))
         if isinstance(error, StoreUnavailable) and self._cluster is not None:
             from overlaynet.lab.state import LOCAL
 
-            if self._cluster.name != LOCAL:
+            if self._cluster.name != LOCAL and self._cluster.one_machine:
                 error.next = (self.command("up"),)
 
     def fail(self, error: OverlayError) -> int:

@@ -6,13 +6,10 @@ namespace: one that has a name, or that of a process.
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -25,18 +22,13 @@ from overlaynet.cli.output import seconds
 from overlaynet.cli.values import duration, parsed
 from overlaynet.cluster.cluster import Cluster, Host, pick_hosts
 from overlaynet.core.probes import parse_probe
-from overlaynet.errors import EnvironmentProblem, NotFound, OverlayError, UsageError
-from overlaynet.kernel import netns, process
+from overlaynet.errors import NotFound, OverlayError, UsageError
 from overlaynet.lab import attach as wiring
-from overlaynet.lab.launch import helper_argv
-from overlaynet.lab.netns_driver import clean_environ
 from overlaynet.lab.topology import Container
-from overlaynet.model import ExecCheck, Port, Probe
+from overlaynet.model import Port, Probe
 
 DEFAULT_NAMESPACE = "default"
 AGENT_TIMEOUT_S = 10.0
-HELPER_START_S = 10.0
-POLL_S = 0.02
 _PORT = re.compile(r"(\d+)(?:/(tcp|udp|sctp))?(?::([-a-z0-9]+))?", re.IGNORECASE)
 _HTTP = re.compile(r"(\d+)(/.*)?")
 
@@ -120,7 +112,7 @@ def attach(
             next=["overlaynet attach --help"],
         )
     known, where = _known(app.cluster, name) if path is None and pid is None else (None, None)
-    place = where if pid is None else f"/proc/{pid}/ns/net"
+    place = path or where or ""
     target = _target(app.cluster, host or (known.host if known else None))
     wanted = known or Container(name, target.name)
     wanted = replace(
@@ -130,7 +122,7 @@ def attach(
         ports=tuple(port) or wanted.ports,
         probe=probes[0] if probes else wanted.probe,
     )
-    document = _wire(app.cluster, target, wanted, path or place or "", pid, ip)
+    document = app.cluster.wire(target.name, wiring.body(wanted, place, ips=ip), place, pid)
     state = "ready" if document["ready"] else "ready when its probe passes"
     app.result(
         "Attached",
@@ -164,40 +156,6 @@ def _target(cluster: Cluster, host: str | None) -> Host:
             next=[f"add: --host {hosts[0].name}" if hosts else "overlaynet get hosts"],
         )
     return hosts[0]
-
-
-def _wire(
-    cluster: Cluster, host: Host, container: Container, where: str, pid: int | None, ips: Sequence[str]
-) -> dict[str, Any]:
-    place = Path(where) if "/" in where else where
-    helper: Path | None = None
-    if container.probe is not None and isinstance(container.probe.check, ExecCheck):
-        run = cluster.config(host.name).paths.run
-        helper = run / f"probe-{container.namespace}.{container.name}.sock"
-        inside = ["--netns", str(netns.path(place) if isinstance(place, str) else place)]
-        _start_helper(helper, inside if pid is None else ["--pid", str(pid)])
-    agent = cluster.agent(host.name, AGENT_TIMEOUT_S)
-    try:
-        return wiring.attach(agent, container, place, ips=ips, helper=helper)
-    except OverlayError:
-        if helper is not None:
-            helper.unlink(missing_ok=True)
-        raise
-
-
-def _start_helper(socket: Path, where: Sequence[str]) -> None:
-    """It outlives this command, and ends when the agent takes its socket away."""
-    socket.unlink(missing_ok=True)
-    started = process.spawn(helper_argv(socket, *where), Path(os.devnull), clean_environ())
-    deadline = time.monotonic() + HELPER_START_S
-    while not socket.exists():
-        if not started.alive or time.monotonic() > deadline:
-            raise EnvironmentProblem(
-                "the helper that is to run the probe's command did not start",
-                evidence=" ".join(where),
-                next=[shlex.join(helper_argv(socket, *where))],
-            )
-        time.sleep(POLL_S)
 
 
 # --- detach ---------------------------------------------------------------------------------------

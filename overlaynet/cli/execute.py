@@ -48,7 +48,7 @@ def run_in(app: App, target: str, argv: Sequence[str]) -> int:
 
     Raises NotFound for a program or target that is not there, LabFailed."""
     check_target(app, target)
-    if shutil.which(argv[0]) is None:
+    if app.cluster.one_machine and shutil.which(argv[0]) is None:
         raise NotFound(f"there is no program {argv[0]!r}", evidence="looked on PATH")
     process = app.cluster.start(target, argv)
     # The terminal sends Ctrl-C to the command as well; it decides what that means, we only wait.
@@ -86,16 +86,16 @@ def shell(app: App, name: str) -> int:
         app.note(
             f"in {name}; addresses: " + "  ".join(f"${variable(n)}={ip}" for n, ip in sorted(addresses.items()))
         )
-    return run_in(app, name, shell_argv(name, app.cluster.name, addresses))
+    bash = shutil.which("bash") if app.cluster.one_machine else "bash"
+    return run_in(app, name, shell_argv(name, app.cluster.name, addresses, bash))
 
 
 def variable(name: str) -> str:
     return name.replace("-", "_")
 
 
-def shell_argv(name: str, lab: str, addresses: Mapping[str, str]) -> list[str]:
-    """An interactive shell with a prompt that says where it is."""
-    bash = shutil.which("bash")
+def shell_argv(name: str, lab: str, addresses: Mapping[str, str], bash: str | None) -> list[str]:
+    """An interactive shell with a prompt that says where it is; `bash` is that one if there is one."""
     program = [bash, "--norc", "-i"] if bash else [os.environ.get("SHELL", "/bin/sh"), "-i"]
     prompt = f"[{name}] \\w \\$ " if bash else f"[{name}] $ "
     names = [f"{variable(n)}={ip}" for n, ip in sorted(addresses.items())]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections import deque
+import selectors
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from contextlib import ExitStack
+from subprocess import Popen
 
 import click
 
 from overlaynet.cli.app import App, pass_app, shared
-from overlaynet.cluster.cluster import Host, pick_hosts, readable
-from overlaynet.errors import NotFound
+from overlaynet.cluster.cluster import Cluster, Host, each_host, pick_hosts
+from overlaynet.errors import OverlayError
+from overlaynet.lab.session import end
 
-POLL_S = 0.2
+_READ_BYTES = 1 << 16
 
 
 @click.command()
@@ -26,9 +27,8 @@ POLL_S = 0.2
 @pass_app
 def logs(app: App, host: str | None, follow: bool, lines: int) -> None:
     """What a host's agent said; without HOST, every agent, each line with its host."""
-    hosts = pick_hosts(app.cluster, host)
-    files = [(h.name, _file(h)) for h in hosts]
-    last = [{"host": name, "line": line} for name, file in files for line in _tail(file, lines)]
+    hosts = _told(app, pick_hosts(app.cluster, host), lines)
+    last = [{"host": name, "line": line} for name, said in hosts.items() for line in said]
     prefix: Callable[[str, str], str] = (
         (lambda _, line: line) if host else (lambda name, line: f"{name}  {line}")
     )
@@ -37,34 +37,55 @@ def logs(app: App, host: str | None, follow: bool, lines: int) -> None:
             "Logs",
             {"items": last},
             lambda: "\n".join(prefix(item["host"], item["line"]) for item in last),
-            [h.name for h in hosts],
+            list(hosts),
         )
     if follow:
-        for name, line in _follow(files):
+        for name, line in _follow(app.cluster, list(hosts)):
             app.echo(prefix(name, line))
 
 
-def _file(host: Host) -> Path:
-    if host.log is None or not host.log.exists():
-        raise NotFound(
-            f"there is no log of {host.name}'s agent",
-            evidence=f"looked for {host.log}" if host.log else "its agent logs to the system's journal",
-            next=["journalctl -u overlaynet-agent"] if host.log is None else ["overlaynet up"],
-        )
-    return readable(host.log)
+def _told(app: App, hosts: Sequence[Host], lines: int) -> dict[str, Sequence[str]]:
+    """The last lines by host. One that cannot be asked is warned of; if there is no other, its error is raised."""
+    found = each_host(hosts, lambda host: app.cluster.log(host.name, lines))
+    errors = [answer for answer in found.values() if isinstance(answer, OverlayError)]
+    if errors and len(errors) == len(hosts):
+        raise errors[0]
+    for error in errors:
+        app.warn(error)
+    return {name: said for name, said in found.items() if not isinstance(said, OverlayError)}
 
 
-def _tail(file: Path, count: int) -> list[str]:
-    with file.open(encoding="utf-8", errors="replace") as stream:
-        return [line.rstrip("\n") for line in deque(stream, maxlen=count)]
+def _follow(cluster: Cluster, hosts: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """New lines as they come, until interrupted or until nobody says anything any more."""
+    with ExitStack() as stack:
+        selector = stack.enter_context(selectors.DefaultSelector())
+        for host in hosts:
+            process = cluster.follow(host)
+            stack.callback(end, process)
+            assert process.stdout is not None
+            selector.register(process.stdout, selectors.EVENT_READ, _Said(host, process))
+        while selector.get_map():
+            for key, _ in selector.select():
+                said: _Said = key.data
+                more = said.read()
+                if more is None:
+                    selector.unregister(key.fileobj)
+                yield from ((said.host, line) for line in more or ())
 
 
-def _follow(files: Sequence[tuple[str, Path]]) -> Iterator[tuple[str, str]]:
-    """New lines as they come, until interrupted."""
-    streams = [(name, file.open(encoding="utf-8", errors="replace")) for name, file in files]
-    for _, stream in streams:
-        stream.seek(0, 2)
-    while True:
-        for name, stream in streams:
-            yield from ((name, line.rstrip("\n")) for line in stream)
-        time.sleep(POLL_S)
+class _Said:
+    """What one process says, in lines."""
+
+    def __init__(self, host: str, process: Popen[bytes]) -> None:
+        self.host = host
+        self._process = process
+        self._rest = b""
+
+    def read(self) -> list[str] | None:
+        """The lines that are whole by now; None once there will be no more."""
+        assert self._process.stdout is not None
+        octets = self._process.stdout.read1(_READ_BYTES)  # type: ignore[attr-defined] # a BufferedReader
+        if not octets:
+            return None
+        *lines, self._rest = (self._rest + octets).split(b"\n")
+        return [line.decode(errors="replace") for line in lines]

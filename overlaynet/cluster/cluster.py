@@ -12,7 +12,7 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any, Protocol, TypeVar
 
-from overlaynet.client import AgentClient
+from overlaynet.client import Agent
 from overlaynet.config import AgentConfig
 from overlaynet.core.keys import Keys
 from overlaynet.core.view import View
@@ -29,13 +29,12 @@ AGENT_TIMEOUT_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A host: how it is driven, and where its namespace and files are."""
+    """A host: how it is driven, and where its namespace is."""
 
     name: str
     driver: str
     netns: str | None
     underlay_ip: str | None
-    log: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +132,18 @@ class Cluster(Protocol):
     def stream(self, host: str, job: Mapping[str, Any]) -> Popen[bytes]:
         """A probe on that host that answers one job by line after line, until its input is closed."""
 
-    def agent(self, host: str, timeout_s: float) -> AgentClient:
+    def agent(self, host: str, timeout_s: float) -> Agent:
         """That host's agent, answering or not."""
+
+    def wire(self, host: str, body: Mapping[str, Any], where: str, pid: int | None) -> Mapping[str, Any]:
+        """Have that host's agent wire a container (docs/agent-api.md), and start what runs its probe's command:
+        `where` is the name or path of its namespace on the host, unless it is that of the process `pid`."""
+
+    def log(self, host: str, lines: int) -> Sequence[str]:
+        """The last lines that its agent said."""
+
+    def follow(self, host: str) -> Popen[bytes]:
+        """A process that says what its agent says from now on, until its input is closed or it is ended."""
 
     def start(self, target: str, argv: Sequence[str]) -> Popen[bytes]:
         """A command in a host's or container's namespace, on the caller's own terminal."""

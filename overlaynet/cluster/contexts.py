@@ -9,11 +9,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from overlaynet.client import AgentClient
+from overlaynet.client import Agent, AgentClient
 from overlaynet.cluster.cluster import Cluster, Container, Host, Outside, readable
 from overlaynet.config import AgentConfig, load
 from overlaynet.core.keys import Keys
@@ -21,8 +22,8 @@ from overlaynet.errors import (
     AgentUnreachable,
     EnvironmentProblem,
     LabFailed,
+    NotFound,
     NotPermitted,
-    from_json,
 )
 from overlaynet.kernel.netns import path as netns_path
 from overlaynet.kernel.process import tool
@@ -32,12 +33,15 @@ from overlaynet.lab.lab import Lab
 from overlaynet.lab.netns_driver import clean_environ
 from overlaynet.lab.paths import LabPaths, Paths
 from overlaynet.lab.session import ProbeSession, Session, start
+from overlaynet.lab.ssh_driver import SshDriver
 from overlaynet.lab.state import LOCAL, running_labs
 from overlaynet.lab.state import choose as choose_name
 from overlaynet.lab.state import load as load_state
 from overlaynet.lab.topology import OUTSIDE_ADDRESS
 from overlaynet.model import Identity, Workload
 from overlaynet.ports import Store
+from overlaynet.probe import log, wiring
+from overlaynet.probe.job import checked, reported
 from overlaynet.store.disk import read_identity, read_workloads
 
 _PROBE = (sys.executable, "-P", "-m", "overlaynet.probe")
@@ -48,7 +52,16 @@ def choose_context(lab: str | None, paths: Paths | None = None) -> Cluster:
     """The cluster that is meant. Raises LabChoice, NameInvalid, LabFailed."""
     paths = paths or Paths()
     name = choose_name(lab, os.environ, paths)
-    return LocalCluster(paths) if name == LOCAL else LabCluster(Lab.open(name, paths))
+    return LocalCluster(paths) if name == LOCAL else of_lab(Lab.open(name, paths))
+
+
+def of_lab(lab: Lab) -> LabCluster:
+    """A lab's cluster, by what its hosts are."""
+    if isinstance(lab.driver, SshDriver):
+        from overlaynet.cluster.machines import MachineCluster
+
+        return MachineCluster(lab, lab.driver)
+    return LabCluster(lab)
 
 
 def lab_items(paths: Paths | None = None) -> list[dict[str, Any]]:
@@ -91,34 +104,11 @@ class LabCluster:
 
     def hosts(self) -> Sequence[Host]:
         lab = self.lab
-        return [
-            Host(
-                h.name,
-                lab.state.driver,
-                lab.driver.netns(h.name),
-                str(h.underlay_ip),
-                lab.paths.host(h.name).log,
-            )
-            for h in lab.hosts
-        ]
+        return [Host(h.name, lab.state.driver, lab.driver.netns(h.name), str(h.underlay_ip)) for h in lab.hosts]
 
     def containers(self) -> Sequence[Container]:
-        lab = self.lab
-        wired = {w.id: w for host in lab.hosts for w in self.workloads(host.name) or ()}
-        started = [
-            Container(
-                c.name,
-                c.host,
-                c.namespace,
-                lab.driver.netns(c.name),
-                labels=c.labels,
-                ports=c.ports,
-                started=True,
-                probe=c.probe,
-            )
-            for c in lab.containers
-        ]
-        return [_wired(container, wired) for container in started]
+        wired = [workload for host in self.lab.hosts for workload in self.workloads(host.name) or ()]
+        return with_records(lab_containers(self.lab), wired)
 
     def outside(self) -> Outside | None:
         if not self.lab.topology.outside:
@@ -159,8 +149,27 @@ class LabCluster:
     def stream(self, host: str, job: Mapping[str, Any]) -> subprocess.Popen[bytes]:
         return self.lab.driver.stream(host, job)
 
-    def agent(self, host: str, timeout_s: float) -> AgentClient:
+    def agent(self, host: str, timeout_s: float) -> Agent:
         return AgentClient(self.lab.paths.host(host).socket, timeout_s)
+
+    def wire(self, host: str, body: Mapping[str, Any], where: str, pid: int | None) -> Mapping[str, Any]:
+        paths = self.lab.paths.host(host)
+        return wiring.wire_place(AgentClient(paths.socket), body, where, pid, paths.run)
+
+    def log(self, host: str, lines: int) -> Sequence[str]:
+        with self._log(host).open(encoding="utf-8", errors="replace") as stream:
+            return [line.rstrip("\n") for line in deque(stream, maxlen=lines)]
+
+    def follow(self, host: str) -> subprocess.Popen[bytes]:
+        return _following(["tail", "-n0", "-F", str(self._log(host))])
+
+    def _log(self, host: str) -> Path:
+        file = self.lab.paths.host(host).log
+        if not file.exists():
+            raise NotFound(
+                f"there is no log of {host}'s agent", evidence=f"looked for {file}", next=["overlaynet up"]
+            )
+        return readable(file)
 
     def start(self, target: str, argv: Sequence[str]) -> subprocess.Popen[bytes]:
         return self.lab.driver.popen_in(target, argv)
@@ -189,7 +198,7 @@ class LocalCluster:
 
     def containers(self) -> Sequence[Container]:
         wired = self.workloads(self.hosts()[0].name) or ()
-        return [_wired(Container(w.name, w.node, w.namespace, w.netns), {w.id: w}) for w in wired]
+        return with_records([Container(w.name, w.node, w.namespace, w.netns) for w in wired], wired)
 
     def outside(self) -> Outside | None:
         return None
@@ -222,7 +231,7 @@ class LocalCluster:
 
     def probe(self, host: str, job: Mapping[str, Any], timeout_s: float) -> Mapping[str, Any]:
         done = _run(_PROBE, json.dumps(job).encode(), timeout_s)
-        return checked(_document(host, "probe", done.stdout, done.stderr))
+        return reported(f"probe on {host}", done.stdout, done.stderr)
 
     def session(self, host: str, timeout_s: float) -> Session:
         return ProbeSession(host, _PROBE)
@@ -230,8 +239,17 @@ class LocalCluster:
     def stream(self, host: str, job: Mapping[str, Any]) -> subprocess.Popen[bytes]:
         return start(host, _PROBE, job)
 
-    def agent(self, host: str, timeout_s: float) -> AgentClient:
+    def agent(self, host: str, timeout_s: float) -> Agent:
         return AgentClient(self._socket, timeout_s)
+
+    def wire(self, host: str, body: Mapping[str, Any], where: str, pid: int | None) -> Mapping[str, Any]:
+        return wiring.wire_place(AgentClient(self._socket), body, where, pid, self._config.paths.run)
+
+    def log(self, host: str, lines: int) -> Sequence[str]:
+        return log.lines(lines)
+
+    def follow(self, host: str) -> subprocess.Popen[bytes]:
+        return _following(log.command(0, follow=True))
 
     def start(self, target: str, argv: Sequence[str]) -> subprocess.Popen[bytes]:
         container = next((c for c in self.containers() if c.name == target), None)
@@ -257,9 +275,27 @@ class LocalCluster:
         return self._config.node.name or os.uname().nodename.partition(".")[0].lower()
 
 
-def _wired(container: Container, wired: Mapping[str, Workload]) -> Container:
-    record = wired.get(container.id)
-    return container if record is None else container.with_record(record)
+def lab_containers(lab: Lab) -> list[Container]:
+    """Those of a lab's topology, wired or not."""
+    return [
+        Container(
+            c.name,
+            c.host,
+            c.namespace,
+            lab.driver.netns(c.name),
+            labels=c.labels,
+            ports=c.ports,
+            started=True,
+            probe=c.probe,
+        )
+        for c in lab.containers
+    ]
+
+
+def with_records(found: Iterable[Container], wired: Iterable[Workload]) -> list[Container]:
+    """The same, each as an agent wired it, if one did."""
+    records = {workload.id: workload for workload in wired}
+    return [c.with_record(records[c.id]) if c.id in records else c for c in found]
 
 
 def keys_of(config: AgentConfig) -> Keys:
@@ -269,28 +305,10 @@ def keys_of(config: AgentConfig) -> Keys:
 # --- programs that report in JSON -----------------------------------------------------------------
 
 
-def checked(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The document, unless it tells of an error: then that is raised."""
-    if document.get("kind") == "Error":
-        raise from_json(document["error"])
-    return document
-
-
 def once_answer(host: str, stdout: bytes, stderr: bytes) -> dict[str, Any]:
     """What ``overlaynet-agent once`` did: how many changes, and those that were refused."""
-    document = checked(_document(host, "overlaynet-agent once", stdout, stderr))
+    document = reported(f"overlaynet-agent once on {host}", stdout, stderr)
     return {"changes": document["count"], "failures": document["failures"]}
-
-
-def _document(host: str, what: str, stdout: bytes, stderr: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(stdout)
-    except ValueError:
-        document = None
-    if not isinstance(document, dict):
-        said = stderr.decode(errors="replace")[-400:]
-        raise EnvironmentProblem(f"{what} on {host} did not report", evidence=said)
-    return document
 
 
 def _run(
@@ -302,6 +320,13 @@ def _run(
         )
     except subprocess.TimeoutExpired as error:
         raise EnvironmentProblem(f"{argv[-1]} did not end within {timeout_s:g} s") from error
+    except OSError as error:
+        raise EnvironmentProblem(f"{argv[0]} could not be started", evidence=str(error)) from error
+
+
+def _following(argv: Sequence[str]) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     except OSError as error:
         raise EnvironmentProblem(f"{argv[0]} could not be started", evidence=str(error)) from error
 

@@ -10,8 +10,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from overlaynet.client import AgentClient
-from overlaynet.lab.session import ProbeSession
+from overlaynet.client import Agent
+from overlaynet.lab.session import Session
 
 
 class Completed(NamedTuple):
@@ -33,7 +33,7 @@ class Driver(Protocol):
         """The network namespace of a place, as a job for the host's probe names it; None: the host's own."""
 
     def argv_in(self, place: str, argv: Sequence[str]) -> list[str]:
-        """The command line that runs `argv` there. Raises LabFailed if the place is not there."""
+        """The command line that runs `argv` there. Raises LabFailed if the place is known not to be there."""
 
     def run(self, place: str, argv: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 30.0) -> Completed:
         """Run a command there. Raises LabFailed if it could not be started or did not end in time."""
@@ -41,7 +41,7 @@ class Driver(Protocol):
     def probe(self, host: str, job: Mapping[str, Any], timeout_s: float = 30.0) -> dict[str, Any]:
         """Run `python -m overlaynet.probe` on a host: a job as JSON in, a document out. Raises LabFailed."""
 
-    def session(self, host: str) -> ProbeSession:
+    def session(self, host: str) -> Session:
         """A probe on a host that answers job after job, and is not waited for. Raises LabFailed."""
 
     def stream(self, host: str, job: Mapping[str, Any]) -> subprocess.Popen[bytes]:
@@ -50,5 +50,5 @@ class Driver(Protocol):
     def popen_in(self, place: str, argv: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start a command there on the caller's own terminal. Raises LabFailed."""
 
-    def agent(self, host: str) -> AgentClient:
+    def agent(self, host: str) -> Agent:
         """The host's agent, answering or not."""

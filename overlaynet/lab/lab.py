@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from overlaynet.client import AgentClient
+from overlaynet.client import Agent
 from overlaynet.errors import LabChoice, LabFailed, OverlayError
 from overlaynet.lab import faultrecords, lifecycle
 from overlaynet.lab.converge import ETCD, places
@@ -17,6 +18,7 @@ from overlaynet.lab.launch import agent_argv, agent_environ
 from overlaynet.lab.netns_driver import NetnsDriver
 from overlaynet.lab.paths import LabPaths, Paths
 from overlaynet.lab.settling import Progress, UpResult, silent
+from overlaynet.lab.ssh_driver import SshDriver
 from overlaynet.lab.state import LabState, load, running_labs
 from overlaynet.lab.topology import Container, Host, Topology
 from overlaynet.ports import Store
@@ -121,11 +123,14 @@ class Lab:
         """Every name that a command can be run in: hosts, containers, etcd, underlay and outside."""
         return tuple(places(self.topology))
 
-    @property
+    @cached_property
     def driver(self) -> Driver:
-        return NetnsDriver(self.name, self.paths)
+        if self.state.driver == NetnsDriver.name:
+            return NetnsDriver(self.name, self.paths)
+        homes = {container.name: container.host for container in self.containers}
+        return SshDriver(self.name, self.paths.inventory, homes, name=self.state.driver)
 
-    def agent(self, host: str) -> AgentClient:
+    def agent(self, host: str) -> Agent:
         return self.driver.agent(host)
 
     def agent_argv(self, host: str, *words: str) -> list[str]:

@@ -64,6 +64,11 @@ class LabPaths:
         return self.state / "lab.json"
 
     @property
+    def inventory(self) -> Path:
+        """A lab of machines: how ssh reaches them (ssh_config(5))."""
+        return self.state / "ssh_config"
+
+    @property
     def etcd_data(self) -> Path:
         return self.state / "etcd"
 

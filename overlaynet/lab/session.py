@@ -18,12 +18,13 @@ from contextlib import suppress
 from types import TracebackType
 from typing import IO, Any, Protocol
 
-from overlaynet.errors import LabFailed, from_json
+from overlaynet.errors import LabFailed, OverlayError, from_json
 
 END_S = 1.0
 """How long a probe may take to end once its input has."""
 _READ_BYTES = 1 << 18
-_EVIDENCE_BYTES = 400
+_EVIDENCE_BYTES = 4000
+_SHOWN = 400
 
 
 class Session(Protocol):
@@ -65,7 +66,8 @@ class ProbeSession:
         self.close()
 
     def ask(self, job: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        """The answer to one job. Raises the error that the probe tells of; LabFailed if it does not answer."""
+        """The answer to one job. Raises the error that the probe tells of; LabFailed if it does not answer, or
+        MachineUnreachable where ssh tells why."""
         if self._said.closed:
             raise LabFailed(f"the probe on {self._host} was asked after it was ended")
         try:
@@ -100,14 +102,18 @@ class ProbeSession:
         line, _, self._rest = b"".join(parts).partition(b"\n")
         return line
 
-    def _failed(self, message: str, reason: str) -> LabFailed:
+    def _failed(self, message: str, reason: str) -> OverlayError:
         """The error to raise, once the probe is ended."""
         end(self._process)
         said = self._last_words()
         self._said.close()
+        return self._error(message, reason, said)
+
+    def _error(self, message: str, reason: str, said: str) -> OverlayError:
+        """Of a probe that ended, or was ended because of `reason`, having said `said`."""
         return LabFailed(
             message,
-            evidence="; ".join(filter(None, [reason, f"exit {self._process.returncode}", said])),
+            evidence="; ".join(filter(None, [reason, f"exit {self._process.returncode}", said[-_SHOWN:]])),
             next=[f"overlaynet exec {self._host} -- true"],
         )
 

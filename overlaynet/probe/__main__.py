@@ -3,7 +3,11 @@
 A job is one line of JSON on standard input with a member `op`: one of `operations`, or ``capture`` or
 ``stream``, which last as long as their input. The answer is the last line of standard output; a failure is an
 Error document there, and the exit code is that of the error. A ``session`` has no answer of its own: each
-further line is a job.
+further line is a job; nor has ``follow``, which shows what the agent says.
+
+`overlaynet-probe enter NETNS -- COMMAND…` becomes a command in a network namespace, ``-`` for this one. So a
+machine that lets somebody run this one program by sudo(8) lets them do all there is to do, and it is as good as
+root.
 """
 
 from __future__ import annotations
@@ -18,13 +22,22 @@ from overlaynet.probe.job import answer_line, read_job
 
 
 def main() -> int:
-    """Do the job on standard input; the exit code."""
+    """Do the job on standard input, or become a command; the exit code."""
+    if sys.argv[1:2] == ["enter"]:
+        from overlaynet.probe import enter
+
+        return enter.main(sys.argv[2:])
     try:
         job = read_job(sys.stdin.buffer.readline())
         if job.get("op") == "session":
             from overlaynet.probe import session
 
             session.run(sys.stdin.buffer, sys.stdout.buffer)
+            return 0
+        if job.get("op") == "follow":
+            from overlaynet.probe import log
+
+            log.follow(sys.stdin.fileno())
             return 0
         answer, code = _do(job), 0
     except OverlayError as error:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from overlaynet.errors import UsageError
+from overlaynet.errors import EnvironmentProblem, UsageError, from_json
 
 T = TypeVar("T")
 SCHEMA = "overlaynet/v1"
@@ -53,3 +53,23 @@ def objects(job: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
 def netns(job: Mapping[str, Any]) -> str | None:
     """The namespace named in a job: a name or a path, or None for the one the probe runs in."""
     return member(job, "netns", str) if job.get("netns") is not None else None
+
+
+def checked(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document, unless it tells of an error: then that is raised."""
+    if document.get("kind") == "Error":
+        raise from_json(document["error"])
+    return dict(document)
+
+
+def reported(what: str, stdout: bytes, stderr: bytes) -> dict[str, Any]:
+    """The document that a program wrote. Raises the error that it tells of, EnvironmentProblem if there is
+    none."""
+    try:
+        document = json.loads(stdout)
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        said = stderr.decode(errors="replace")[-400:]
+        raise EnvironmentProblem(f"{what} did not report", evidence=said)
+    return checked(document)

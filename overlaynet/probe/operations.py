@@ -29,7 +29,12 @@ OPERATIONS: Mapping[str, tuple[str, str]] = {
     "containers-end": ("containers", "end"),
     "containers-remove": ("containers", "remove"),
     "containers-logs": ("containers", "logs"),
-    "attach": ("containers", "attach"),
+    "containers-attach": ("containers", "attach"),
+    "host": ("agent", "facts"),
+    "agent": ("agent", "ask"),
+    "once": ("agent", "once"),
+    "wire": ("wiring", "run"),
+    "log": ("log", "last"),
 }
 """Where each is: a module beside this one, and a function there."""
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from overlaynet.errors import EnvironmentProblem, OverlayError, UsageError
 from overlaynet.probe import operations, place, send, tap  # noqa: F401 (place and send are got ready)
+from overlaynet.probe.etcd import Etcd
 from overlaynet.probe.job import answer_line, member, read_job
 from overlaynet.probe.tap import Taken, Taps, frame_to_json
 
@@ -40,10 +41,11 @@ class Store:
 
 
 class Session:
-    """What is kept from one job to the next: the interfaces that are listened at."""
+    """What is kept from one job to the next: the interfaces that are listened at, and a client of etcd."""
 
     def __init__(self) -> None:
         self._taps: Taps | None = None
+        self._etcd = Etcd()
         self._store = Store()
 
     def answer(self, line: bytes) -> dict[str, Any]:
@@ -60,6 +62,7 @@ class Session:
         """Stop listening."""
         if self._taps is not None:
             self._taps.abandon()
+        self._etcd.close()
 
     def _do(self, job: Mapping[str, Any]) -> dict[str, Any]:
         match job.get("op"):
@@ -67,6 +70,8 @@ class Session:
                 return self._arm(job)
             case "collect":
                 return self._collect(job)
+            case "etcd":
+                return self._etcd.run(job)
             case _:
                 return operations.do(job)
 

@@ -79,16 +79,27 @@ def write_if_different(path: Path, text: str, mode: int) -> bool:
 def read_identity(path: Path) -> Identity | None:
     """A node's identity, None if there is none yet. Raises ConfigError for a damaged file."""
     try:
-        document = json.loads(path.read_text("utf-8"))
-        return _identity(document)
+        return parse_identity(path.read_text("utf-8"), str(path))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(
-            f"the identity file {path} cannot be used",
-            evidence=f"{type(error).__name__}: {error}",
-            next=[f"cat {path}", "restore it from a backup; removing it makes this a new node"],
-        ) from None
+    except (OSError, ValueError) as error:
+        raise _unusable(str(path), error) from None
+
+
+def parse_identity(text: str, where: str) -> Identity:
+    """The same of a file's text; `where` it is from. Raises ConfigError."""
+    try:
+        return _identity(json.loads(text))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _unusable(where, error) from None
+
+
+def _unusable(where: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"the identity file {where} cannot be used",
+        evidence=f"{type(error).__name__}: {error}",
+        next=[f"cat {where}", "restore it from a backup; removing it makes this a new node"],
+    )
 
 
 def _identity(document: Any) -> Identity:
@@ -131,29 +142,41 @@ def read_workloads(path: Path, node: str) -> list[Workload] | None:
     return None if found is None else [workload for workload, _ in found]
 
 
+def parse_workloads(text: str, where: str, node: str) -> list[Workload]:
+    """The same of a file's text; `where` it is from. Raises ConfigError."""
+    return [workload for workload, _ in _wired(text, where, node)]
+
+
 def read_kept(path: Path, node: str) -> dict[str, Kept]:
     """The same file's word on each container beside its record, by the container's id. Raises ConfigError."""
     found = _read_wired(path, node) or []
     try:
         return {workload.id: _kept(record) for workload, record in found}
     except (KeyError, TypeError, ValueError, ProbeInvalid) as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable(str(path), error) from None
 
 
 def _read_wired(path: Path, node: str) -> list[tuple[Workload, dict[str, Any]]] | None:
     try:
-        records = dict(json.loads(path.read_text("utf-8")))
+        return _wired(path.read_text("utf-8"), str(path), node)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise _unreadable(path, error) from None
+    except (OSError, ValueError) as error:
+        raise _unreadable(str(path), error) from None
+
+
+def _wired(text: str, where: str, node: str) -> list[tuple[Workload, dict[str, Any]]]:
+    try:
+        records = dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _unreadable(where, error) from None
     keys = Keys()
     decoded = ((codec.decode(KeyValue(k, json.dumps(v).encode()), keys).value, v) for k, v in records.items())
     return [(value, v) for value, v in decoded if isinstance(value, Workload) and value.node == node]
 
 
-def _unreadable(path: Path, error: Exception) -> ConfigError:
-    return ConfigError(f"the workload file {path} cannot be read", evidence=str(error))
+def _unreadable(where: str, error: Exception) -> ConfigError:
+    return ConfigError(f"the workload file {where} cannot be read", evidence=str(error))
 
 
 def _kept(record: Mapping[str, Any]) -> Kept:

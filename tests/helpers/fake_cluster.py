@@ -20,7 +20,7 @@ from overlaynet.core.jsonstate import kernel_to_json, rules_to_json
 from overlaynet.core.keys import Keys
 from overlaynet.core.view import View
 from overlaynet.core.workload import host_device, veth_tag
-from overlaynet.errors import AgentUnreachable, LabFailed, OverlayError, UsageError
+from overlaynet.errors import AgentUnreachable, LabFailed, NotFound, OverlayError, UsageError
 from overlaynet.model import Identity, Lease, NodeRecord, Vtep, Workload
 from overlaynet.ports import Put, Store, Wiring
 from overlaynet.probe import survey as surveying
@@ -186,6 +186,15 @@ class FakeCluster:
 
     def agent(self, host: str, timeout_s: float) -> Any:
         return FakeAgent(self.agents.get(host))
+
+    def wire(self, host: str, body: Mapping[str, Any], where: str, pid: int | None) -> Mapping[str, Any]:
+        raise AgentUnreachable(f"no agent answers on {host}")
+
+    def log(self, host: str, lines: int) -> Sequence[str]:
+        raise NotFound(f"there is no log of {host}'s agent")
+
+    def follow(self, host: str) -> Popen[bytes]:
+        raise NotFound(f"there is no log of {host}'s agent")
 
     def start(self, target: str, argv: Sequence[str]) -> Popen[bytes]:
         return Popen(["env", f"TARGET={target}", *argv])

@@ -1,0 +1,116 @@
+"""Why a machine cannot be asked, from what ssh, sudo or a shell on it said; and what to type then. Pure.
+
+ssh(1) exits with 255 for whatever is its own failure, and otherwise with the exit code of the remote command.
+What was said is the evidence, in its own words; a few of them tell cases apart that need different commands.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from overlaynet.errors import MachineUnreachable
+
+PROBE = "overlaynet-probe"
+SUDOERS = "/etc/sudoers.d/overlaynet"
+INSTALL = "agent/wheels OUT && scp -r OUT {host}: && ssh {host} sudo OUT/install"
+
+
+class Reach(NamedTuple):
+    """A machine as commands name it. `vagrant`: the directory is one of Vagrant's, so that `vagrant` starts
+    it."""
+
+    host: str
+    inventory: str
+    vagrant: bool = False
+
+    def by_hand(self, words: str) -> str:
+        """The command line that runs words there, and that may ask for what a program cannot answer."""
+        return shlex.join(["ssh", "-F", self.inventory, self.host, *filter(None, [words])])
+
+
+class _Case(NamedTuple):
+    """What is heard, what it means, and what to type."""
+
+    heard: re.Pattern[str]
+    message: str
+    next: Callable[[Reach, str], Sequence[str]]
+
+
+def _start(reach: Reach, _: str) -> Sequence[str]:
+    return ["vagrant status", f"vagrant up {reach.host}"] if reach.vagrant else [reach.by_hand("true")]
+
+
+def _log_in(reach: Reach, _: str) -> Sequence[str]:
+    return [reach.by_hand("true")]
+
+
+def _forget_key(reach: Reach, said: str) -> Sequence[str]:
+    """Debian's ssh says itself how: behind "remove with:"."""
+    found = re.search(r"^\s*(ssh-keygen -f .+ -R .+)$", said, re.MULTILINE)
+    return [found[1].strip() if found else f"ssh-keygen -R {reach.host}", reach.by_hand("true")]
+
+
+def _resolve(reach: Reach, _: str) -> Sequence[str]:
+    return [shlex.join(["ssh", "-F", reach.inventory, "-G", reach.host]) + " | grep -i hostname"]
+
+
+def _allow(reach: Reach, _: str) -> Sequence[str]:
+    line = f"USER ALL=(root) NOPASSWD: /usr/local/bin/{PROBE}"
+    return [f"on {reach.host}: echo '{line}' | sudo tee {SUDOERS}"]
+
+
+def _install(reach: Reach, _: str) -> Sequence[str]:
+    return [reach.by_hand(f"command -v {PROBE}"), f"in the clone: {INSTALL.format(host=reach.host)}"]
+
+
+_CASES = tuple(
+    _Case(re.compile(heard, re.IGNORECASE), message, next)
+    for heard, message, next in (
+        ("identification has changed", "{host} answers with another host key than before", _forget_key),
+        ("host key verification failed", "{host}'s host key is not known yet", _log_in),
+        ("permission denied|too many authentication", "{host} does not let us in", _log_in),
+        ("could not resolve hostname", "{host} has no address that can be found", _resolve),
+        (
+            r"password is required|terminal is required|not in the sudoers|not allowed to execute",
+            f"{{host}} does not let us run {PROBE} as root",
+            _allow,
+        ),
+        (rf"sudo: .*not found|{PROBE}: .*not found|sudo: not found", f"{{host}} has no {PROBE}", _install),
+        (
+            "connection refused|no route|timed out|unreachable|connection closed|connection reset|"
+            "closed by remote|not responding|broken pipe",
+            "{host} cannot be reached",
+            _start,
+        ),
+    )
+)
+SSH_FAILED = 255
+
+
+def unreachable(reach: Reach, code: int | None, said: str, reason: str = "") -> MachineUnreachable:
+    """The error for a command on a machine that ended with `code` before it did its work, having said `said`.
+    `reason`: what this side noticed."""
+    case = next((one for one in _CASES if one.heard.search(said)), None)
+    words = _last_words(said)
+    if case is None:
+        message = f"{reach.host} cannot be reached" if code == SSH_FAILED else f"{PROBE} on {reach.host} failed"
+        steps: Sequence[str] = [reach.by_hand(f"sudo -n {PROBE} </dev/null")]
+    else:
+        message, steps = case.message.format(host=reach.host), case.next(reach, said)
+    ending = "" if code is None or words else f"exit {code}"
+    return MachineUnreachable(message, evidence="\n".join(filter(None, [reason, ending, words])), next=steps)
+
+
+def _last_words(said: str) -> str:
+    """Without ssh's frames of @, and no more than a few lines."""
+    return "\n".join(list(_lines(said))[-6:])
+
+
+def _lines(said: str) -> Iterator[str]:
+    for line in said.splitlines():
+        text = line.strip()
+        if text and set(text) != {"@"}:
+            yield text.strip("@ ").strip() if text.startswith("@") else text
