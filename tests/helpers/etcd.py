@@ -39,6 +39,10 @@ class EtcdServer:
         assert self._process is not None, "etcd was not started"
         return self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
+
     def start(self) -> None:
         """Returns when it listens. A killed etcd leaves its socket behind, on which the next would fail."""
         self.socket.unlink(missing_ok=True)

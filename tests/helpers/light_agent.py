@@ -64,9 +64,13 @@ class LightAgent:
         self._thread.start()
         return self
 
-    def stop(self) -> None:
+    def end_loop(self) -> None:
+        """Decide nothing any more; the other threads go on."""
         self._stop.set()
         self._thread.join(10)
+
+    def stop(self) -> None:
+        self.end_loop()
         self.keepalive.stop()
         self.worker.stop()
         self.etcd.close()

@@ -27,6 +27,10 @@ def certificates(*words: str | Path) -> str:
     return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout
 
 
+class CommandRefused(Exception):
+    """Its words are what the command said on standard error."""
+
+
 class SecureMember(EtcdServer):
     """A member whose every setting comes from member.conf, but for the ports and where files are."""
 
@@ -127,17 +131,21 @@ class SecureEtcd:
             "ETCDCTL_KEY": str(place / "client.key"),
         }
 
-    def etcdctl(self, *words: str, stdin: str = "") -> str:
-        """Raises CalledProcessError."""
-        return self._run(["etcdctl", *words], stdin)
+    def etcdctl(self, *words: str, stdin: str = "", name: str = ROOT) -> str:
+        """Raises CommandRefused."""
+        return self._run(["etcdctl", *words], name, stdin)
 
-    def authorize(self, *words: str | Path) -> str:
-        return self._run([str(SCRIPTS / "authorize"), *map(str, words)])
+    def authorize(self, *words: str | Path, name: str = ROOT) -> str:
+        """Raises CommandRefused."""
+        return self._run([str(SCRIPTS / "authorize"), *map(str, words)], name)
 
-    def _run(self, argv: list[str], stdin: str = "") -> str:
+    def _run(self, argv: list[str], name: str, stdin: str = "") -> str:
+        environ = self.environ(name)
         done = subprocess.run(
-            argv, env=self.environ(), input=stdin, check=True, capture_output=True, text=True, timeout=60
+            argv, env=environ, input=stdin, capture_output=True, text=True, timeout=60, check=False
         )
+        if done.returncode:
+            raise CommandRefused(done.stderr)
         return done.stdout
 
     def start(self) -> None:

@@ -190,10 +190,14 @@ class Connection:
         try:
             return attempt(member, _left(ends), self.metadata(member, _left(ends)))
         except grpc.RpcError as error:
-            if not token_refused(error):
+            if not (token_refused(error) or self._never_asked_for_a_password(error)):
                 raise
         self.forget_token()
         return attempt(member, _left(ends), self.metadata(member, _left(ends)))
+
+    def _never_asked_for_a_password(self, error: Any) -> bool:
+        """Whether authentication may have been turned on only now: then we are who our certificate says."""
+        return self.has_password and not self._token and error.code() is grpc.StatusCode.PERMISSION_DENIED
 
     def _explained(self, problem: StoreError, asked: str, member: Member, error: Any) -> StoreError:
         if member.endpoint.tls and tls_failed(error) and not self._closed:
