@@ -1,6 +1,7 @@
 """What must hold of a lab on machines, whatever made them: the tiers vm and vagrant ask the same.
 
-A machine is anything on which a command can be run as root; the lab is asked by the command itself, as a user asks.
+A machine is anything on which a command can be run as root; the lab is asked by the command itself, as a user
+asks.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _PING_PID = "/run/ping.pid"
 
 
 class Machine(Protocol):
-    """`run` answers what a command said and raises where it failed; `start` lets it go on, its output a pipe."""
+    """`run` answers what a command said, or raises; `start` lets it go on, its output a pipe."""
 
     @property
     def name(self) -> str: ...
