@@ -40,6 +40,8 @@ SSHD = Path("/usr/sbin/sshd")
 OWN = ("/etc", "/usr/local/bin")
 """What a machine sees of ours, to change it as it likes (mount(8), overlay)."""
 EMPTY = ("/run", "/var/lib", "/var/log")
+HOME = "/var/lib/root"
+"""Root's, so that nothing in ours decides what its shell does."""
 COMMANDS = ("overlaynet", "overlaynet-agent", "overlaynet-probe")
 CONFIG = Path("/etc/overlaynet/agent.toml")
 SOCKET = Path("/run/overlaynet/agent.sock")
@@ -207,13 +209,8 @@ def machines(directory: Path, count: int = 3, *, network: bytes | None = NETWORK
     """Machines node-1 … with etcd and agents, ready; without `network` the agents still wait for one.
 
     `directory`: where keys and the inventory are written."""
-    with ExitStack() as stack:
-        underlay = _process_1(stack, "--net")
-        _enter(underlay, "ip link add br0 type bridge")
-        _enter(underlay, "ip link set br0 up")
-        _make_key(directory / "id")
-        made = [_machine(stack, directory, number, underlay) for number in range(1, count + 1)]
-        found = Machines(made, _inventory(directory, made))
+    with bare_machines(directory, count) as found:
+        made = found.machines
         _start_etcd(made[0])
         if network is not None:
             found.put_network(parse_network_config(network))
@@ -223,6 +220,18 @@ def machines(directory: Path, count: int = 3, *, network: bytes | None = NETWORK
             for machine in made:
                 machine.wait_for_agent()
         yield found
+
+
+@contextmanager
+def bare_machines(directory: Path, count: int = 3) -> Iterator[Machines]:
+    """Machines on which overlaynet is installed and nothing runs."""
+    with ExitStack() as stack:
+        underlay = _process_1(stack, "--net")
+        _enter(underlay, "ip link add br0 type bridge")
+        _enter(underlay, "ip link set br0 up")
+        _make_key(directory / "id")
+        made = [_machine(stack, directory, number, underlay) for number in range(1, count + 1)]
+        yield Machines(made, _inventory(directory, made))
 
 
 # --- making one -----------------------------------------------------------------------------------
@@ -264,11 +273,13 @@ def _kill(pid: int) -> None:
 def _own_files(machine: Machine) -> None:
     for place in EMPTY:
         machine.run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", place)
+    machine.path(HOME).mkdir()
     for place in OWN:
         changes = Path("/run/machine", place.strip("/").replace("/", "-"))
         machine.run("mkdir", "-p", f"{changes}/upper", f"{changes}/work")
         options = f"lowerdir={place},upperdir={changes}/upper,workdir={changes}/work"
         machine.run("mount", "-t", "overlay", "-o", options, "overlay", place)
+    machine.run("sed", "--in-place", rf"s|^\(root:[^/]*\):[^:]*:|\1:{HOME}:|", "/etc/passwd")
 
 
 def _connect(machine: Machine, underlay: int) -> None:
