@@ -114,6 +114,7 @@ services_of() {
         case $package in
         etcd-server) printf 'etcd ' ;;
         openssh-server) printf 'ssh ' ;;
+        libvirt-daemon-system) printf 'libvirtd virtlogd virtlockd libvirt-guests ' ;;
         esac
     done
 }
@@ -129,7 +130,7 @@ put_service_guard() {
         {
             printf '#!/bin/sh\n'
             for service in $guarded; do
-                printf 'case $1 in %s | %s.service) exit 101 ;; esac\n' "$service" "$service"
+                printf 'case $1 in %s | %s.*) exit 101 ;; esac\n' "$service" "$service"
             done
         } >/usr/sbin/policy-rc.d
         chmod 755 /usr/sbin/policy-rc.d
