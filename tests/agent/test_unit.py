@@ -31,8 +31,8 @@ def test_unit_lets_the_agent_say_when_it_is_ready_and_never_gives_up(line):
 
 @has_systemd
 def test_service_can_do_little_besides_its_work():
-    """systemd's own score, from 0 (sealed) to 10; 2.3 at the time of writing. Each directive that is left out has
-    its reason in the unit."""
+    """systemd's own score, from 0 (sealed) to 10; 2.3 at the time of writing. Each directive that is left out
+    has its reason in the unit."""
     asked = ["systemd-analyze", "security", "--offline=true", "--threshold=25", "--no-pager", UNIT]
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
