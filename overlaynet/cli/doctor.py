@@ -76,7 +76,7 @@ def doctor(app: App) -> int:
     Exit code 1 if something that everything depends on is missing.
     """
     with app.progress("looking"):
-        found = list(checks(Paths()))
+        found = list(checks(Paths.here()))
     counts = {state: sum(check.state == state for check in found) for state in (OK, WARN, FAIL)}
     members = {**counts, "checks": [asdict(check) for check in found]}
     app.result("Doctor", members, lambda: doctor_text(members), [c.name for c in found if c.state != OK])

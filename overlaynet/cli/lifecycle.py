@@ -77,9 +77,14 @@ def up(
             result = Lab.up(wanted, timeout_s=timeout_s, progress=teller(say))
         else:
             result = building.up(
-                wanted, machines, Paths(), timeout_s=timeout_s, any_network=chosen is None, progress=teller(say)
+                wanted,
+                machines,
+                Paths.here().for_machines,
+                timeout_s=timeout_s,
+                any_network=chosen is None,
+                progress=teller(say),
             )
-    app.named = app.named or len(running_labs(Paths())) > 1
+    app.named = app.named or len(running_labs(Paths.here())) > 1
     items = _hosts(of_lab(Lab.open(result.lab)))
     members = {
         "changes": result.changes,
@@ -101,7 +106,7 @@ def _machines(app: App, file: Path | None, driver: str | None, listed: Path | No
         return Inventory.of_vagrant()
     if listed is not None:
         return Inventory.read(listed)
-    paths = Paths()
+    paths = Paths.here()
     name = app.lab or (Topology.load(file).name if file else DEFAULT_NAME)
     known = load(paths.lab(name)) if name in running_labs(paths) else None
     if known is not None and known.on_machines and driver in (None, known.driver):
@@ -120,7 +125,7 @@ def _topology_on(
     if file is not None:
         return _topology(app, file, hosts, containers)
     name = app.lab or DEFAULT_NAME
-    if containers is None and (known := load(Paths().lab(name))) is not None:
+    if containers is None and (known := load(Paths.here().lab(name))) is not None:
         return known.topology
     return Topology.of_hosts(machines.hosts, name, CONTAINERS if containers is None else containers)
 
@@ -135,7 +140,7 @@ def _topology(app: App, file: Path | None, hosts: int | None, containers: int | 
             )
         return Topology.load(file, app.lab)
     name = app.lab or DEFAULT_NAME
-    if hosts is None and containers is None and (known := load(Paths().lab(name))) is not None:
+    if hosts is None and containers is None and (known := load(Paths.here().lab(name))) is not None:
         return known.topology
     return Topology.simple(name, hosts or HOSTS, CONTAINERS if containers is None else containers)
 
@@ -194,8 +199,9 @@ def down(app: App, keep_logs: bool, force: bool) -> int:
     On machines that is its containers and services; agents, their leases and the network stay. What cannot be
     reached is told, with exit code 1, and stays recorded for the next `down`.
     """
-    paths = Paths()
+    paths = Paths.here()
     name = choose(app.lab, os.environ, paths)
+    paths = paths.home_of(name)
     if name == LOCAL:
         raise UsageError("`down` takes labs down; this machine is a node of a real cluster")
     app.lab = name
@@ -234,11 +240,11 @@ def clean(app: App, yes: bool) -> None:
 
     Lists it first and asks. With -l it is about that lab alone.
     """
-    paths = Paths()
+    paths = Paths.here()
     found = [item for item in leftovers(paths) if not app.named or item.lab == app.lab]
     agreed = bool(found) and (yes or _agreed(app, found))
     for item in found if agreed else ():
-        lifecycle.down(item.lab, paths)
+        lifecycle.down(item.lab, paths.home_of(item.lab))
     members = {"removed": agreed, "items": [item.as_json() for item in found]}
     app.result("Clean", members, lambda: clean_text(found, removed=agreed), [item.lab for item in found])
 

@@ -51,19 +51,20 @@ def trace(
 
 
 def _traced(app: App, expect: str, words: dict[str, Any]) -> tuple[Trace, bytes]:
+    cluster = app.cluster  # machines are called while the rest is imported
     from overlaynet.proof import saved, sessions, tracing
 
     with app.progress("tracing") as say:
         import_s = _since_start()
         proof = tracing.trace(
-            app.cluster,
+            cluster,
             asked(**words),
             expect=expect,
             say=say,
             import_s=import_s,
             timeout_s=app.timeout(sessions.JOB_TIMEOUT_S),
         )
-    return saved.keep(app.cluster, proof)
+    return saved.keep(cluster, proof)
 
 
 def _replayed(file: Path, expect: str | None, words: dict[str, Any]) -> tuple[Trace, bytes]:

@@ -50,7 +50,7 @@ _AGENT = (sys.executable, "-P", "-m", "overlaynet_agent")
 
 def choose_context(lab: str | None, paths: Paths | None = None) -> Cluster:
     """The cluster that is meant. Raises LabChoice, NameInvalid, LabFailed."""
-    paths = paths or Paths()
+    paths = paths or Paths.here()
     name = choose_name(lab, os.environ, paths)
     return LocalCluster(paths) if name == LOCAL else of_lab(Lab.open(name, paths))
 
@@ -66,7 +66,7 @@ def of_lab(lab: Lab) -> LabCluster:
 
 def lab_items(paths: Paths | None = None) -> list[dict[str, Any]]:
     """Running labs as items of `get labs`."""
-    paths = paths or Paths()
+    paths = paths or Paths.here()
     return [_lab_item(name, paths.lab(name)) for name in running_labs(paths)]
 
 

@@ -70,6 +70,7 @@ class MachineCluster(LabCluster):
         self._driver = driver
         self._environ = os.environ if environ is None else environ
         self._asks_etcd = ""
+        driver.begin(host.name for host in lab.hosts)
 
     # --- what machines tell ---
 

@@ -65,12 +65,12 @@ class Lab:
     @classmethod
     def open(cls, name: str, paths: Paths | None = None) -> Lab:
         """A lab by name. Raises LabChoice if there is none, LabFailed if its state cannot be read."""
-        paths = paths or Paths()
+        paths = paths or Paths.here()
         state = load(paths.lab(name))
         if state is None:
             known = ", ".join(running_labs(paths)) or "none"
             raise LabChoice(f"no lab {name!r} is running", evidence=f"running: {known}", next=["overlaynet up"])
-        return cls(name, paths, state)
+        return cls(name, paths.home_of(name), state)
 
     @classmethod
     def up(
@@ -82,7 +82,7 @@ class Lab:
         paths: Paths | None = None,
     ) -> UpResult:
         """Make the lab as the topology says, or find that it is. Raises OverlayErrors."""
-        return lifecycle.up(topology, paths or Paths(), timeout_s=timeout_s, progress=progress)
+        return lifecycle.up(topology, paths or Paths.here(), timeout_s=timeout_s, progress=progress)
 
     @classmethod
     @contextmanager
@@ -90,7 +90,7 @@ class Lab:
         cls, topology: Topology, *, timeout_s: float = UP_TIMEOUT_S, paths: Paths | None = None
     ) -> Iterator[Lab]:
         """The lab, up and converged, for the length of the block. Raises LabChoice if it is up already."""
-        paths = paths or Paths()
+        paths = paths or Paths.here()
         if topology.name in running_labs(paths):
             raise LabChoice(f"lab {topology.name!r} is running already")
         result = cls.up(topology, timeout_s=timeout_s, paths=paths)

@@ -11,11 +11,18 @@ for what lives as long as the lab runs (`/run`, gone after a reboot) and one for
     /var/lib/overlaynet/labs/LAB/lab.json               the same, to be known after a reboot
     /var/lib/overlaynet/labs/LAB/etcd/                  etcd's data
     /var/lib/overlaynet/labs/LAB/hosts/HOST/            {identity,workloads,etcd}.json
+
+A lab of machines has few of these (lab.json, faults.json, traces, and ssh_config beside the second lab.json),
+and takes no rights on this machine. So a user who is not root keeps such labs where the user's files belong
+(XDG Base Directory Specification): $XDG_RUNTIME_DIR/overlaynet and $XDG_STATE_HOME/overlaynet, the latter
+~/.local/state by default. Root's labs are seen by everybody.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from overlaynet.config import PathConfig
@@ -87,10 +94,25 @@ class LabPaths:
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """The two roots under which all labs are."""
+    """The two roots under which all labs are. `own`: besides, those of a user who is not root."""
 
     run_root: Path = _MACHINE.run
     state_root: Path = _MACHINE.state
+    own: Paths | None = field(default=None, kw_only=True)
+
+    @classmethod
+    def here(cls) -> Paths:
+        """All that this user has or sees."""
+        return cls(own=None if os.geteuid() == 0 else _of_user(os.environ, Path.home()))
+
+    @property
+    def for_machines(self) -> Paths:
+        """Where a new lab of machines is kept."""
+        return self.own or self
+
+    def home_of(self, name: str) -> Paths:
+        """The roots that the lab is under."""
+        return self.own if self.own is not None and name in self.own.names() else self
 
     @property
     def agent(self) -> PathConfig:
@@ -102,13 +124,27 @@ class Paths:
         return self.run_root / "labs"
 
     def lab(self, name: str) -> LabPaths:
-        return LabPaths(self.labs / name, self.state_root / "labs" / name)
+        home = self.home_of(name)
+        return LabPaths(home.labs / name, home.state_root / "labs" / name)
 
     def lock(self, name: str) -> Path:
         """Held by whoever changes the lab; outside of its directory, which comes and goes."""
-        return self.labs / f".{name}.lock"
+        return self.home_of(name).labs / f".{name}.lock"
 
     def names(self) -> tuple[str, ...]:
         """Labs that have a state file: running, or left behind by a reboot or a crash."""
         roots = (self.labs, self.state_root / "labs")
-        return tuple(sorted({file.parent.name for root in roots for file in root.glob("*/lab.json")}))
+        found = {file.parent.name for root in roots for file in root.glob("*/lab.json")}
+        return tuple(sorted({*found, *(self.own.names() if self.own else ())}))
+
+
+def _of_user(environ: Mapping[str, str], home: Path) -> Paths:
+    """Relative paths in these variables are invalid, and count for nothing. Without a directory for what ends
+    with the session, all of it is with the durable files."""
+    state = _absolute(environ.get("XDG_STATE_HOME")) or home / ".local" / "state"
+    run = _absolute(environ.get("XDG_RUNTIME_DIR"))
+    return Paths(run / "overlaynet" if run else state / "overlaynet" / "run", state / "overlaynet")
+
+
+def _absolute(text: str | None) -> Path | None:
+    return Path(text) if text and Path(text).is_absolute() else None

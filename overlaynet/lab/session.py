@@ -68,10 +68,21 @@ class ProbeSession:
     def ask(self, job: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """The answer to one job. Raises the error that the probe tells of; LabFailed if it does not answer, or
         MachineUnreachable where ssh tells why."""
+        self.post(job)
+        return self.answer(timeout_s)
+
+    def post(self, job: Mapping[str, Any]) -> None:
+        """Ask without waiting; `answer` waits. Raises LabFailed, or MachineUnreachable."""
         if self._said.closed:
             raise LabFailed(f"the probe on {self._host} was asked after it was ended")
         try:
             _write(self._process, job)
+        except OSError as error:
+            raise self._failed(f"the probe on {self._host} could not be asked", str(error)) from error
+
+    def answer(self, timeout_s: float) -> dict[str, Any]:
+        """The answer to the job that was posted. Raises as `ask`."""
+        try:
             document = json.loads(self._line(time.monotonic() + timeout_s))
         except (OSError, ValueError) as error:
             raise self._failed(f"the probe on {self._host} did not answer", str(error)) from error

@@ -21,12 +21,13 @@ import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from overlaynet.client import TIMEOUT_S
-from overlaynet.errors import LabFailed, MachineUnreachable, OverlayError
+from overlaynet.errors import LabFailed, OverlayError
 from overlaynet.kernel.netns import of_lab
 from overlaynet.kernel.process import tool
 from overlaynet.lab.driver import Completed
@@ -88,6 +89,12 @@ class SshSession(ProbeSession):
     def over(self) -> bool:
         return self._said.closed
 
+    def hang_up(self) -> None:
+        """Let it end."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+
     def _error(self, message: str, reason: str, said: str) -> OverlayError:
         return unreachable(self._ssh.reach(self._host), self._process.returncode, said, reason)
 
@@ -101,8 +108,14 @@ class Desk:
         self._host = host
         self._lock = threading.Lock()
         self._session: SshSession | None = None
-        self._facts: dict[str, Any] | None = None
-        self._error: MachineUnreachable | None = None
+        self._greeted = False
+        self._facts: dict[str, Any] = {}
+        self._error: OverlayError | None = None
+
+    def begin(self) -> None:
+        """Open the session without waiting for it. What is wrong with it is told when it is asked."""
+        with self._lock, suppress(OverlayError):
+            self._begun()
 
     def ask(self, job: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """The answer. Raises MachineUnreachable, and the error that the probe tells of."""
@@ -113,7 +126,6 @@ class Desk:
         """What the machine told of itself when it was first asked. Raises MachineUnreachable."""
         with self._lock:
             self._opened()
-            assert self._facts is not None
             return self._facts
 
     def drop(self) -> None:
@@ -126,17 +138,31 @@ class Desk:
             self._session.close()
             self._session = None
 
+    def hang_up(self) -> None:
+        """Tell the session to end, without waiting for it."""
+        if self._session is not None:
+            self._session.hang_up()
+
     def _opened(self) -> SshSession:
+        """The session, once the machine has told of itself. Raises what keeps it from that, each time."""
+        session = self._begun()
+        if not self._greeted:
+            try:
+                self._facts = session.answer(CONNECT_S + OPEN_S)
+            except OverlayError as error:
+                self._error = error
+                self.close()
+                raise
+            self._greeted = True
+        return session
+
+    def _begun(self) -> SshSession:
         if self._error is not None:
             raise self._error
         if self._session is None or self._session.over:
             session = SshSession(self._ssh, self._host)
-            try:
-                self._facts = session.ask({"op": "host"}, CONNECT_S + OPEN_S)
-            except MachineUnreachable as error:
-                self._error = error
-                raise
-            self._session = session
+            session.post({"op": "host"})
+            self._session, self._greeted = session, False
         return self._session
 
 
@@ -191,6 +217,11 @@ class SshDriver:
     def desk(self, host: str) -> Desk:
         with self._lock:
             return self._desks.setdefault(host, Desk(self.ssh, host))
+
+    def begin(self, hosts: Iterable[str]) -> None:
+        """Open the sessions of these machines, to be asked later."""
+        for host in hosts:
+            self.desk(host).begin()
 
     def reach(self, hosts: Iterable[str]) -> dict[str, dict[str, Any] | OverlayError]:
         """What each machine tells of itself, all asked at once; an error of one is its answer."""
@@ -253,5 +284,8 @@ class SshDriver:
 
 
 def _close_all(desks: Mapping[str, Desk]) -> None:
+    """All are told before any is waited for."""
+    for desk in desks.values():
+        desk.hang_up()
     for desk in desks.values():
         desk.close()

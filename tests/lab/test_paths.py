@@ -1,0 +1,63 @@
+"""Whose labs are where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from overlaynet.lab import paths as module
+from overlaynet.lab import state
+from overlaynet.lab.paths import Paths
+from overlaynet.lab.state import LabState
+from overlaynet.lab.topology import Topology
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Paths:
+    """What a user sees who is not root."""
+    own = Paths(tmp_path / "own" / "run", tmp_path / "own" / "state")
+    return Paths(tmp_path / "run", tmp_path / "state", own=own)
+
+
+def save(paths: Paths, name: str, driver: str = "netns") -> None:
+    state.save(paths.lab(name), LabState(Topology.simple(name, 1, 0), state.boot_id(), driver=driver))
+
+
+def test_roots_are_those_of_the_users_own_files(tmp_path: Path) -> None:
+    environ = {"XDG_RUNTIME_DIR": "/run/user/7", "XDG_STATE_HOME": "/home/u/state"}
+    found = module._of_user(environ, tmp_path)
+    assert (found.run_root, found.state_root) == (
+        Path("/run/user/7/overlaynet"),
+        Path("/home/u/state/overlaynet"),
+    )
+
+
+@pytest.mark.parametrize("environ", [{}, {"XDG_RUNTIME_DIR": "run", "XDG_STATE_HOME": "state"}])
+def test_without_usable_variables_all_is_in_the_home_directory(environ: dict[str, str], tmp_path: Path) -> None:
+    found, base = module._of_user(environ, tmp_path), tmp_path / ".local/state/overlaynet"
+    assert (found.run_root, found.state_root) == (base / "run", base)
+
+
+def test_root_has_one_place_for_all_labs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.os, "geteuid", lambda: 0)
+    assert Paths.here() == Paths()
+    assert Paths.here().for_machines == Paths()
+
+
+def test_a_users_own_labs_and_roots_are_all_seen_and_found(here: Paths) -> None:
+    save(here.for_machines, "mine", "ssh")
+    save(Paths(here.run_root, here.state_root), "roots")
+    assert here.names() == ("mine", "roots")
+    assert here.own is not None
+    assert here.lab("mine").run == here.own.run_root / "labs" / "mine"
+    assert here.lab("roots").run == here.run_root / "labs" / "roots"
+    assert here.lock("mine").parent == here.own.labs
+    assert here.home_of("mine") == here.own
+    assert here.home_of("roots") == here
+
+
+def test_a_new_lab_that_is_none_of_machines_is_where_roots_are(here: Paths) -> None:
+    assert here.lab("new").run == here.run_root / "labs" / "new"
