@@ -50,7 +50,7 @@ def test_name_that_no_host_may_have_is_refused_with_its_line(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "evidence"),
-    [("", "is a host of the lab"), ("Host *\n", "is a host"), ("Include x\n", "not counted")],,
+    [("", "is a host of the lab"), ("Host *\n", "is a host"), ("Include x\n", "not counted")],
 )
 def test_file_without_a_host_is_told(text: str, evidence: str) -> None:
     with pytest.raises(UsageError, match="names no host") as caught:
