@@ -7,9 +7,12 @@
     lab      these, iptables and etcd       agents on three hosts
     interop  these and flanneld             a host handed from flannel to us
 
-`--tier unit,fake` selects; tiers run in the order above, so that the cheapest tells first. The summary
-counts each tier and says how long it took. A tier asked for of which no test ran is a failure: a suite
-that silently skips everything looks as green as one that passes.
+`--tier unit,fake` selects. Files run in the order of the dearest tier that they have a test of, so that the
+cheapest tells first. A file's tests stay together, since one lab serves a whole file: pytest-xdist's workers
+(`-n 2 --dist loadfile`) take whole files.
+
+The summary counts each tier and says how long it took. A tier asked for of which no test ran is a failure: a
+suite that silently skips everything looks as green as one that passes.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -31,10 +35,19 @@ hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, prin
 
 @dataclass(slots=True)
 class Tally:
-    """What became of one tier's tests, and the seconds they took, set-up and clean-up included."""
+    """What became of one tier's tests, and when they were at work, set-up and clean-up included."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
-    seconds: float = 0.0
+    spans: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """How long at least one of them was at work, be it in one worker or in several."""
+        total, until = 0.0, 0.0
+        for start, stop in sorted(self.spans):
+            total += max(stop - max(start, until), 0.0)
+            until = max(stop, until)
+        return total
 
     @property
     def ran(self) -> int:
@@ -44,22 +57,24 @@ class Tally:
 class TierReport:
     """Follows the reports of one run and closes it with one line a tier."""
 
-    def __init__(self, wanted: tuple[str, ...]) -> None:
+    def __init__(self, wanted: tuple[str, ...], whole_suite: bool) -> None:
         self.wanted = wanted
-        self.whole_suite = True
+        self.whole_suite = whole_suite
         self.tallies = {tier: Tally() for tier in wanted}
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         refuse_untiered(items)
-        chosen = sorted((i for i in items if tier_of(i) in self.wanted), key=lambda i: TIERS.index(tier_of(i)))
+        chosen = in_order([item for item in items if tier_of(item) in self.wanted])
         config.hook.pytest_deselected(items=[i for i in items if tier_of(i) not in self.wanted])
         items[:] = chosen
-        self.whole_suite = asks_for_everything(config)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        tally = self.tallies[next(tier for tier in TIERS if tier in report.keywords)]
-        tally.seconds += report.duration
+        tier = next((tier for tier in TIERS if tier in report.keywords), None)
+        if tier is None:
+            return  # made up by pytest-xdist for a worker that died; a failure all the same
+        tally = self.tallies[tier]
+        tally.spans.append((report.start, report.stop))
         if report.failed or report.skipped or report.when == "call":
             tally.outcomes[report.outcome] += 1
 
@@ -85,10 +100,22 @@ def tier_of(item: pytest.Item) -> str:
     return next(tier for tier in TIERS if item.get_closest_marker(tier))
 
 
+def in_order(items: list[pytest.Item]) -> list[pytest.Item]:
+    """By tier, and file by file; among files of a tier those with most tests first, lest one be left at the end
+    that a single worker has to do."""
+    cost: dict[Path, int] = {}
+    for item in items:
+        cost[item.path] = max(cost.get(item.path, 0), TIERS.index(tier_of(item)))
+    count = Counter(item.path for item in items)
+    return sorted(items, key=lambda item: (cost[item.path], -count[item.path], item.path))
+
+
 def refuse_untiered(items: list[pytest.Item]) -> None:
+    """A worker of pytest-xdist can tell why a run must end by this attribute alone."""
     for item in items:
         if sum(item.get_closest_marker(tier) is not None for tier in TIERS) != 1:
-            raise pytest.UsageError(f"{item.nodeid} must have exactly one marker of {', '.join(TIERS)}")
+            item.session.shouldfail = f"{item.nodeid} must have exactly one marker of {', '.join(TIERS)}"
+            items[:] = []
 
 
 def asks_for_everything(config: pytest.Config) -> bool:
@@ -107,4 +134,5 @@ def pytest_configure(config: pytest.Config) -> None:
     if unknown := sorted(set(wanted) - set(TIERS)):
         raise pytest.UsageError(f"no such tier: {', '.join(unknown)}; there are {', '.join(TIERS)}")
     hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
-    config.pluginmanager.register(TierReport(tuple(t for t in TIERS if t in wanted)), "tiers")
+    report = TierReport(tuple(t for t in TIERS if t in wanted), asks_for_everything(config))
+    config.pluginmanager.register(report, "tiers")
