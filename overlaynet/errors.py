@@ -299,11 +299,12 @@ class KernelError(OverlayError):
 
     code = "OVL-500"
 
-    def __init__(self, target: str, errno: int, text: str = "") -> None:
+    def __init__(self, target: str, errno: int, text: str = "", *, next: Sequence[str] = ()) -> None:
         said = f": {text}" if text else ""
         super().__init__(
             f"the kernel refused {target}: {os.strerror(errno)}{said}",
             evidence=f"errno {errno}",
+            next=next,
         )
         self.target = target
         self.errno = errno

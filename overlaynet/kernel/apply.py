@@ -20,7 +20,7 @@ from itertools import groupby
 from typing import TypeAlias
 
 from overlaynet.errors import KernelError, OverlayError
-from overlaynet.kernel import attach, links, parse, sysctl, wire
+from overlaynet.kernel import attach, links, modules, parse, sysctl, wire
 from overlaynet.kernel.handle import Refusal, Rtnl
 from overlaynet.kernel.observe import glance, observe
 from overlaynet.kernel.observe import links as observe_links
@@ -218,7 +218,10 @@ class KernelAdapter:
         underlay = there.get(link.vxlan.underlay) if link.vxlan else None
         if link.vxlan and underlay is None:
             raise KernelError(str(change), errno.ENODEV, f"no underlay {link.vxlan.underlay}")
-        self._do(str(change), links.create(link, underlay.ifindex if underlay else 0))
+        try:
+            self._do(str(change), links.create(link, underlay.ifindex if underlay else 0))
+        except KernelError as error:
+            raise modules.explained(error, device=link.type) from None
         try:
             finishing = [links.modify(link.name, mtu=link.mtu)]
             finishing += [links.add_altname(link.name, link.tag)] if link.tag else []

@@ -13,7 +13,7 @@ from ipaddress import ip_network
 
 from overlaynet.addr import IPAddress
 from overlaynet.errors import KernelError, OverlayError, WorkloadExists
-from overlaynet.kernel import links, wire
+from overlaynet.kernel import links, modules, wire
 from overlaynet.kernel.handle import Rtnl
 from overlaynet.ports import Wiring
 from overlaynet.state import Address, Route
@@ -37,7 +37,10 @@ def attach(rtnl: Rtnl, wiring: Wiring) -> None:
                 evidence=f"{wiring.host_device} was to be its other end",
                 next=["detach the container first"],
             )
-        _do(rtnl, [(f"veth pair {wiring.host_device}", links.veth(wiring))])
+        try:
+            _do(rtnl, [(f"veth pair {wiring.host_device}", links.veth(wiring))])
+        except KernelError as error:
+            raise modules.explained(error, device="veth") from None
         try:
             _do(rtnl, [(f"alt-name {wiring.tag}", links.add_altname(wiring.host_device, wiring.tag))])
             _do(inside, _inner_steps(inside, wiring))

@@ -11,6 +11,7 @@ import errno
 from pathlib import Path, PurePosixPath
 
 from overlaynet.errors import KernelError
+from overlaynet.kernel import modules
 
 PROC_SYS = Path("/proc/sys")
 
@@ -24,12 +25,13 @@ def read(name: str) -> str | None:
 
 
 def write(name: str, value: str) -> None:
-    """Raises KernelError: ENOENT for an unknown setting, EINVAL for a value it will not take."""
+    """Raises KernelError: ENOENT for an unknown setting or a module that is not loaded, EINVAL for a value it
+    will not take."""
     try:
         with _path(name).open("w") as file:
             file.write(value)
     except OSError as error:
-        raise KernelError(f"sysctl {name} = {value}", error.errno or errno.EIO) from error
+        raise modules.explained(KernelError(f"sysctl {name} = {value}", error.errno or errno.EIO)) from error
 
 
 def _path(name: str) -> Path:
