@@ -1,9 +1,9 @@
 """Parts of the kernel that are not there until a module is loaded, and how a refusal for want of one is told.
 
 A kernel loads most of them by itself when it is asked for something that only they can do. It runs modprobe(8)
-then, with all rights, and asks for none of the asker's but those the request needs anyway (request_module(); for
-a kind of device in rtnl_newlink(), net/core/rtnetlink.c). So when it refuses, the module is not installed, is
-blacklisted, or loading was switched off (kernel.modules_disabled).
+then, with all rights, and asks for none of the asker's but those the request needs anyway (request_module();
+for a kind of device in rtnl_newlink(), net/core/rtnetlink.c). So when it refuses, the module is not installed,
+is blacklisted, or loading was switched off (kernel.modules_disabled).
 
 br_netfilter is asked for by nothing: its settings are simply absent without it.
 """
