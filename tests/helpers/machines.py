@@ -345,6 +345,7 @@ def _serve(machine: Machine, directory: Path) -> None:
         "UsePAM no",
         "PrintMotd no",
         "PrintLastLog no",
+        "Subsystem sftp internal-sftp",
     ]
     (machine.directory / "sshd_config").write_text("\n".join(settings) + "\n")
     machine.accept()

@@ -1,0 +1,218 @@
+"""docs/etcd.md as it is typed: from three machines to a secured cluster with agents, and what comes later.
+
+The machines are namespaces with files of their own (`helpers.machines`). What they lack is played: systemctl
+starts and stops etcd and the agent in the way their units do, sudo and apt-get do nothing. Home is this machine
+in the network of a fourth one; ssh and scp find the machines by an inventory. Commands are the page's, in its
+order; each test reads on where the one before it ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.docs import Page, Step, page
+from helpers.etcd import requires_etcd
+from helpers.eventually import eventually
+from helpers.machines import CONFIG, Machine, Machines, bare_machines, requires_machines
+
+from overlaynet.lab.launch import toml
+
+pytestmark = [pytest.mark.lab, requires_etcd, requires_machines]
+
+CLONE = Path(__file__).resolve().parents[2]
+PATIENCE_S = 60.0
+
+SUDO = r"""#!/bin/sh
+if [ "$1" = -u ]; then set -- setpriv --reuid="$2" --regid="$2" --clear-groups -- "$@"; shift 7; fi
+exec env "$@"
+"""
+SYSTEMCTL = r"""#!/bin/sh
+for unit in "$@"; do :; done
+pid=/run/played-$unit.pid
+stop() {
+    [ -f $pid ] || return 0
+    kill "$(cat $pid)" 2>/dev/null
+    while kill -0 "$(cat $pid)" 2>/dev/null; do sleep 0.05; done
+    rm $pid
+}
+begin() { setsid setpriv "$@" </dev/null >>"$log" 2>&1 & echo $! >$pid; }
+start() {
+    case $unit in
+    etcd)
+        log=/var/log/etcd.log
+        install -d -o etcd -g etcd /var/lib/etcd
+        set -a; . /etc/default/etcd; set +a
+        begin --reuid=etcd --regid=etcd --init-groups -- etcd
+        ;;
+    overlaynet-agent)
+        log=/run/overlaynet/agent.log
+        set -- --no-new-privs --bounding-set=-all,+net_admin,+net_raw
+        begin "$@" -- overlaynet-agent run --log-level debug
+        ;;
+    esac
+}
+case $1 in
+start) start ;;
+stop) stop ;;
+restart) stop; start ;;
+enable) ;;
+*) echo "not played: $*" >&2; exit 1 ;;
+esac
+"""
+SSH = '#!/bin/sh\nexec {tool} -F {inventory} "$@"\n'
+
+
+class Reader:
+    """Types what the page says."""
+
+    def __init__(self, machines: Machines, page: Page, where: Path) -> None:
+        *self.machines, self._at_home = machines
+        self.page = page
+        self.home = where / "home"
+        self.bin = where / "bin"
+        for directory in (self.home, self.bin):
+            directory.mkdir()
+        for tool in ("ssh", "scp"):
+            program = shutil.which(tool)
+            self._put(self.bin / tool, SSH.format(tool=program, inventory=machines.inventory))
+        self._put(self.bin / "sudo", SUDO)
+        self._put(self.bin / "apt-get", "#!/bin/sh\n")
+        for machine in machines:
+            for name, text in {"sudo": SUDO, "apt-get": "#!/bin/sh\n", "systemctl": SYSTEMCTL}.items():
+                self._put(machine.path(f"/usr/local/bin/{name}"), text)
+        self._exported = ""
+
+    def _put(self, path: Path, text: str) -> None:
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def read(self, *headings: str) -> None:
+        for step in self.page.of(*headings):
+            self.type(step)
+
+    def type(self, step: Step) -> None:
+        if step.place == "at home":
+            self.at_home(step.commands)
+            return
+        for machine in self.machines:
+            if step.place in ("on each machine", f"on {machine.name}"):
+                self.at(machine, step.commands)
+
+    def at_home(self, commands: str) -> str:
+        """What was exported before still is: it is one terminal."""
+        self._exported += "".join(re.findall(r"^export .*\n", commands, re.M))
+        environ = {**os.environ, "HOME": str(self.home), "PATH": f"{self.bin}:{os.environ['PATH']}"}
+        argv = ["nsenter", f"--target={self._at_home.pid}", "--net", "--", "sh", "-eu"]
+        return self._sh(argv, self._exported + commands, env=environ, cwd=CLONE)
+
+    def at(self, machine: Machine, commands: str) -> str:
+        cd = 'cd "$(getent passwd root | cut -d: -f6)"\n'
+        return self._sh(machine.argv("sh", "-eu"), cd + commands)
+
+    def _sh(self, argv: list[str], commands: str, **more: Any) -> str:
+        done = subprocess.run(
+            argv, input=commands, capture_output=True, text=True, timeout=60, check=False, **more
+        )
+        assert done.returncode == 0, f"{commands}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def write_settings(self, machine: Machine, *fences: int) -> None:
+        """The page's settings of etcd in place of those that are there."""
+        texts = [content for kind, content in self.page.fences if kind == "toml"]
+        settings = tomllib.loads("".join(texts[number] for number in fences))
+        machine.path(CONFIG).write_text(toml({"node": {"interface": "eth0"}, **settings}))
+
+    def settled(self, machine: Machine) -> bool:
+        """Whether the agent is ready, knows all peers and has nothing to complain of."""
+        answer = machine.agent().readiness()
+        assert answer["state"] == "ready", answer
+        leases = json.loads(machine.run("overlaynet", "-l", "local", "get", "leases", "-o", "json"))["items"]
+        return len(leases) == len(self.machines)
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    """Whoever has read the page up to the first network config."""
+    where = tmp_path_factory.mktemp("docs")
+    with bare_machines(where, 4) as machines:
+        made = Reader(machines, page("etcd.md"), where)
+        made.read("Certificates", "Members")
+        eventually(lambda: etcd_serves(made.machines), deadline_s=PATIENCE_S)
+        made.read("Users")
+        steps = made.page.of("Hosts")
+        for step in steps[:-1]:
+            made.type(step)
+        for machine in made.machines:
+            made.write_settings(machine, 0)
+        made.type(steps[-1])
+        made.read("As an operator")
+        for machine in made.machines:
+            machine.wait_for_agent()
+        yield made
+
+
+def etcd_serves(machines: Sequence[Machine]) -> bool:
+    return all(b"ready to serve client requests" in m.path("/var/log/etcd.log").read_bytes() for m in machines)
+
+
+def test_agents_form_a_network(reader: Reader) -> None:
+    for machine in reader.machines:
+        eventually(lambda machine=machine: reader.settled(machine), deadline_s=PATIENCE_S)
+
+
+SERVICE = """\
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{port: 80}]}
+"""
+
+
+def test_agent_may_not_write_a_service_and_an_operator_may(reader: Reader) -> None:
+    machine = reader.machines[0]
+    machine.path("/run/web.yaml").write_text(SERVICE)
+    apply = ("overlaynet", "-l", "local", "apply", "-f", "/run/web.yaml")
+    said = refusal(machine, *apply)
+    assert "error OVL-302: etcd refused to write /overlaynet/services/default/web" in said
+    assert "as the user named in /etc/overlaynet/etcd/client.crt: permission denied" in said
+    operator = [f"OVERLAYNET_ETCD_{name.upper()}=/root/operator/client.{end}" for name, end in PAIR.items()]
+    machine.run("env", *operator, *apply)
+    for other in reader.machines:
+        eventually(lambda other=other: services_of(other) == ["web"], deadline_s=PATIENCE_S)
+
+
+PAIR = {"cert": "crt", "key": "key"}
+
+
+def refusal(machine: Machine, *argv: str) -> str:
+    done = subprocess.run(machine.argv(*argv), capture_output=True, text=True, timeout=60, check=False, cwd="/")
+    assert done.returncode == 3, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def services_of(machine: Machine) -> list[str]:
+    document = json.loads(machine.run("overlaynet", "-l", "local", "get", "services", "-o", "json"))
+    return [item["name"] for item in document["items"]]
+
+
+def test_container_is_attached_under_the_agents_role(reader: Reader) -> None:
+    machine, other = reader.machines[:2]
+    machine.run("ip", "netns", "add", "web")
+    machine.run("overlaynet", "-l", "local", "attach", "web", "--netns", "web", "--label", "app=web")
+    eventually(lambda: "web" in containers_of(other), deadline_s=PATIENCE_S)
+    machine.run("overlaynet", "-l", "local", "detach", "web")
+    eventually(lambda: "web" not in containers_of(other), deadline_s=PATIENCE_S)
+
+
+def containers_of(machine: Machine) -> list[str]:
+    state = machine.agent().get("/v1/state")
+    return re.findall(r'"name": ?"(\w+)"', json.dumps(state))
