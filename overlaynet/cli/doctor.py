@@ -18,7 +18,9 @@ from typing import Any
 
 import click
 
+from overlaynet.cli import surroundings
 from overlaynet.cli.app import App, pass_app, shared
+from overlaynet.cli.checks import FAIL, OK, WARN, Check
 from overlaynet.cli.leftovers import leftovers
 from overlaynet.cli.output import member, table
 from overlaynet.errors import OverlayError
@@ -30,20 +32,9 @@ from overlaynet.lab.paths import Paths
 from overlaynet.lab.state import running_labs
 from overlaynet.state import VxlanGuard
 
-OK, WARN, FAIL = "ok", "warn", "fail"
 _SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 _OLDEST_KERNEL = (5, 7)
 """Older ones get the checksum of VXLAN packets wrong when the underlay offloads it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was looked at. `next` is a command that may help, or None."""
-
-    name: str
-    state: str
-    detail: str
-    next: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +93,7 @@ def checks(paths: Paths) -> Iterator[Check]:
     if netns.can_make_and_enter():
         yield from _features()
     yield _nftables()
+    yield from surroundings.checks()
     yield _user_namespaces()
     yield _labs(paths)
     yield _leftovers(paths)
