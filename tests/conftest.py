@@ -6,6 +6,8 @@
     kernel   capabilities, iproute2         a route written in a namespace of the test's own
     lab      these, iptables and etcd       agents on three hosts
     interop  these and flanneld             a host handed from flannel to us
+    vm       qemu, and a box of Debian 12   the agent as a service of machines that are booted
+    vagrant  these, Vagrant and libvirt     the same by `vagrant up`; only where it is asked for
 
 `--tier unit,fake` selects. Files run in the order of the dearest tier that they have a test of, so that the
 cheapest tells first. A file's tests stay together, since one lab serves a whole file: pytest-xdist's workers
@@ -13,6 +15,8 @@ cheapest tells first. A file's tests stay together, since one lab serves a whole
 
 The summary counts each tier and says how long it took. A tier asked for of which no test ran is a failure: a
 suite that silently skips everything looks as green as one that passes.
+
+What a test measured (`record_property`) is printed before that: figures are told, never asserted.
 """
 
 from __future__ import annotations
@@ -25,7 +29,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-TIERS = ("unit", "fake", "kernel", "lab", "interop")
+TIERS = ("unit", "fake", "kernel", "lab", "interop", "vm", "vagrant")
+ON_REQUEST = ("vagrant",)
 
 # A deadline is a wall-clock assertion, and shared machines break those. In CI the examples are the same
 # each time, so that a failure belongs to the change under test.
@@ -61,6 +66,7 @@ class TierReport:
         self.wanted = wanted
         self.whole_suite = whole_suite
         self.tallies = {tier: Tally() for tier in wanted}
+        self.figures: list[tuple[str, object]] = []
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -73,6 +79,7 @@ class TierReport:
         tier = next((tier for tier in TIERS if tier in report.keywords), None)
         if tier is None:
             return  # made up by pytest-xdist for a worker that died; a failure all the same
+        self.figures += report.user_properties if report.when == "teardown" else []
         tally = self.tallies[tier]
         tally.spans.append((report.start, report.stop))
         if report.failed or report.skipped or report.when == "call":
@@ -84,6 +91,10 @@ class TierReport:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.figures:
+            terminalreporter.section("measured")
+        for name, value in self.figures:
+            terminalreporter.line(f"{name:<64}{value}")
         terminalreporter.section("tiers")
         for tier, tally in self.tallies.items():
             counts = ", ".join(f"{n} {outcome}" for outcome, n in sorted(tally.outcomes.items())) or "no test"
@@ -130,7 +141,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    wanted = tuple((config.option.tier or ",".join(TIERS)).split(","))
+    wanted = tuple((config.option.tier or ",".join(t for t in TIERS if t not in ON_REQUEST)).split(","))
     if unknown := sorted(set(wanted) - set(TIERS)):
         raise pytest.UsageError(f"no such tier: {', '.join(unknown)}; there are {', '.join(TIERS)}")
     hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")

@@ -1,0 +1,493 @@
+"""The agent as a service of three booted machines: Debian's kernel, systemd as process 1, nothing prepared.
+
+The tests are one story and run in this order: machines just booted, made nodes, a lab on them, what others on
+such machines do to the overlay, an upgrade, a reboot, and away with it. Each leaves the cluster whole for the
+next. What was measured is printed at the end of the run (`record_property`); times are told, never asserted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_interface
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.eventually import eventually
+from helpers.lab import lab_name
+from helpers.vm_cluster import (
+    THERE,
+    UNIT,
+    Took,
+    agent_says,
+    changed_wheels,
+    devices,
+    failed_units,
+    journal,
+    main_pid,
+    make_wheels,
+    on_all,
+    problems,
+    provision,
+    send,
+    subnet,
+    timed,
+    unit,
+    vtep_mac,
+    wait_until_ready,
+)
+from helpers.vm_traffic import Traffic, inside, traffic
+from helpers.vms import NAT_ADDRESS, Vm, Vms, build_box, requires_vms, vms
+
+pytestmark = [pytest.mark.vm, requires_vms, pytest.mark.timeout(900)]
+
+NET_ADMIN_AND_NET_RAW = 1 << 12 | 1 << 13
+"""capabilities(7); bit numbers from linux/capability.h."""
+EXPOSURE_BOUND = 3.0
+"""`systemd-analyze security`: of 10; a service without any restriction has 9.6."""
+SETTINGS = "/etc/overlaynet/agent.toml"
+BRIDGE_NF = "net.bridge.bridge-nf-call-iptables"
+VIP, SCTP_VIP = "10.112.0.10", "10.112.0.11"
+
+TOPOLOGY = """
+apiVersion: overlaynet/v1
+kind: Lab
+name: machines
+hosts: [{name: node-1}, {name: node-2}, {name: node-3}]
+containers:
+  - name: web-1
+    host: node-1
+    labels: {app: web}
+    ports: [80]
+    probe: &probe {tcp: {port: 80}, period_s: 1}
+    command: [python3, -c, &server "
+import http.server, socket, sys, threading
+
+class Hello(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(sys.argv[1].encode())
+
+    def log_message(self, *words):
+        pass
+
+def sctp():
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP) as listening:
+        listening.bind(('', 7))
+        listening.listen()
+        while True:
+            connection, _ = listening.accept()
+            connection.sendall(sys.argv[1].encode())
+            connection.close()
+
+threading.Thread(target=sctp, daemon=True).start()
+http.server.ThreadingHTTPServer(('', 80), Hello).serve_forever()
+", web-1]
+  - name: web-2
+    host: node-2
+    labels: {app: web}
+    ports: [80]
+    probe: *probe
+    command: [python3, -c, *server, web-2]
+  - {name: client-1, host: node-3, labels: {app: client}}
+services:
+  - apiVersion: v1
+    kind: Service
+    metadata: {name: web}
+    spec: {clusterIP: 10.112.0.10, selector: {app: web}, ports: [{port: 80}]}
+  - apiVersion: v1
+    kind: Service
+    metadata: {name: echo}
+    spec: {clusterIP: 10.112.0.11, selector: {app: web}, ports: [{port: 7, protocol: SCTP}]}
+"""
+
+# --- the machines, the cluster, the lab -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict[str, object]:
+    """What fixtures measured, until a test tells it."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory, figures: dict[str, object]) -> Iterator[Vms]:
+    """Booted and reached by ssh, and nothing more."""
+    began = time.monotonic()
+    box = build_box()
+    figures["box: the wait for it (it is built once, beside other work)"] = seconds(time.monotonic() - began)
+    began = time.monotonic()
+    with vms(tmp_path_factory.mktemp("vms"), box) as booted:
+        figures["boot to ssh and private network, three beside each other"] = seconds(time.monotonic() - began)
+        for vm in booted:
+            figures[f"boot of {vm.name}, of the processor"] = seconds(vm.cpu_s)
+        yield booted
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_wheels(tmp_path_factory.mktemp("wheels") / "wheels")
+
+
+@pytest.fixture(scope="module")
+def cluster(machines: Vms, wheels: Path, figures: dict[str, object]) -> Vms:
+    """Made nodes by provision.sh."""
+    send(machines, wheels)
+    for name, cost in provision(machines).items():
+        figures[f"install to READY on {name}"] = cost
+    return machines
+
+
+@dataclass
+class MachineLab:
+    """A lab on the machines, asked through `overlaynet … --lab NAME`."""
+
+    cluster: Vms
+    name: str
+    topology: Path
+    made: bool = False
+
+    def __call__(self, *words: str) -> tuple[int, dict[str, Any]]:
+        """One command line as an operator types it; its exit code and document."""
+        command = [Path(sys.executable).with_name("overlaynet"), *words, "-l", self.name, "-o", "json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert done.stdout, done.stderr
+        return done.returncode, json.loads(done.stdout)
+
+    def up(self) -> dict[str, Any]:
+        inventory = ["--driver", "ssh", "--inventory", str(self.cluster.inventory)]
+        code, document = self("up", str(self.topology), *([] if self.made else inventory), "--timeout", "120")
+        assert code == 0, document
+        self.made = True
+        return document
+
+    def inside(self, container: str) -> str:
+        return f"ovl-{self.name}-{container}"
+
+    @contextmanager
+    def traffic(self) -> Iterator[Traffic]:
+        """From node-3's container: pings to that of node-1, calls to the virtual IP of both servers."""
+        client, target = self.cluster["node-3"], self.address("web-1")
+        with traffic(client, self.inside("client-1"), ping=target, call=VIP) as seen:
+            yield seen
+
+    def address(self, container: str) -> str:
+        _, document = self("get", "containers")
+        return str(next(item["ips"][0] for item in document["items"] if item["name"] == container))
+
+
+@pytest.fixture(scope="module")
+def lab(cluster: Vms, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MachineLab]:
+    made = MachineLab(cluster, lab_name("vm"), tmp_path_factory.mktemp("lab") / "machines.yaml")
+    made.topology.write_text(TOPOLOGY)
+    made.up()
+    try:
+        yield made
+    finally:
+        if made.made:
+            made("down", "--yes")
+
+
+def call(lab: MachineLab) -> str:
+    """Who answered one call of the virtual IP, made by the container on node-3."""
+    asking = f"import urllib.request as r; print(r.urlopen('http://{VIP}/', timeout=20).read().decode())"
+    return inside(lab.cluster["node-3"], lab.inside("client-1"), "python3", "-c", asking).strip()
+
+
+def modules(vm: Vm) -> set[str]:
+    """Those that are loaded."""
+    return {line.split()[0] for line in vm.run("lsmod").splitlines()[1:]}
+
+
+def conflicts(*machines: Vm) -> list[dict[str, Any]]:
+    """What their agents may not claim, for another has it."""
+    return [problem for vm in machines for problem in problems(vm) if problem["code"] == "OVL-404"]
+
+
+def lost_nothing(seen: Traffic) -> None:
+    assert seen.sent > 10
+    assert seen.calls > 10
+    assert (seen.lost, seen.failures) == (0, [])
+
+
+def seconds(value: float) -> str:
+    return f"{value:6.1f} s"
+
+
+# --- just booted ----------------------------------------------------------------------------------
+
+
+def test_three_machines_have_nothing_in_common_but_the_nat_cards_address(
+    machines: Vms, figures, record_property
+):
+    for name, value in figures.items():
+        record_property(name, value)
+    own = (
+        "cat /etc/machine-id",
+        "cat /etc/ssh/ssh_host_ed25519_key.pub",
+        "cat /proc/sys/kernel/random/boot_id",
+    )
+    for command in own:
+        assert len({vm.sh(command) for vm in machines}) == 3, command
+    for vm in machines:
+        assert vm.run("hostname").strip() == vm.name
+        assert f"{NAT_ADDRESS}/24" in vm.run("ip", "-4", "address", "show", "dev", "eth0")
+        assert failed_units(vm) == ""
+    first, second, third = machines
+    first.run("ping", "-c1", "-W5", second.address)
+    first.run("ping", "-c1", "-W5", third.address)
+
+
+def test_a_machine_that_was_just_booted_has_none_of_the_modules(machines: Vms):
+    assert not modules(machines["node-1"]) & {"vxlan", "br_netfilter", "bridge", "nf_tables", "sctp"}
+
+
+# --- the service ----------------------------------------------------------------------------------
+
+
+def test_service_is_active_and_systemd_was_told_so_by_the_agent(cluster: Vms, figures, record_property):
+    for name in [name for name in figures if name.startswith("install")]:
+        record_property(name, figures[name])
+    for vm in cluster:
+        said = unit(vm, "Type", "ActiveState", "UnitFileState", "NRestarts", "StatusText")
+        assert (said["Type"], said["ActiveState"], said["UnitFileState"]) == ("notify", "active", "enabled")
+        assert said["NRestarts"] == "0", journal(vm)
+        assert {"vxlan", "br_netfilter"} <= modules(vm)
+        assert failed_units(vm) == ""
+
+
+def test_running_agent_has_two_capabilities(cluster: Vms):
+    vm = cluster["node-2"]
+    status = vm.run("cat", f"/proc/{main_pid(vm)}/status")
+    held = {name: int(bits, 16) for name, bits in re.findall(r"^Cap(\w+):\s+(\w+)$", status, re.MULTILINE)}
+    assert (held["Prm"], held["Eff"], held["Bnd"]) == (NET_ADMIN_AND_NET_RAW,) * 3
+    assert (held["Inh"], held["Amb"]) == (0, 0)
+    assert re.search(r"^NoNewPrivs:\s+1$", status, re.MULTILINE)
+
+
+def test_systemd_finds_little_exposed(cluster: Vms, record_property):
+    said = cluster["node-2"].run("systemd-analyze", "security", "--no-pager", UNIT)
+    score = float(re.search(r"exposure level for \S+: ([\d.]+)", said)[1])
+    record_property("systemd-analyze security (10 is worst)", score)
+    assert score < EXPOSURE_BOUND, said
+
+
+def test_journal_has_fields(cluster: Vms):
+    shown = cluster["node-2"].run(
+        "journalctl", "--no-pager", f"--unit={UNIT}", "-o", "json", "OVERLAYNET_LOGGER"
+    )
+    entries = [json.loads(line) for line in shown.splitlines()]
+    assert entries
+    for entry in entries:
+        assert {"MESSAGE", "PRIORITY", "CODE_FILE", "OVERLAYNET_LOGGER"} <= entry.keys()
+        assert entry["SYSLOG_IDENTIFIER"] == "overlaynet-agent"
+    assert [entry["OVERLAYNET_NODE"] for entry in entries if "OVERLAYNET_NODE" in entry][:1] == ["node-2"]
+
+
+def test_nat_card_is_refused_where_no_interface_is_set(cluster: Vms):
+    """Left to itself an agent takes the device of the default route, which has one address in all machines."""
+    two = (cluster["node-2"], cluster["node-3"])
+    forget = f"sed -i.kept /^interface_regex/d {SETTINGS}; systemctl restart {UNIT}"
+    remember = f"mv {SETTINGS}.kept {SETTINGS}; systemctl restart {UNIT}"
+    on_all(two, lambda vm: vm.sh(forget))
+    try:
+        refused = eventually(
+            lambda: [p for vm in two for p in problems(vm) if p["code"] == "OVL-404"], deadline_s=180
+        )
+    finally:
+        on_all(two, lambda vm: vm.sh(remember))
+    assert NAT_ADDRESS in f"{refused[0]['message']} {refused[0]['evidence']}"
+    assert any("node.interface" in step for step in refused[0]["next"])
+    on_all(two, wait_until_ready)
+    eventually(lambda: {len(agent_says(vm, "/v1/status")["peers"]) for vm in cluster} == {2}, deadline_s=120)
+
+
+# --- the overlay ----------------------------------------------------------------------------------
+
+
+def test_every_container_reaches_every_other(lab: MachineLab, record_property):
+    code, mesh = lab("verify", "mesh")
+    record_property("pairs of containers that reach each other", f"{mesh['passed']}/{mesh['total']}")
+    assert (code, mesh["passed"], mesh["failed"], mesh["inconclusive"]) == (0, 6, 0, 0)
+
+
+def test_virtual_ip_is_answered_across_machines(lab: MachineLab):
+    answered = {call(lab) for _ in range(20)}
+    assert answered == {"web-1", "web-2"}
+
+
+def test_trace_across_machines_is_proved(lab: MachineLab, record_property):
+    for target in ("web-1", "svc/web"):
+        code, trace = lab("trace", "client-1", target)
+        assert (code, trace["verdict"]) == (0, "proved"), trace
+        record_property(f"trace client-1 {target}: PROVED in", seconds(trace["timing"]["total_s"]))
+    crossed = [(hop["host"], hop["iface"]) for hop in trace["forward"]]
+    assert ("node-3", "eth1") in crossed
+    assert "vxlan" in json.dumps([hop["outer"] for hop in trace["forward"]]).lower()
+
+
+def test_service_by_sctp(lab: MachineLab):
+    """The kernel loads the module for whoever opens such a socket."""
+    asking = (
+        "import socket\n"
+        "with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP) as calling:\n"
+        "    calling.settimeout(20)\n"
+        f"    calling.connect(('{SCTP_VIP}', 7))\n"
+        "    print(calling.recv(100).decode())\n"
+    )
+    client = lab.cluster["node-3"]
+    answered = {inside(client, lab.inside("client-1"), "python3", "-c", asking).strip() for _ in range(12)}
+    assert answered == {"web-1", "web-2"}
+
+
+# --- others on such machines ----------------------------------------------------------------------
+
+
+def test_dockers_policy_for_forwarded_packets_does_not_stop_the_overlay(lab: MachineLab):
+    for vm in lab.cluster:
+        vm.run("iptables", "-P", "FORWARD", "DROP")
+    try:
+        with lab.traffic() as seen:
+            assert {call(lab) for _ in range(10)} <= {"web-1", "web-2"}
+    finally:
+        for vm in lab.cluster:
+            vm.run("iptables", "-P", "FORWARD", "ACCEPT")
+    lost_nothing(seen)
+
+
+def test_systemd_and_udev_leave_our_devices_and_routes_alone(lab: MachineLab):
+    before = {vm.name: devices(vm) for vm in lab.cluster}
+    with lab.traffic() as seen:
+        for vm in lab.cluster:
+            vm.sh(
+                "networkctl reload; systemctl restart systemd-networkd; systemctl restart systemd-udevd;"
+                "udevadm trigger --subsystem-match=net --action=add; udevadm settle; sysctl --system >/dev/null"
+            )
+    lost_nothing(seen)
+    assert {vm.name: devices(vm) for vm in lab.cluster} == before
+
+
+def test_bridged_frames_pass_iptables_again_after_somebody_stopped_that(lab: MachineLab):
+    vm = lab.cluster["node-1"]
+    vm.run("sysctl", "--write", f"{BRIDGE_NF}=0")
+    eventually(lambda: vm.run("sysctl", "--values", BRIDGE_NF).strip() == "1", deadline_s=180)
+
+
+def test_module_that_somebody_unloaded_is_named_with_what_to_type(lab: MachineLab):
+    """Nothing asks for br_netfilter, so nothing loads it again."""
+    vm = lab.cluster["node-1"]
+    vm.run("modprobe", "-r", "br_netfilter")
+    problem = eventually(lambda: [p for p in problems(vm) if "br_netfilter" in p["message"]], deadline_s=180)[0]
+    assert problem["next"][0] == "modprobe br_netfilter"
+    vm.run("modprobe", "br_netfilter")
+    eventually(lambda: problems(vm) == [], deadline_s=180)
+    assert vm.run("sysctl", "--values", BRIDGE_NF).strip() == "1"
+
+
+def test_traffic_goes_on_while_agents_hang_and_die(lab: MachineLab, record_property):
+    first, second, third = lab.cluster
+    before = {vm.name: main_pid(vm) for vm in lab.cluster}
+    with lab.traffic() as seen:
+        hung = time.monotonic()
+        second.run("kill", "-STOP", str(before[second.name]))
+        first.run("kill", "-KILL", str(before[first.name]))
+        third.run("systemctl", "restart", "systemd-journald")
+        for vm in (first, second):
+            eventually(lambda vm=vm: main_pid(vm) not in (0, before[vm.name]), deadline_s=180)
+            wait_until_ready(vm)
+        record_property("an agent that hangs: READY again after", seconds(time.monotonic() - hung))
+    lost_nothing(seen)
+    assert "Watchdog timeout" in journal(second, 60)
+    assert main_pid(third) == before[third.name]
+
+
+def test_agent_writes_to_the_journal_that_was_restarted(lab: MachineLab):
+    vm = lab.cluster["node-3"]
+    vm.run("systemctl", "reload", UNIT)
+    eventually(lambda: "settings" in journal(vm, 5), deadline_s=60)
+
+
+# --- an upgrade, a reboot, the end ----------------------------------------------------------------
+
+
+def test_an_upgrade_loses_no_packet_and_no_call(lab: MachineLab, wheels, tmp_path, record_property):
+    before = {vm.name: vm.run("readlink", "/usr/local/bin/overlaynet-agent") for vm in lab.cluster}
+    pids = {vm.name: main_pid(vm) for vm in lab.cluster}
+    send(lab.cluster, changed_wheels(wheels, tmp_path / "newer"))
+    cost: dict[str, Took] = {}
+
+    def upgrade(vm: Vm) -> None:
+        with timed(vm, lambda took: cost.update({vm.name: took})):
+            vm.run(f"{THERE}/wheels/install")
+            wait_until_ready(vm)
+
+    with lab.traffic() as seen:
+        on_all(lab.cluster.machines, upgrade)
+    for vm in lab.cluster:
+        record_property(f"upgrade to READY on {vm.name}", cost[vm.name])
+        assert main_pid(vm) != pids[vm.name]
+        now = vm.run("readlink", "/usr/local/bin/overlaynet-agent")
+        assert now != before[vm.name]
+        vm.run("test", "-x", before[vm.name].strip())  # the one before is kept
+    record_property("upgrade of all: pings sent, lost", f"{seen.sent}, {seen.lost}")
+    record_property("upgrade of all: calls of a VIP, failed", f"{seen.calls}, {len(seen.failures)}")
+    lost_nothing(seen)
+    assert seen.made.keys() == {"web-1", "web-2"}  # neither was drained
+
+
+def test_a_reboot_brings_back_the_same_subnet_and_mac_and_the_lab_what_it_lost(
+    lab: MachineLab, record_property
+):
+    vm, witness = lab.cluster["node-2"], lab.cluster["node-3"]
+    before = (subnet(vm), vtep_mac(vm))
+    vtep = str(ip_interface(before[0]).network.network_address)
+    with (
+        traffic(witness, lab.inside("client-1"), ping=vtep) as seen,
+        timed(vm, lambda cost: record_property("reboot to READY", cost)),
+    ):
+        vm.reboot()
+        wait_until_ready(vm)
+    record_property(
+        "reboot: between two answers of the subnet's first address", seconds(seen.longest_silence_s)
+    )
+    assert (subnet(vm), vtep_mac(vm)) == before
+    assert failed_units(vm) == ""
+
+    # A namespace does not outlive its kernel. The service goes on without what was in it, and up makes it anew.
+    assert lab.inside("web-2") not in vm.run("ip", "netns", "list")
+    eventually(lambda: {call(lab) for _ in range(5)} == {"web-1"}, deadline_s=120)
+    assert lab.up()["changes"] > 0
+    code, mesh = lab("verify", "mesh")
+    assert (code, mesh["passed"]) == (0, 6), mesh
+    eventually(lambda: {call(lab) for _ in range(10)} == {"web-1", "web-2"}, deadline_s=120)
+
+
+def test_down_takes_back_what_the_lab_brought_and_leaves_the_agents(lab: MachineLab):
+    code, _ = lab("down", "--yes")
+    lab.made = code != 0
+    assert code == 0
+    for vm in lab.cluster:
+        assert lab.name not in vm.run("ip", "netns", "list")
+        status = agent_says(vm, "/v1/status")
+        assert (status["agent"]["state"], status["containers"]) == ("ready", [])
+
+
+def test_uninstalling_leaves_nothing(cluster: Vms):
+    vm = cluster["node-3"]
+    vm.run("overlaynet", "agent", "uninstall", "--purge", "--yes")
+    assert unit(vm, "LoadState") == {"LoadState": "not-found"}
+    left = vm.sh(f"find / /run -xdev \\( -name '*overlaynet*' -o -name '*flannel*' \\) -not -path '{THERE}*'")
+    assert left == ""
+    assert not {"flannel.1", "cni0"} & set(vm.run("ls", "/sys/class/net").split())
+    assert "10.244." not in vm.sh("ip route; ip rule; ip address")
+    assert "OVL" not in vm.sh("iptables-save; nft list ruleset")
+    assert failed_units(vm) == ""
+    vm.run("modprobe", "-r", "vxlan", "br_netfilter")  # nobody uses them any more
