@@ -2,19 +2,15 @@
 
 A kind turns the words it was asked for with into a `Damage`. It asks the `Ground` what there is, refuses a
 target that is not there and names those that are, and touches nothing.
-
-What happens between hosts is put where on real machines nobody can look either: into the underlay's own
-namespace, where bridged packets are led past its packet filter. So no host has an entry that tells of it, and
-it shows in what arrives and what does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
+from dataclasses import dataclass, replace
+from ipaddress import ip_address, ip_network
 from itertools import product
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 from overlaynet.addr import MIN_MTU_BYTES, IPAddress, IPNetwork, Mac, vtep_address
 from overlaynet.core.jsonstate import key_text
@@ -26,15 +22,13 @@ from overlaynet.firewall.compare import hooks_in
 from overlaynet.lab.converge import (
     ETCD,
     OUTSIDE_PLACE,
-    UNDERLAY_PLACE,
     agent_of,
-    cables,
     command_of,
     helper_of,
-    places,
 )
+from overlaynet.lab.faultground import Ground
 from overlaynet.lab.faultrecords import MTU, UP, Damage, Edit, Entry, Held, LinkChange, rule_change
-from overlaynet.lab.topology import ETCD_ADDRESS, OUTSIDE_ADDRESS, UNDERLAY, Host, Topology
+from overlaynet.lab.topology import Host
 from overlaynet.state import (
     KERNEL_PROTOCOL,
     MAIN_TABLE,
@@ -58,27 +52,8 @@ NOBODYS_MAC = Mac.parse("02:00:00:00:00:99")
 LOCAL_TABLE = 255
 MAX_MTU = 65_535
 FORWARDING = "net/ipv4/ip_forward"
-BRIDGED = "net/bridge/bridge-nf-call-iptables"
-"""Whether bridged IPv4 packets go through the packet filter; of each namespace since Linux 5.3."""
 STRICT = "1"
 """rp_filter: a packet must come in where its answer would go out (ip-sysctl.rst, RFC 3704 section 2.2)."""
-
-
-class Ground(Protocol):
-    """What is there to be broken."""
-
-    @property
-    def topology(self) -> Topology:
-        """The lab as it was last built."""
-
-    def look(self, place: str, sysctls: Sequence[str] = ()) -> KernelState:
-        """Everything in a place's tables. Raises NotFound, KernelError."""
-
-    def rules(self, place: str) -> RuleSet:
-        """Its packet filter. Raises NotFound, FirewallError."""
-
-    def ips(self, container: str) -> Sequence[IPAddress]:
-        """The addresses of a container; none if it is not wired."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +92,12 @@ def plan(ground: Ground, kind: str, request: Request) -> Damage:
         raise UsageError(
             f"there is no kind of fault {kind!r}",
             evidence="kinds: " + ", ".join(KINDS),
+            next=["overlaynet break --list"],
+        )
+    if (reason := ground.barred.get(kind)) is not None:
+        raise UsageError(
+            f"{kind} is no fault for lab {ground.topology.name}",
+            evidence=reason,
             next=["overlaynet break --list"],
         )
     if request.replaces and not found.replaces:
@@ -165,7 +146,7 @@ def _host(ground: Ground, name: str) -> str:
 
 
 def _anywhere(ground: Ground, name: str) -> str:
-    return _place(ground, name, places(ground.topology), "place")
+    return _place(ground, name, ground.places, "place")
 
 
 def _host_of(ground: Ground, place: str) -> str | None:
@@ -192,35 +173,31 @@ def _link(ground: Ground, place: str, device: str) -> LinkInfo:
 
 
 def _point(ground: Ground, text: str) -> tuple[str, str]:
-    """A place and its interface: as it is said, of a container `eth0`, of all else the underlay's end of its
-    cable."""
+    """A place and its interface: as it is said, of a container `eth0`, of all else where its cable is."""
     name, colon, device = text.partition(":")
     place = _anywhere(ground, name)
     if colon:
         return place, device
     if place in {c.name for c in ground.topology.containers}:
         return place, "eth0"
-    ports = {cable.place: cable.port for cable in cables(ground.topology)}
-    if place not in ports:
+    if (cable := ground.cable(place)) is None:
         raise UsageError(f"which interface of {place}?", next=[f"overlaynet exec {place} -- ip -br link"])
-    return UNDERLAY_PLACE, ports[place]
+    return cable
 
 
 def _address(ground: Ground, name: str) -> IPAddress:
     """The address of a container, host, or of etcd or outside; or the one that is written there."""
-    if name in (host := _hosts(ground)):
-        return host[name].underlay_ip
-    if name in (own := {ETCD: ETCD_ADDRESS, OUTSIDE_PLACE: OUTSIDE_ADDRESS}):
-        return own[name]
+    if (known := ground.address(name)) is not None:
+        return known
     if ips := ground.ips(name):
         return ips[0]
     try:
         return ip_address(name)
     except ValueError:
-        known = [*host, *(c.name for c in ground.topology.containers)]
+        named = [*_hosts(ground), *(c.name for c in ground.topology.containers)]
         raise NotFound(
             f"{name!r} is no address, and no host or wired container of lab {ground.topology.name}",
-            evidence="hosts and containers: " + ", ".join(known),
+            evidence="hosts and containers: " + ", ".join(named),
             next=["overlaynet get containers"],
         ) from None
 
@@ -310,17 +287,18 @@ def _other_end(ground: Ground, text: str) -> Iterable[tuple[str, LinkInfo]]:
 def _plan_node(ground: Ground, request: Request) -> Damage:
     host = _host(ground, request.words[0])
     containers = ground.topology.containers_on(host)
-    port = next(cable.port for cable in cables(ground.topology) if cable.place == host)
+    cable = ground.cable(host)
+    assert cable is not None
     links = ground.look(host).links.values()
     devices = {link.name for link in links if link.up and link.type != "loopback" and link.name != "eth0"}
     commands = [command_of(c.name) for c in containers if c.command]
     helpers = [helper_of(c.name) for c in containers if c.needs_helper]
     return Damage(
         object=f"host {host}",
-        touches=(f"{UNDERLAY_PLACE} link {port}", agent_of(host)),
+        touches=(f"{cable[0]} link {cable[1]}", agent_of(host)),
         host=host,
         links=(
-            LinkChange(UNDERLAY_PLACE, port, UP, 1, 0),
+            LinkChange(*cable, UP, 1, 0),
             *(LinkChange(host, device, UP, 1, 0) for device in sorted(devices)),
         ),
         entries=tuple(_lost(ground, host, devices)),
@@ -354,8 +332,8 @@ def _plan_route(ground: Ground, request: Request) -> Damage:
 
 def _destination(ground: Ground, name: str) -> tuple[IPNetwork | None, IPAddress | None]:
     """A network whose own route is meant, or an address whose best route is."""
-    if name in (hosts := _hosts(ground)):
-        return ground.topology.subnet(hosts[name]), None
+    if name in _hosts(ground):
+        return ground.subnet(name), None
     try:
         network = ip_network("0.0.0.0/0" if name == "default" else name)
     except ValueError:
@@ -374,22 +352,15 @@ def _detour(ground: Ground, route: Route, request: Request) -> Route | None:
             f"{describe(route)} has no next hop that could be a wrong one",
             next=[f"overlaynet break route {' '.join(request.words)} --to ADDR"],
         )
-    within = route.via in UNDERLAY
-    return route._replace(via=_nobody(ground) if within else route.dst.broadcast_address - 1)
+    within = ground.is_underlay(route.via)
+    return route._replace(via=ground.nobody() if within else route.dst.broadcast_address - 1)
 
 
 def _other_hop(ground: Ground, route: Route, name: str) -> IPAddress:
     """Of a host its VXLAN device's address for a route that leads there now, else the underlay's."""
-    host = _hosts(ground).get(name)
-    if host is not None and route.via is not None and route.via not in UNDERLAY:
-        return vtep_address(ground.topology.subnet(host))
+    if name in _hosts(ground) and route.via is not None and not ground.is_underlay(route.via):
+        return vtep_address(ground.subnet(name))
     return _address(ground, name)
-
-
-def _nobody(ground: Ground) -> IPv4Address:
-    """An address of the underlay that nobody has."""
-    taken = {host.underlay_ip for host in ground.topology.hosts}
-    return next(ip for ip in (UNDERLAY[99 + n] for n in range(len(taken) + 1)) if ip not in taken)
 
 
 def _plan_neigh(ground: Ground, request: Request) -> Damage:
@@ -410,9 +381,8 @@ def _plan_neigh(ground: Ground, request: Request) -> Damage:
 
 def _next_hops(ground: Ground, name: str) -> list[IPAddress]:
     """What a host is to its peers: the address of its VXLAN device, and that of its underlay interface."""
-    if name in (hosts := _hosts(ground)):
-        host = hosts[name]
-        return [vtep_address(ground.topology.subnet(host)), host.underlay_ip]
+    if name in _hosts(ground):
+        return [vtep_address(ground.subnet(name)), _address(ground, name)]
     return [_address(ground, name)]
 
 
@@ -429,13 +399,13 @@ def _plan_fdb(ground: Ground, request: Request) -> Damage:
     kernel, peers = ground.look(host), _hosts(ground)
     entries = [entry for entry in kernel.fdb if entry.dst is not None]
     if name in peers:
-        fitting = [entry for entry in entries if entry.mac == ground.topology.vtep_mac(peers[name])]
-        fitting = fitting or [entry for entry in entries if entry.dst == peers[name].underlay_ip]
+        fitting = [entry for entry in entries if entry.mac == ground.vtep_mac(name)]
+        fitting = fitting or [entry for entry in entries if entry.dst == ground.address(name)]
     else:
         mac = _parsed(Mac.parse, name, "host or MAC")
         fitting = [entry for entry in entries if entry.mac == mac]
     entry = _one(fitting, f"forwarding entry on {host}", name, entries, f"overlaynet get fdb {host}")
-    elsewhere = _nobody(ground) if request.to is None else _address(ground, request.to)
+    elsewhere = ground.nobody() if request.to is None else _address(ground, request.to)
     return _plan_entry(ground, host, kernel, entry, entry._replace(dst=elsewhere) if request.replaces else None)
 
 
@@ -631,19 +601,10 @@ def _plan_between(
     pairs = list(product(some, others))
     if not pairs or any(a == b for a, b in pairs):
         raise UsageError("two sides are wanted, of different hosts", evidence=" ".join(request.words))
-    comment = _comment(ground, request.ident)
-    ways = [way for pair in pairs for way in (pair, pair[::-1])]
-    texts = [
-        f"-s {IPv4Network(str(_address(ground, a)))} -d {IPv4Network(str(_address(ground, b)))}"
-        f" {match}{comment} -j DROP"
-        for a, b in ways
-    ]
-    before = _setting(ground, UNDERLAY_PLACE, BRIDGED)
-    return Damage(
+    return replace(
+        ground.barrier(some, others, match, _comment(ground, request.ident)),
         object=f"{what} between {','.join(some)} and {','.join(others)}",
         touches=tuple(f"underlay between {a} and {b}" for a, b in (sorted(pair) for pair in pairs)),
-        entries=(Entry(UNDERLAY_PLACE, Sysctl(BRIDGED, before), Sysctl(BRIDGED, "1")),),
-        edits=(Edit(UNDERLAY_PLACE, rule_change("filter", "FORWARD", texts, [])),),
     )
 
 

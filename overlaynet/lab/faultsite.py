@@ -20,6 +20,7 @@ from overlaynet.kernel import netns, process, sysctl
 from overlaynet.kernel.apply import KernelAdapter
 from overlaynet.lab.build import Builder
 from overlaynet.lab.converge import ETCD, HELPER, agent_of
+from overlaynet.lab.faultground import NamespaceGround
 from overlaynet.lab.launch import launches
 from overlaynet.lab.netns_driver import namespace
 from overlaynet.lab.paths import LabPaths
@@ -36,7 +37,7 @@ FORGET_LEARNED = "net/ipv4/route/flush"
 """Written, it makes all exceptions of routes stale (net/ipv4/route.c, rt_cache_flush)."""
 
 
-class Site:
+class Site(NamespaceGround):
     """One lab, by its paths and its state on disk."""
 
     def __init__(self, paths: LabPaths, state: LabState) -> None:

@@ -246,7 +246,7 @@ def _await_socket(socket: Path, helper: Process, log: Path) -> None:
 
 def attach(job: Mapping[str, Any]) -> dict[str, Any]:
     """Carry out ``{"lab", "container", "body"}``: have this machine's agent wire it; `body` is that of
-    ``POST /v1/containers`` in docs/agent-api.md. Raises the agent's WorkloadErrors, AgentUnreachable, NotFound."""
+    ``POST /v1/containers`` in docs/agent-api.md. Raises as `client.wire`."""
     record, container = _load(job), member(job, "container", str)
     if container not in record.containers:
         raise UsageError(f"{container!r} cannot be wired", evidence="it is not made here")

@@ -15,8 +15,10 @@ from overlaynet.addr import IPAddress, Mac
 from overlaynet.core.overlay import metric_of
 from overlaynet.errors import AgentUnreachable, NotFound
 from overlaynet.kernel.process import Process
-from overlaynet.lab.faults import Faults
-from overlaynet.lab.paths import LabPaths
+from overlaynet.lab.faultground import NamespaceGround
+from overlaynet.lab.faultrecords import Fault
+from overlaynet.lab.faults import Faults, ProcessTimers
+from overlaynet.lab.paths import LabPaths, Paths
 from overlaynet.lab.topology import Topology
 from overlaynet.state import (
     Change,
@@ -72,10 +74,10 @@ class FakeAgent:
 
 
 @dataclass
-class FakeGrip:
+class FakeGrip(NamespaceGround):
     """`overlaynet.lab.faults.Grip`."""
 
-    topology: Topology = field(default_factory=lambda: Topology.simple("fake", hosts=2, containers=1))
+    built: Topology = field(default_factory=lambda: Topology.simple("fake", hosts=2, containers=1))
     kernels: dict[str, FakeKernel] = field(default_factory=dict)
     filters: dict[str, FakeFirewall] = field(default_factory=dict)
     agents: dict[str, FakeAgent] = field(default_factory=dict)
@@ -97,6 +99,10 @@ class FakeGrip:
         self.filters["underlay"] = FakeFirewall()
 
     # --- looking ------------------------------------------------------------------------------
+
+    @property
+    def topology(self) -> Topology:
+        return self.built
 
     def exists(self, place: str) -> bool:
         return place in self.kernels
@@ -170,11 +176,18 @@ class FakeGrip:
         return check()
 
 
+class FakeTimers(ProcessTimers):
+    """Whose processes are nobody's."""
+
+    def start(self, fault: Fault) -> Process:
+        return Process(2**22 - 2, 1)
+
+
 def fake_faults(tmp_path: Path, grip: FakeGrip) -> Faults:
     """Faults of a lab in memory, whose timers are nobody's processes."""
     paths = LabPaths(tmp_path / "run" / "fake", tmp_path / "state" / "fake")
     paths.run.mkdir(parents=True, exist_ok=True)
-    return Faults(paths, grip, lambda ident, until: Process(2**22 - 2, 1))
+    return Faults(paths, grip, FakeTimers("fake", Paths()))
 
 
 def _seen(kernel: FakeKernel) -> object:

@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from helpers.fault_lab import SERVICE_RULES, Crash, FakeGrip, fake_faults
+from helpers.fault_lab import SERVICE_RULES, Crash, FakeGrip, FakeTimers, fake_faults
 
 from overlaynet.addr import Mac
 from overlaynet.errors import (
@@ -420,15 +420,15 @@ def test_item_says_when_it_ends(faults) -> None:
     )
 
 
-def test_timer_ends_with_its_fault_but_does_not_end_itself(tmp_path, grip) -> None:
+def test_timer_ends_with_its_fault_but_does_not_end_itself(tmp_path, grip, monkeypatch) -> None:
     sleeper = process.spawn(["sleep", "60"], tmp_path / "log", os.environ)
     faults = fake_faults(tmp_path, grip)
-    faults.timer = lambda ident, until: sleeper
+    monkeypatch.setattr(FakeTimers, "start", lambda self, fault: sleeper)
     faults.make(*REQUESTS["etcd"], NOW, 30.0)
     faults.heal((), NOW)
     assert not sleeper.alive
     ourselves = process.Process(os.getpid(), process.start_time(os.getpid()) or 0)
-    faults.timer = lambda ident, until: ourselves
+    monkeypatch.setattr(FakeTimers, "start", lambda self, fault: ourselves)
     faults.make(*REQUESTS["etcd"], NOW, 30.0)
     faults.heal((), NOW)
     assert ourselves.alive
