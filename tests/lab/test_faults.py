@@ -47,9 +47,8 @@ LOOKS = (
     "ip neigh show nud permanent",
     "bridge fdb",
     "iptables-save",
+    "grep -s . /proc/sys/net/ipv4/conf/*/rp_filter /proc/sys/net/bridge/bridge-nf-call-iptables",
     "sysctl net.ipv4.ip_forward",
-    "sysctl -a -r ^net.ipv4.conf.*.rp_filter$",
-    "sysctl -a -r ^net.bridge.bridge-nf-call-iptables$",
 )
 SHIFTING = re.compile(r"^#.*|^\*\w+$|^COMMIT$|^:[A-Z]+ .*|(?<=^:)(\S+ \S+) .*|\bqdisc \w+|\bstate \w+")
 """What changes by itself: times in comments; tables and built-in chains, which are there once somebody asked
