@@ -22,6 +22,7 @@ from overlaynet.install import contents, disk, machine
 from overlaynet.install.contents import LINK_FILE, NETWORK_FILE, NETWORK_MANAGER, NETWORKD_SETTINGS, UNIT_FILE
 from overlaynet.install.machine import Service
 from overlaynet.install.plan import READABLE, Change, File, Op, Wanted, to_install, to_uninstall
+from overlaynet.kernel.process import tool
 
 HERE = Path("/")
 LOCK = Path("/run/xtables.lock")
@@ -87,7 +88,8 @@ def require_root(what: str) -> None:
 def install(
     *, root: Path = HERE, start: bool = True, config: Path | None = None, timeout_s: float = 60.0
 ) -> Done:
-    """Raises NotPermitted, InstallFailed or ConfigError; before anything was touched, unless a write fails.
+    """Raises NotPermitted, InstallFailed, ToolMissing or ConfigError; before anything was touched, unless a
+    write fails.
 
     `root`: an image, whose files alone are written. `start`: enable and (re)start. `config`: becomes
     agent.toml, in place of one that is there. `timeout_s`: how long READY is waited for.
@@ -95,7 +97,7 @@ def install(
     here = root == HERE
     if here:
         require_root("install")
-        _require_systemd(start)
+        _require(start)
     wanted = [*_settings(root, config), *contents.wanted(programs(), enable=start)]
     there = disk.look(root, [want.path for want in wanted])
     changes = to_install(wanted, there, _is_ours)
@@ -131,7 +133,10 @@ def _kept(changes: Iterable[Change]) -> list[str]:
     return [f"{change.path} stays as it is: {change.why}" for change in changes if change.op is Op.KEPT]
 
 
-def _require_systemd(start: bool) -> None:
+def _require(start: bool) -> None:
+    """What a service cannot do without. Raises InstallFailed or ToolMissing."""
+    if start:
+        tool("iptables")
     if start and not machine.booted():
         raise InstallFailed(
             "systemd is not running here, so there is nobody to start a service",

@@ -10,7 +10,7 @@ import pytest
 
 from overlaynet.cli.app import App
 from overlaynet.cli.main import run
-from overlaynet.errors import InstallFailed
+from overlaynet.errors import InstallFailed, ToolMissing
 from overlaynet.install import contents, disk, machine, service
 from overlaynet.install.machine import Service
 from overlaynet.install.service import Done
@@ -243,6 +243,16 @@ def test_without_a_start_a_running_service_is_left_alone(commands, image, monkey
 def test_without_systemd_it_is_refused_before_anything_is_touched(commands, image, monkeypatch):
     monkeypatch.setattr(machine, "booted", lambda: False)
     with pytest.raises(InstallFailed, match="systemd is not running here"):
+        service.install(root=image)
+    assert everything(image) == {}
+
+
+def test_without_iptables_it_is_refused_before_anything_is_touched(commands, image, monkeypatch):
+    def missing(name):
+        raise ToolMissing(f"the program {name!r} is not installed")
+
+    monkeypatch.setattr(service, "tool", missing)
+    with pytest.raises(ToolMissing, match="iptables"):
         service.install(root=image)
     assert everything(image) == {}
 
