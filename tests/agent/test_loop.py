@@ -293,17 +293,14 @@ def test_refused_rules_are_reported_and_tried_again(start):
 
 def test_bug_in_the_firewall_ends_no_thread(start, monkeypatch, caplog):
     one = start()
-    broken = [RuntimeError("bug")]
-    observe = one.rules.observe
 
-    def once() -> object:
-        if broken:
-            raise broken.pop()
-        return observe()
+    def buggy() -> object:
+        raise RuntimeError("bug")
 
-    monkeypatch.setattr(one.rules, "observe", once)
-    one.ask("POST", "/v1/repair", {})
-    one.until_state("degraded")
+    with monkeypatch.context() as broken:
+        broken.setattr(one.rules, "observe", buggy)
+        one.ask("POST", "/v1/repair", {})
+        one.until_state("degraded")
     one.until_state("ready")
 
 
