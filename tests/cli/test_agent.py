@@ -187,6 +187,7 @@ def commands(monkeypatch, image):
     monkeypatch.setattr(service, "HERE", image)
     monkeypatch.setattr(service, "require_root", lambda what: None)
     monkeypatch.setattr(service, "LOCK", image / "xtables.lock")
+    monkeypatch.setattr(service, "tool", lambda name: name)
     monkeypatch.setattr(machine, "booted", lambda: True)
     monkeypatch.setattr(machine, "run", lambda *argv: told.append(" ".join(argv)) or "")
     monkeypatch.setattr(machine, "absent_modules", lambda names: [])
