@@ -24,18 +24,20 @@ SYS_MODULE = Path("/sys/module")
 JOURNAL = f"journalctl -u {UNIT.removesuffix('.service')} -n 20"
 COMMAND_TIMEOUT_S = 60.0
 POLL_S = 0.25
-_PROPERTIES = ("ActiveState", "SubState", "StatusText", "MainPID", "NRestarts")
+_PROPERTIES = ("ActiveState", "SubState", "StatusText", "MainPID", "NRestarts", "InvocationID")
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """The unit as systemd has it. `status` is what the agent last said of itself."""
+    """The unit as systemd has it. `status` is what the agent last said of itself; `invocation` is another one
+    each time that the service is started."""
 
     active: str
     sub: str
     status: str
     pid: int
     restarts: int
+    invocation: str = ""
 
     @property
     def state(self) -> str:
@@ -88,8 +90,8 @@ def service() -> Service:
 def parsed(shown: str) -> Service:
     """What `systemctl show` printed: a `KEY=VALUE` a line."""
     said = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
-    active, sub, status, pid, restarts = (said.get(name, "") for name in _PROPERTIES)
-    return Service(active, sub, status, int(pid or 0), int(restarts or 0))
+    active, sub, status, pid, restarts, invocation = (said.get(name, "") for name in _PROPERTIES)
+    return Service(active, sub, status, int(pid or 0), int(restarts or 0), invocation)
 
 
 def runs_from(pid: int, folder: Path) -> bool:
@@ -102,12 +104,13 @@ def runs_from(pid: int, folder: Path) -> bool:
 
 
 def settled(before: Service, timeout_s: float) -> Service:
-    """The unit once its new process is ready or fails again and again; or as it is after `timeout_s`."""
+    """The unit once it was started after `before`, and is ready or fails again and again; or as it is after
+    `timeout_s`. Until systemd has come to the restart, it is still as it was before."""
     ends = time.monotonic() + timeout_s
     while True:
         now = service()
-        renewed = now.pid != before.pid or before.pid == 0
-        if (now.state in ("ready", "failing") and renewed) or time.monotonic() > ends:
+        started = now.invocation != before.invocation
+        if (started and now.state in ("ready", "failing")) or time.monotonic() > ends:
             return now
         time.sleep(POLL_S)
 

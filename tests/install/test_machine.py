@@ -21,13 +21,14 @@ SubState=running
 StatusText=ready; subnet 10.244.1.0/24, 2 peers, 4 containers
 MainPID=812
 NRestarts=0
+InvocationID=6f1e
 """
 
 
 def test_properties_are_read_by_name_and_a_value_may_hold_anything():
     said = SHOWN.replace("4 containers", "a=b")
     status = "ready; subnet 10.244.1.0/24, 2 peers, a=b"
-    assert machine.parsed(said) == Service("active", "running", status, 812, 0)
+    assert machine.parsed(said) == Service("active", "running", status, 812, 0, "6f1e")
     assert machine.parsed("") == Service("", "", "", 0, 0)
 
 
@@ -51,19 +52,33 @@ def test_state_in_a_word(active, sub, restarts, state):
 
 def shown(monkeypatch, *states):
     """systemd says these one after the other, the last one again and again."""
-    said = [Service(active, "", "", pid, 0) for active, pid in states]
+    said = [Service(active, sub, "", 0, 0, invocation) for active, sub, invocation in states]
     monkeypatch.setattr(machine, "service", lambda: said.pop(0) if said[1:] else said[0])
     monkeypatch.setattr(machine, "POLL_S", 0.0)
 
 
-def test_restart_is_over_when_the_new_process_is_ready_not_while_the_old_one_is(monkeypatch):
-    shown(monkeypatch, ("active", 10), ("deactivating", 10), ("activating", 11), ("active", 11))
-    assert machine.settled(Service("active", "", "", 10, 0), 60) == Service("active", "", "", 11, 0)
+RESTARTING = ("activating", "auto-restart")
+
+
+@pytest.mark.parametrize(
+    ("states", "end"),
+    [
+        ([("active", "running", "a"), ("deactivating", "stop", "a"), ("activating", "start", "b")], "ready"),
+        ([(*RESTARTING, "a"), ("inactive", "dead", "a"), ("activating", "start", "b")], "ready"),
+        ([("failed", "failed", "a"), ("activating", "start", "b"), (*RESTARTING, "b")], "failing"),
+        ([("inactive", "dead", ""), ("activating", "start", "b")], "ready"),
+    ],
+    ids=["was ready", "was failing", "fails again", "was stopped"],
+)
+def test_restart_is_judged_by_what_came_after_it(monkeypatch, states, end):
+    shown(monkeypatch, *states, ("active", "running", "b"))
+    before = Service(*states[0][:2], "", 0, 0, states[0][2])
+    assert machine.settled(before, 60).state == end
 
 
 def test_agent_that_waits_for_etcd_is_not_waited_for_for_ever(monkeypatch):
-    shown(monkeypatch, ("activating", 11))
-    assert machine.settled(Service("inactive", "", "", 0, 0), 0).state == "starting"
+    shown(monkeypatch, ("activating", "start", "b"))
+    assert machine.settled(Service("inactive", "dead", "", 0, 0), 0).state == "starting"
 
 
 def test_version_that_runs_is_told_by_its_interpreter(tmp_path):
