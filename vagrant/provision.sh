@@ -134,7 +134,7 @@ TRANSACTION
 
 write_settings() {
     put "$SETTINGS" <<SETTINGS
-# Written by vagrant/provision.sh; agent/agent.example.toml explains every setting.
+# Written by vagrant/provision.sh; agent.example.toml beside this file explains every setting.
 [node]
 name = "node-$number"
 interface_regex = ["^192\\\\.168\\\\.56\\\\."] # the private network, never the card with the default route

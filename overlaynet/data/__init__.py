@@ -1,6 +1,6 @@
-"""Where the files that are not Python lie: lab topologies, what the service installs, the example of settings.
+"""Where the files that are not Python lie: lab topologies, files of the agent's service.
 
-A clone keeps them where people look for them, in `labs/` and `agent/`; a wheel has only
+A clone keeps them where people look for them, in `labs/` and `agent/systemd/`; a wheel has only
 site-packages to put them in, so the build copies them below this package. `path` hides the difference.
 """
 
@@ -12,13 +12,13 @@ from overlaynet.errors import EnvironmentProblem
 
 _PACKAGED = Path(__file__).parent
 _CLONE = _PACKAGED.parent.parent
-_IN_CLONE = {"labs": _CLONE / "labs", "systemd": _CLONE / "agent" / "systemd", "settings": _CLONE / "agent"}
+_IN_CLONE = {"labs": _CLONE / "labs", "systemd": _CLONE / "agent" / "systemd"}
 
 
 def path(kind: str, *parts: str) -> Path:
     """The existing file or folder `parts` of one kind: `path("labs", "quickstart.yaml")`.
 
-    `kind` is `labs`, `systemd` or `settings`. Raises EnvironmentProblem if this installation does not have it.
+    `kind` is `labs` or `systemd`. Raises EnvironmentProblem if this installation does not have it.
     """
     looked_at = [base.joinpath(*parts) for base in (_PACKAGED / kind, _IN_CLONE[kind])]
     for candidate in looked_at:

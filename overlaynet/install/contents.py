@@ -45,6 +45,7 @@ SOURCES = {
     NETWORK_FILE: "overlaynet.network",
     NETWORKD_SETTINGS: "networkd.conf",
     NETWORK_MANAGER: "NetworkManager.conf",
+    EXAMPLE: EXAMPLE.name,
 }
 """Where each file of `agent/systemd/` goes."""
 
@@ -70,7 +71,6 @@ def files() -> Iterator[File]:
     """All but the settings. Raises EnvironmentProblem if this installation lacks one."""
     for path, name in SOURCES.items():
         yield File(path, marked(data.path("systemd", name).read_text("utf-8")))
-    yield File(EXAMPLE, marked(data.path("settings", EXAMPLE.name).read_text("utf-8")))
 
 
 def settings() -> File:
