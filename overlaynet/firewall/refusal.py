@@ -25,6 +25,8 @@ _BUSY = re.compile(r"xtables lock|Resource temporarily unavailable|generation id
 _GONE = re.compile(r"line \d+ failed: Bad rule|DEL failed \((No such file|Device or resource busy)")
 _NO_TABLE = re.compile(r"unable to initialize table|can't initialize ip6?tables table|do you need to insmod")
 _LOCKFILE = re.compile(r"can't open lock file")
+_NO_NFT = re.compile(r"Failed to initialize nft")
+_NO_EXTENSION = re.compile(r"Extension (\S+) revision \d+ not supported, missing kernel module\?")
 
 CAPABILITIES_NEXT = ("run as root, or in a user namespace: unshare -Urn",)
 
@@ -44,6 +46,10 @@ def refusal(program: str, sent: str, stderr: str, *, privileged: bool) -> Overla
         lock = ("XTABLES_LOCKFILE=/path/that/is/writable",)
         return FirewallError(f"{program} cannot open its lock file", evidence=said, next=lock)
     line = refused_line(sent, said)
+    if module := _module(said):
+        return FirewallError(
+            f"{program} needs the module {module}", line=line, evidence=said, next=[f"modprobe {module}"]
+        )
     if _BUSY.search(said) or _GONE.search(said) or line.startswith("-D "):
         return FirewallBusy(
             f"another program is changing the rules: {program} gave up", line=line, evidence=said
@@ -75,6 +81,14 @@ def _jump_to(chain: str, lines: Sequence[str]) -> str:
 def _modules(sent: str) -> tuple[str, ...]:
     tables = [line[1:] for line in sent.splitlines() if line.startswith("*")]
     return tuple(f"modprobe iptable_{table}" for table in tables)
+
+
+def _module(said: str) -> str:
+    """Of a match or target that the kernel does not have: all of them are found by such a name too."""
+    if _NO_NFT.search(said):
+        return "nf_tables"
+    extension = _NO_EXTENSION.search(said)
+    return f"ipt_{extension[1]}" if extension else ""
 
 
 def _clean(stderr: str) -> str:

@@ -99,3 +99,21 @@ def test_lock_file_that_cannot_be_opened_names_the_variable():
     stderr = "Fatal: can't open lock file /run/xtables.lock: Permission denied"
     error = refusal("iptables-restore", SENT, stderr, privileged=True)
     assert "XTABLES_LOCKFILE" in error.next[0]
+
+
+@pytest.mark.parametrize(
+    ("stderr", "module"),
+    [
+        ("iptables/1.8.9 Failed to initialize nft: Protocol not supported", "nf_tables"),
+        (
+            "Warning: Extension statistic revision 0 not supported, missing kernel module?\n"
+            "iptables-nft-restore: line 3 failed: No chain/target/match by that name.",
+            "ipt_statistic",
+        ),
+    ],
+    ids=["nf_tables", "match"],
+)
+def test_missing_module_is_named_with_what_to_type(stderr: str, module: str):
+    error = refusal("iptables-restore", SENT, stderr, privileged=True)
+    assert not error.transient
+    assert (module in error.message, error.next) == (True, (f"modprobe {module}",))
