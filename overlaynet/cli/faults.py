@@ -15,13 +15,13 @@ import click
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.output import members, seconds, table
 from overlaynet.cli.values import duration, parsed
+from overlaynet.cluster.breaking import changing_faults
 from overlaynet.cluster.contexts import LabCluster
 from overlaynet.errors import UsageError
 from overlaynet.lab import faultkinds, faultrecords
 from overlaynet.lab.faultkinds import Request
 from overlaynet.lab.faultrecords import Fault
-from overlaynet.lab.faults import Made, changing_faults
-from overlaynet.lab.lab import Lab
+from overlaynet.lab.faults import Made
 
 _KIND_COLUMNS = (*members("KIND"), *members("TARGET=usage", wide=True), *members("WHAT", "EXAMPLE"))
 
@@ -73,7 +73,7 @@ def break_(
         raise UsageError("a rule drops or it rejects", evidence="--drop and --reject")
     lab = _lab(app, "broken")
     request = Request(target, wrong, to, "DROP" if drop else "REJECT" if reject else None)
-    with changing_faults(lab.name, lab.root) as faults:
+    with changing_faults(lab) as faults:
         made = faults.make(kind.lower(), request, time.time(), for_s, hold=not no_hold)
     fault, damage = made.fault, made.fault.damage
     document = {
@@ -126,7 +126,7 @@ def heal(app: App, fault: tuple[str, ...], everything: bool) -> None:
     if fault and everything:
         raise UsageError("--all, or some by name", evidence=" ".join(fault), next=["overlaynet heal --help"])
     lab = _lab(app, "healed")
-    with changing_faults(lab.name, lab.root) as faults:
+    with changing_faults(lab) as faults:
         healed = faults.heal(fault, time.time())
         left = faults.all
     document = {"items": [one.as_item() for one in healed], "left": [one.as_item() for one in left]}
@@ -145,7 +145,7 @@ def fault_line(item: Mapping[str, Any]) -> str:
     return f"broken  {item['id']} {item['kind']} {item['target']}".rstrip() + f", {until}: {item['object']}"
 
 
-def _lab(app: App, what: str) -> Lab:
+def _lab(app: App, what: str) -> LabCluster:
     cluster = app.cluster
     if not isinstance(cluster, LabCluster):
         raise UsageError(
@@ -153,4 +153,4 @@ def _lab(app: App, what: str) -> Lab:
             evidence="what runs in earnest is not broken on purpose",
             next=["overlaynet up", "overlaynet get labs"],
         )
-    return cluster.lab
+    return cluster

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from overlaynet.cluster.breaking import heal_all
 from overlaynet.cluster.machines import MachineCluster
 from overlaynet.errors import EnvironmentProblem, LabChoice, OverlayError, TopologyError, UsageError
 from overlaynet.kernel import process
@@ -91,9 +92,11 @@ def up(
         wanted = LabState(topology, boot_id(), driver=inventory.driver)
         driver, reached = _reach(wanted, paths)
         try:
+            healed = heal_all(reached)
             raising = Raising(topology, driver, reached, lab, old, deadline, any_network, progress)
             try:
-                return raising.run()
+                result = raising.run()
+                return replace(result, changes=result.changes + len(healed), healed=healed)
             except BaseException:
                 if old is None:
                     _take_back(raising, lab)
@@ -149,6 +152,8 @@ def down(
             raise LabChoice(f"no lab {name!r} is running", next=["overlaynet get labs"])
         driver, reached = _reach(state, paths)
         try:
+            with suppress(OverlayError):  # what is broken on a machine that can be reached is healed there
+                heal_all(reached)
             result = Taking(state, driver, reached, progress).run()
         finally:
             driver.close()

@@ -197,7 +197,6 @@ def save(paths: LabPaths, faults: Sequence[Fault]) -> None:
 
 
 def _document(fault: Fault) -> dict[str, Any]:
-    damage = fault.damage
     return {
         "id": fault.id,
         "kind": fault.kind,
@@ -205,6 +204,13 @@ def _document(fault: Fault) -> dict[str, Any]:
         "since": fault.since,
         "for_s": fault.for_s,
         "timer": None if fault.timer is None else [fault.timer.pid, fault.timer.start],
+        **damage_document(fault.damage),
+    }
+
+
+def damage_document(damage: Damage) -> dict[str, Any]:
+    """All of it; `damage_of` is the inverse."""
+    return {
         "object": damage.object,
         "touches": list(damage.touches),
         "host": damage.host,
@@ -231,7 +237,13 @@ def _edit_document(edit: Edit) -> dict[str, Any]:
 
 
 def _fault(item: Mapping[str, Any]) -> Fault:
-    damage = Damage(
+    timer = None if item["timer"] is None else Process(*item["timer"])
+    return Fault(item["id"], item["kind"], item["target"], item["since"], damage_of(item), item["for_s"], timer)
+
+
+def damage_of(item: Mapping[str, Any]) -> Damage:
+    """Raises KeyError, TypeError or ValueError for what `damage_document` did not write."""
+    return Damage(
         object=item["object"],
         touches=tuple(item["touches"]),
         host=item["host"],
@@ -244,8 +256,6 @@ def _fault(item: Mapping[str, Any]) -> Fault:
         ends=tuple(item["ends"]),
         holds=tuple(Held(**held) for held in item["holds"]),
     )
-    timer = None if item["timer"] is None else Process(*item["timer"])
-    return Fault(item["id"], item["kind"], item["target"], item["since"], damage, item["for_s"], timer)
 
 
 def _read(document: Mapping[str, Any] | None) -> Object | None:

@@ -108,6 +108,8 @@ class Faults:
         try:
             fault = self._placed(fault, now)
             faultrecords.save(self.paths, [*present, fault])
+            self.grip.kill(damage.kills)
+            self.grip.end(damage.ends)
             self.hand.do(damage)
             self._check_made(fault, hold=hold)
         except BaseException:
@@ -209,7 +211,7 @@ class Faults:
         for fault in rest:
             if started.intersection(fault.damage.owners):
                 self._placed(fault, time.time())
-                self.hand.do(replace(fault.damage, kills=(), ends=()))
+                self.hand.do(fault.damage)
 
 
 def _is_shared(entry: Entry, found: Mapping[tuple[str, Key], object]) -> bool:

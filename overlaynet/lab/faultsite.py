@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 
+from overlaynet import agentservice
 from overlaynet.addr import IPAddress
 from overlaynet.client import AgentClient
+from overlaynet.config import load
 from overlaynet.errors import AgentUnreachable, LabFailed
 from overlaynet.firewall.iptables import Iptables
 from overlaynet.kernel import netns, process, sysctl
@@ -37,7 +39,58 @@ FORGET_LEARNED = "net/ipv4/route/flush"
 """Written, it makes all exceptions of routes stale (net/ipv4/route.c, rt_cache_flush)."""
 
 
-class Site(NamespaceGround):
+class Local:
+    """Places of this machine: entered for each look and each write."""
+
+    def exists(self, place: str) -> bool:
+        """Whether it is there to be entered."""
+        raise NotImplementedError
+
+    def _inside(self, place: str) -> AbstractContextManager[None]:
+        raise NotImplementedError
+
+    def look(self, place: str, sysctls: Sequence[str] = ()) -> KernelState:
+        """Everything in its tables. Raises NotFound, KernelError."""
+        with self._kernel(place) as kernel:
+            return kernel.observe(sysctls)
+
+    def rules(self, place: str) -> RuleSet:
+        """Its packet filter. Raises NotFound, FirewallError, ToolMissing."""
+        with self._inside(place):
+            return Iptables().observe()
+
+    def write(self, place: str, changes: Sequence[Change]) -> None:
+        """Carry them out. Raises the first refusal."""
+        with self._kernel(place) as kernel:
+            for failure in kernel.apply(changes):
+                raise failure.error
+
+    def edit(self, place: str, change: RuleChange) -> None:
+        """Change the rules of one chain. Raises FirewallError, ToolMissing."""
+        with self._inside(place):
+            rules = Iptables()
+            rules.apply([change], rules.observe())
+
+    def forget_learned(self, places: Iterable[str]) -> None:
+        """In each that is there, whatever ICMP errors and redirects taught its routes. Raises KernelError."""
+        for place in filter(self.exists, places):
+            with self._inside(place):
+                sysctl.write(FORGET_LEARNED, "1")
+
+    @contextmanager
+    def _kernel(self, place: str) -> Iterator[KernelAdapter]:
+        with self._inside(place), closing(KernelAdapter.open()) as kernel:
+            yield kernel
+
+    def await_(self, check: Callable[[], bool], within_s: float) -> bool:
+        """Whether this comes true in time."""
+        deadline = time.monotonic() + within_s
+        while not (found := check()) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        return found
+
+
+class Site(Local, NamespaceGround):
     """One lab, by its paths and its state on disk."""
 
     def __init__(self, paths: LabPaths, state: LabState) -> None:
@@ -59,16 +112,6 @@ class Site(NamespaceGround):
         """Whether it has a namespace."""
         return netns.exists(namespace(self.topology.name, place))
 
-    def look(self, place: str, sysctls: Sequence[str] = ()) -> KernelState:
-        """Everything in its tables. Raises NotFound, KernelError."""
-        with self._kernel(place) as kernel:
-            return kernel.observe(sysctls)
-
-    def rules(self, place: str) -> RuleSet:
-        """Its packet filter. Raises NotFound, FirewallError, ToolMissing."""
-        with self._inside(place):
-            return Iptables().observe()
-
     def ips(self, container: str) -> Sequence[IPAddress]:
         """A container's addresses, by what its agent left on disk."""
         host = next((c.host for c in self.topology.containers if c.name == container), None)
@@ -80,24 +123,6 @@ class Site(NamespaceGround):
         return AgentClient(self.paths.host(host).socket, AGENT_TIMEOUT_S)
 
     # --- changing -----------------------------------------------------------------------------
-
-    def write(self, place: str, changes: Sequence[Change]) -> None:
-        """Carry them out. Raises the first refusal."""
-        with self._kernel(place) as kernel:
-            for failure in kernel.apply(changes):
-                raise failure.error
-
-    def edit(self, place: str, change: RuleChange) -> None:
-        """Change the rules of one chain. Raises FirewallError, ToolMissing."""
-        with self._inside(place):
-            rules = Iptables()
-            rules.apply([change], rules.observe())
-
-    def forget_learned(self, places: Iterable[str]) -> None:
-        """In each that is there, whatever ICMP errors and redirects taught its routes. Raises KernelError."""
-        for place in filter(self.exists, places):
-            with self._inside(place):
-                sysctl.write(FORGET_LEARNED, "1")
 
     @contextmanager
     def _inside(self, place: str) -> Iterator[None]:
@@ -112,14 +137,6 @@ class Site(NamespaceGround):
             os.environ.pop(LOCK_VARIABLE, None)
             if before is not None:
                 os.environ[LOCK_VARIABLE] = before
-
-    @contextmanager
-    def _kernel(self, place: str) -> Iterator[KernelAdapter]:
-        with (
-            netns.entered(namespace(self.topology.name, place)),
-            closing(KernelAdapter.open()) as kernel,
-        ):
-            yield kernel
 
     # --- processes ----------------------------------------------------------------------------
 
@@ -174,9 +191,29 @@ class Site(NamespaceGround):
             return False
         return status["agent"]["state"] != "starting" and not status["pending"]
 
-    def await_(self, check: Callable[[], bool], within_s: float) -> bool:
-        """Whether this comes true in time."""
-        deadline = time.monotonic() + within_s
-        while not (found := check()) and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-        return found
+
+class Here(Local):
+    """One machine of a lab on machines, from inside: `namespaces` of the containers on it, by their names."""
+
+    def __init__(self, host: str, namespaces: Mapping[str, str]) -> None:
+        self._host = host
+        self._namespaces = namespaces
+
+    @property
+    def senders(self) -> Sequence[str]:
+        return [self._host, *self._namespaces]
+
+    def exists(self, place: str) -> bool:
+        return place == self._host or netns.exists(self._namespaces.get(place, ""))
+
+    def _inside(self, place: str) -> AbstractContextManager[None]:
+        return nullcontext() if place == self._host else netns.entered(self._namespaces[place])
+
+    def agent(self, host: str) -> AgentClient:
+        """The one of this machine."""
+        return AgentClient(load(None, {}).paths.socket)
+
+    def start(self, names: Sequence[str]) -> None:
+        """Its agent, if it is among them."""
+        if agent_of(self._host) in names:
+            agentservice.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -154,8 +155,11 @@ class Lab:
         return EtcdStore([self.endpoint])
 
     def faults(self) -> tuple[Fault, ...]:
-        """What is broken in it on purpose, oldest first. Raises LabFailed."""
-        return faultrecords.load(self.paths)
+        """What is broken in it on purpose, oldest first. Raises LabFailed.
+
+        Machines end by themselves what is over; here nobody would take it off the record."""
+        found = faultrecords.load(self.paths)
+        return tuple(f for f in found if not (self.state.on_machines and f.is_over(time.time())))
 
     def pid(self, name: str) -> int | None:
         """The process of that name (etcd, agent/HOST, command/CONTAINER), None if it does not run."""

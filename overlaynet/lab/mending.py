@@ -49,10 +49,6 @@ class Reach(Protocol):
 
     def forget_learned(self, places: Iterable[str]) -> None: ...
 
-    def kill(self, places: Iterable[str]) -> None: ...
-
-    def end(self, names: Iterable[str]) -> None: ...
-
     def start(self, names: Sequence[str]) -> None: ...
 
     def await_(self, check: Callable[[], bool], within_s: float) -> bool: ...
@@ -64,6 +60,10 @@ class Grip(Ground, Reach, Protocol):
     def allow(self, damage: Damage) -> None:
         """Raise UsageError for damage after which it could not be undone."""
 
+    def kill(self, places: Iterable[str]) -> None: ...
+
+    def end(self, names: Iterable[str]) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Hand:
@@ -73,9 +73,7 @@ class Hand:
     revive: bool = True
 
     def do(self, damage: Damage) -> None:
-        """Raises what ending and writing raise."""
-        self.grip.kill(damage.kills)
-        self.grip.end(damage.ends)
+        """All but the ends of processes. Raises what writing raises."""
         for link in damage.links:
             self._set_link(link, link.after)
         self._write(damage.entries, lambda entry, _: (entry.after,))

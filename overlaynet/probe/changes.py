@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing, nullcontext, suppress
 from ipaddress import ip_address
 from pathlib import Path
@@ -140,7 +141,9 @@ def _ssh_connection() -> str | None:
 
 
 def _record(lab: str, fault: str) -> Path:
-    return PathConfig().run / "faults" / f"{check_name(lab, 'lab')}.{check_name(fault, 'fault')}.json"
+    """In a directory of its own, with the timer's process and log."""
+    directory = f"{check_name(lab, 'lab')}.{check_name(fault, 'fault')}"
+    return PathConfig().run / "faults" / directory / "fault.json"
 
 
 def start_timer(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,9 +154,9 @@ def start_timer(job: Mapping[str, Any]) -> dict[str, Any]:
     ends = time.clock_gettime(time.CLOCK_BOOTTIME) + member(job, "after_s", float)
     write_atomically(record, json.dumps({**document, "ends": ends}) + "\n", 0o600)
     argv = [sys.executable, "-P", "-m", "overlaynet.lab.machinetimer", str(record)]
-    started = process.spawn(argv, record.with_suffix(".log"), dict(os.environ))
+    started = process.spawn(argv, record.with_name("timer.log"), dict(os.environ))
     pid = {"pid": started.pid, "start": started.start}
-    write_atomically(record.with_suffix(".pid"), json.dumps(pid) + "\n", 0o600)
+    write_atomically(record.with_name("timer.json"), json.dumps(pid) + "\n", 0o600)
     return {"kind": "Timer", **pid}
 
 
@@ -161,16 +164,9 @@ def end_timer(job: Mapping[str, Any]) -> dict[str, Any]:
     """Carry out ``{"lab", "fault"}``: nothing is to be undone any more. Harmless if it has been."""
     record = _record(member(job, "lab", str), member(job, "fault", str))
     with suppress(FileNotFoundError):
-        found = json.loads(record.with_suffix(".pid").read_text())
+        found = json.loads(record.with_name("timer.json").read_text())
         process.stop([Process(found["pid"], found["start"])], STOP_GRACE_S)
-    remove_record(record)
-    return {"kind": "TimerEnded"}
-
-
-def remove_record(record: Path) -> None:
-    """All three files of a timer, and their directory with the last."""
-    files: Sequence[Path] = [record, record.with_suffix(".pid"), record.with_suffix(".log")]
-    for file in files:
-        file.unlink(missing_ok=True)
+    shutil.rmtree(record.parent, ignore_errors=True)
     with suppress(OSError):
-        record.parent.rmdir()
+        record.parent.parent.rmdir()
+    return {"kind": "TimerEnded"}
