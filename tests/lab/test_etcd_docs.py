@@ -22,8 +22,18 @@ import pytest
 from helpers.docs import Page, Step, page
 from helpers.etcd import requires_etcd
 from helpers.eventually import eventually
-from helpers.machines import CONFIG, Machine, Machines, bare_machines, requires_machines
+from helpers.machines import (
+    CONFIG,
+    HOME,
+    LOG,
+    SOCKET,
+    Machine,
+    Machines,
+    bare_machines,
+    requires_machines,
+)
 
+from overlaynet.client import UnixConnection
 from overlaynet.lab.launch import toml
 
 pytestmark = [pytest.mark.lab, requires_etcd, requires_machines]
@@ -115,8 +125,7 @@ class Reader:
         return self._sh(argv, self._exported + commands, env=environ, cwd=CLONE)
 
     def at(self, machine: Machine, commands: str) -> str:
-        cd = 'cd "$(getent passwd root | cut -d: -f6)"\n'
-        return self._sh(machine.argv("sh", "-eu"), cd + commands)
+        return self._sh(machine.argv("sh", "-eu"), f"cd {HOME}\n{commands}")
 
     def _sh(self, argv: list[str], commands: str, **more: Any) -> str:
         done = subprocess.run(
@@ -132,11 +141,10 @@ class Reader:
         machine.path(CONFIG).write_text(toml({"node": {"interface": "eth0"}, **settings}))
 
     def settled(self, machine: Machine) -> bool:
-        """Whether the agent is ready, knows all peers and has nothing to complain of."""
+        """Whether the agent knows all peers and has nothing to complain of."""
         answer = machine.agent().readiness()
         assert answer["state"] == "ready", answer
-        leases = json.loads(machine.run("overlaynet", "-l", "local", "get", "leases", "-o", "json"))["items"]
-        return len(leases) == len(self.machines)
+        return len(machine.agent().get("/v1/status")["peers"]) == len(self.machines) - 1
 
 
 @pytest.fixture(scope="module")
@@ -181,15 +189,18 @@ def test_agent_may_not_write_a_service_and_an_operator_may(reader: Reader) -> No
     machine = reader.machines[0]
     machine.path("/run/web.yaml").write_text(SERVICE)
     apply = ("overlaynet", "-l", "local", "apply", "-f", "/run/web.yaml")
-    said = refusal(machine, *apply)
-    assert "error OVL-302: etcd refused to write /overlaynet/services/default/web" in said
-    assert "as the user named in /etc/overlaynet/etcd/client.crt: permission denied" in said
-    operator = [f"OVERLAYNET_ETCD_{name.upper()}=/root/operator/client.{end}" for name, end in PAIR.items()]
+    who = "as the user named in /etc/overlaynet/etcd/client.crt: permission denied"
+    for argv, asked in ((apply, "read /overlaynet/config"), (SET_NETWORK, "write /coreos.com/network/config")):
+        said = refusal(machine, *argv)
+        assert f"error OVL-302: etcd refused to {asked}" in said
+        assert who in said
+        assert "sudo OVERLAYNET_ETCD_CERT=" in said
+    operator = [f"OVERLAYNET_ETCD_{name.upper()}={HOME}/operator/client.{end}" for name, end in PAIR.items()]
     machine.run("env", *operator, *apply)
-    for other in reader.machines:
-        eventually(lambda other=other: services_of(other) == ["web"], deadline_s=PATIENCE_S)
+    assert services_of(reader.machines[2]) == ["web"]
 
 
+SET_NETWORK = ("overlaynet", "-l", "local", "network", "set", "-y", f"{HOME}/network.json")
 PAIR = {"cert": "crt", "key": "key"}
 
 
@@ -205,14 +216,129 @@ def services_of(machine: Machine) -> list[str]:
 
 
 def test_container_is_attached_under_the_agents_role(reader: Reader) -> None:
-    machine, other = reader.machines[:2]
+    machine = reader.machines[0]
     machine.run("ip", "netns", "add", "web")
     machine.run("overlaynet", "-l", "local", "attach", "web", "--netns", "web", "--label", "app=web")
-    eventually(lambda: "web" in containers_of(other), deadline_s=PATIENCE_S)
+    assert containers(reader) == ["/overlaynet/workloads/node-1/default/web"]
     machine.run("overlaynet", "-l", "local", "detach", "web")
-    eventually(lambda: "web" not in containers_of(other), deadline_s=PATIENCE_S)
+    eventually(lambda: not containers(reader), deadline_s=PATIENCE_S)
 
 
-def containers_of(machine: Machine) -> list[str]:
-    state = machine.agent().get("/v1/state")
-    return re.findall(r'"name": ?"(\w+)"', json.dumps(state))
+def containers(reader: Reader) -> list[str]:
+    return reader.at_home("etcdctl get --prefix --keys-only /overlaynet/workloads/").split()
+
+
+def test_host_with_a_password_leaves_no_trace_of_it(reader: Reader) -> None:
+    reader.read("Passwords")
+    machine = reader.machines[2]
+    reader.write_settings(machine, 0, 1)
+    machine.run("systemctl", "restart", "overlaynet-agent")
+    machine.wait_for_agent()
+    eventually(lambda: reader.settled(machine), deadline_s=PATIENCE_S)
+    secrets = [(reader.home / "etcd-passwords" / "agent-3.password").read_text().strip()]
+    assert machine.path("/etc/overlaynet/etcd/password").read_text().strip() in secrets
+    said = everything_said(machine)
+    assert "endpoints=https://192.168.56.11:2379" in said
+    for secret in (*secrets, "PRIVATE KEY"):
+        assert secret not in said
+    assert not TOKEN.search(said)
+
+
+TOKEN = re.compile(r"\b[A-Za-z]{16}\.\d+\b")
+"""What etcd gives whoever logs in (etcd's auth/simple_token.go): sixteen letters and the index of the entry."""
+
+
+ANSWERS = ("/v1/health", "/v1/ready", "/v1/status", "/v1/state", "/v1/stale", "/v1/plan", "/metrics")
+
+
+def answer(machine: Machine, path: str) -> str:
+    connection = UnixConnection(machine.path(SOCKET), 20.0)
+    connection.request("GET", path)
+    text = connection.getresponse().read().decode()
+    connection.close()
+    assert text
+    return text
+
+
+def everything_said(machine: Machine) -> str:
+    """The agent's log at debug level, its answers, its files, what commands say, and every command line."""
+    said = [machine.path(LOG).read_text()]
+    assert " DEBUG " in said[0]
+    said += [answer(machine, path) for path in ANSWERS]
+    for words in ("status", "get leases -o json", "doctor", "apply -f /run/none.yaml -o json"):
+        argv = machine.argv("overlaynet", "-l", "local", *words.split())
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, cwd="/")
+        assert done.stdout
+        said += [done.stdout, done.stderr]
+    for place in ("/run/overlaynet", "/run/flannel", "/var/lib/overlaynet"):
+        said += [path.read_text() for path in machine.path(place).rglob("*") if path.is_file()]
+    for process in machine.path("/proc").glob("[0-9]*"):
+        said += [(process / name).read_bytes().decode(errors="replace") for name in ("cmdline", "environ")]
+    return "".join(said)
+
+
+def test_password_is_changed_and_certificates_are_renewed_while_agents_run(reader: Reader) -> None:
+    machine = reader.machines[2]
+    pid = machine.path("/run/overlaynet/agent.pid").read_text()
+    change = [
+        step
+        for step in reader.page.of("Passwords")
+        if "passwd" in step.commands or "agent-3.p" in step.commands
+    ]
+    for step in change[-2:]:
+        reader.type(step)
+    reader.read("Renewal")
+    served = reader.at_home(
+        "openssl s_client -connect 192.168.56.13:2379 </dev/null 2>/dev/null | openssl x509 -noout -serial"
+    )
+    renewed = reader.at_home("openssl x509 -in ~/etcd-certificates/members/node-3/server.crt -noout -serial")
+    assert served == renewed
+    put_peer(reader, 9)
+    for one in reader.machines:
+        eventually(lambda one=one: knows(one, 9), deadline_s=PATIENCE_S)
+    machine.run("overlaynet-agent", "plan")  # a login of its own, by the new password
+    assert machine.path("/run/overlaynet/agent.pid").read_text() == pid
+
+
+def put_peer(reader: Reader, number: int) -> None:
+    """Reserve a subnet, as an operator does."""
+    operator = [f"OVERLAYNET_ETCD_{name.upper()}={HOME}/operator/client.{end}" for name, end in PAIR.items()]
+    subnet = f"10.244.{number}.0/24"
+    argv = [
+        "overlaynet",
+        "-l",
+        "local",
+        "lease",
+        "reserve",
+        subnet,
+        "--public-ip",
+        f"192.168.56.{100 + number}",
+    ]
+    reader.machines[0].run("env", *operator, *argv)
+
+
+def knows(machine: Machine, number: int) -> bool:
+    peers = machine.agent().get("/v1/status")["peers"]
+    return f"10.244.{number}.0/24" in json.dumps(peers)
+
+
+def test_restored_backup_is_corrected_by_agents_and_a_lost_member_replaced(reader: Reader) -> None:
+    subnets = {one.name: own_subnet(one) for one in reader.machines}
+    reader.read("Backup and restore")
+    eventually(lambda: healthy(reader), deadline_s=PATIENCE_S)
+    for step in reader.page.of("A member that is gone for good"):
+        eventually(lambda step=step: reader.type(step) or True, deadline_s=PATIENCE_S)  # "type it again"
+    eventually(lambda: healthy(reader), deadline_s=PATIENCE_S)
+    put_peer(reader, 10)
+    for one in reader.machines:
+        eventually(lambda one=one: knows(one, 10), deadline_s=PATIENCE_S)
+        eventually(lambda one=one: own_subnet(one) == subnets[one.name], deadline_s=PATIENCE_S)
+
+
+def healthy(reader: Reader) -> bool:
+    said = reader.at_home("etcdctl endpoint health 2>&1 || true")
+    return said.count(" is healthy") == len(reader.machines)
+
+
+def own_subnet(machine: Machine) -> str:
+    return str(machine.agent().get("/v1/status")["lease"]["subnets"])

@@ -153,13 +153,15 @@ class Connection:
         """Files that cannot be used, perhaps because they are being replaced, are left for the next time."""
         try:
             found = self._credentials.certificates()
+            if found == self._certificates or self._closed:
+                return
+            self._credentials.check([member.endpoint for member in self._members])
         except ConfigError as error:
-            log.warning("certificates cannot be read error=%s evidence=%s", error, error.evidence)
+            log.warning("certificates cannot be used error=%s evidence=%s", error, error.evidence)
             return
-        if found != self._certificates and not self._closed:
-            self._certificates = found
-            self._members = tuple(_member(member.endpoint, found) for member in self._members)
-            log.info("certificates are read again, they have changed")
+        self._certificates = found
+        self._members = tuple(_member(member.endpoint, found) for member in self._members)
+        log.info("certificates are read again, they have changed")
 
     def forget_token(self) -> None:
         """Log in again before the next call."""
