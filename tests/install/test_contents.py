@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import PurePosixPath
 
 import pytest
 
-from overlaynet.config import AgentConfig, load
+from overlaynet import data
+from overlaynet.config import FIELDS, AgentConfig, load
 from overlaynet.install import contents, disk
 from overlaynet.install.plan import to_install
 
@@ -37,7 +39,7 @@ def test_file_that_somebody_wrote_or_changed_is_not_ours(text):
 
 
 def test_every_file_of_the_folder_is_installed_somewhere():
-    folder = contents.data.path("systemd")
+    folder = data.path("systemd")
     assert {f.name for f in folder.iterdir()} == {*contents.SOURCES.values(), contents.SETTINGS.name}
 
 
@@ -46,6 +48,16 @@ def test_settings_that_are_installed_are_good_and_those_that_explain_are_the_def
     short.write_text(contents.settings().text)
     example.write_text(next(f.text for f in contents.files() if f.path == contents.EXAMPLE))
     assert load(short, {}) == load(example, {}) == AgentConfig()
+
+
+def test_example_shows_every_setting_in_its_section():
+    sections = re.split(r"^\[(\w+)\]$", data.path("systemd", contents.EXAMPLE.name).read_text(), flags=re.M)[1:]
+    shown = {
+        (section, key)
+        for section, text in zip(sections[::2], sections[1::2], strict=True)
+        for key in re.findall(r"^(?:# )?(\w+) = ", text, re.MULTILINE)
+    }
+    assert shown == set(FIELDS)
 
 
 def test_modules_are_those_of_the_file():
