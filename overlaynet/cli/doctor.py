@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from overlaynet.cli import surroundings
+from overlaynet.cli import machinechecks, surroundings
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.checks import FAIL, OK, WARN, Check
 from overlaynet.cli.leftovers import leftovers
@@ -55,6 +55,7 @@ TOOLS = (
     Tool("nsenter", ("--version",), "util-linux"),
     Tool("setpriv", ("--version",), "util-linux"),
     Tool("ping", ("-V",), "iputils-ping", needed=False),
+    Tool("ssh", ("-V",), "openssh-client", needed=False),
 )
 
 
@@ -62,12 +63,12 @@ TOOLS = (
 @shared
 @pass_app
 def doctor(app: App) -> int:
-    """Check whether this machine has what is needed.
+    """Check whether this machine has what is needed, and how the machines of labs are.
 
     Exit code 1 if something that everything depends on is missing.
     """
     with app.progress("looking"):
-        found = list(checks(Paths.here()))
+        found = [*checks(Paths.here()), *machinechecks.checks(Paths.here(), app.lab if app.named else None)]
     counts = {state: sum(check.state == state for check in found) for state in (OK, WARN, FAIL)}
     members = {**counts, "checks": [asdict(check) for check in found]}
     app.result("Doctor", members, lambda: doctor_text(members), [c.name for c in found if c.state != OK])

@@ -12,7 +12,7 @@ from typing import Any
 from overlaynet.addr import subnet_key
 from overlaynet.cluster.cluster import AGENT_TIMEOUT_S, Cluster, Container, Host, each_host
 from overlaynet.core.view import View
-from overlaynet.errors import LeaseNotFound, NotPermitted, OverlayError
+from overlaynet.errors import LeaseNotFound, MachineUnreachable, NotPermitted, OverlayError
 from overlaynet.model import Lease, Port, Stored
 
 Items = list[dict[str, Any]]
@@ -41,9 +41,9 @@ def _host(cluster: Cluster, host: Host, told: Mapping[str, Any] | OverlayError) 
 
 
 def agent_item(told: Mapping[str, Any] | OverlayError) -> dict[str, Any]:
-    """An agent's state; ``stopped`` if none answers, ``unknown`` if we may not ask."""
+    """An agent's state; ``stopped`` if none answers, ``unknown`` if it cannot be asked, or we may not."""
     if isinstance(told, OverlayError):
-        state = "unknown" if isinstance(told, NotPermitted) else "stopped"
+        state = "unknown" if isinstance(told, NotPermitted | MachineUnreachable) else "stopped"
         return {"state": state, "pid": None, "version": None}
     return {name: told["agent"][name] for name in ("state", "pid", "version")}
 

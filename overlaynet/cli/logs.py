@@ -45,7 +45,7 @@ def logs(app: App, host: str | None, follow: bool, lines: int) -> None:
 
 
 def _told(app: App, hosts: Sequence[Host], lines: int) -> dict[str, Sequence[str]]:
-    """The last lines by host. One that cannot be asked is warned of; if there is no other, its error is raised."""
+    """The last lines by host. One that cannot be asked is warned of; if there is no other, that is an error."""
     found = each_host(hosts, lambda host: app.cluster.log(host.name, lines))
     errors = [answer for answer in found.values() if isinstance(answer, OverlayError)]
     if errors and len(errors) == len(hosts):

@@ -14,7 +14,7 @@ from overlaynet.cli.output import members, table
 from overlaynet.cluster.cluster import Cluster, Host, read_view
 from overlaynet.cluster.contexts import LabCluster
 from overlaynet.core.view import View
-from overlaynet.errors import NotPermitted, OverlayError
+from overlaynet.errors import MachineUnreachable, NotPermitted, OverlayError
 from overlaynet.lab.state import LOCAL
 from overlaynet.lab.topology import DEFAULT_NAME
 
@@ -108,7 +108,7 @@ def _problems(cluster: Cluster, hosts: Sequence[Host], told: inventory.Statuses)
     for host in hosts:
         answer = told[host.name]
         if isinstance(answer, OverlayError):
-            found.append({"host": host.name, **_silent(host.name, answer, cluster.name)})
+            found.append({"host": host.name, **_silent(host.name, answer, cluster)})
             continue
         found += [{"host": host.name, **problem} for problem in answer["problems"]]
         found += [
@@ -118,13 +118,13 @@ def _problems(cluster: Cluster, hosts: Sequence[Host], told: inventory.Statuses)
     return found
 
 
-def _silent(host: str, error: OverlayError, cluster: str) -> dict[str, Any]:
+def _silent(host: str, error: OverlayError, cluster: Cluster) -> dict[str, Any]:
     """An agent that does not answer, in few words: its log is a command away, if it is ours to read."""
-    if isinstance(error, NotPermitted):
+    if isinstance(error, NotPermitted | MachineUnreachable):
         return error.as_json()
-    start = "systemctl status overlaynet-agent" if cluster == LOCAL else _up(cluster)
-    brief = {"evidence": error.evidence.partition(";")[0], "next": [f"overlaynet logs {host}", start]}
-    return {**error.as_json(), **brief}
+    start = "systemctl status overlaynet-agent" if cluster.name == LOCAL else _up(cluster.name)
+    steps = [f"overlaynet logs {host}", start] if cluster.one_machine else error.next
+    return {**error.as_json(), "evidence": error.evidence.partition(";")[0], "next": steps}
 
 
 def _up(lab: str) -> str:

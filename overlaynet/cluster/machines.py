@@ -72,6 +72,10 @@ class MachineCluster(LabCluster):
         self._asks_etcd = ""
         driver.begin(host.name for host in lab.hosts)
 
+    def close(self) -> None:
+        """Hang up. Otherwise that is done with the end of the program."""
+        self._driver.close()
+
     # --- what machines tell ---
 
     @cached_property

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from overlaynet.client import TIMEOUT_S
+from overlaynet.errors import AgentUnreachable
+from overlaynet.lab.unreachable import Reach
 
 Ask: TypeAlias = Callable[[Mapping[str, Any], float], dict[str, Any]]
 """A job and how long it may take, in seconds, to the probe's answer."""
@@ -14,7 +16,8 @@ Ask: TypeAlias = Callable[[Mapping[str, Any], float], dict[str, Any]]
 class MachineAgent:
     """As `client.AgentClient`, and with its errors; MachineUnreachable besides."""
 
-    def __init__(self, ask: Ask, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, reach: Reach, ask: Ask, timeout_s: float = TIMEOUT_S) -> None:
+        self._reach = reach
         self._ask = ask
         self._timeout_s = timeout_s
 
@@ -32,5 +35,11 @@ class MachineAgent:
 
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         job = {"op": "agent", "method": method, "path": path, "body": body, "timeout_s": self._timeout_s}
-        document: dict[str, Any] = self._ask(job, self._timeout_s)["document"]
+        try:
+            document: dict[str, Any] = self._ask(job, self._timeout_s)["document"]
+        except AgentUnreachable as error:
+            error.message = f"{error.message} on {self._reach.host}"
+            status = self._reach.by_hand("sudo systemctl status overlaynet-agent")
+            error.next = (f"overlaynet logs {self._reach.host}", status)
+            raise
         return document

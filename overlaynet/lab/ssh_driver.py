@@ -14,6 +14,7 @@ A machine that could not be reached is not tried again by the same driver: other
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,7 +36,8 @@ from overlaynet.lab.machine_agent import MachineAgent
 from overlaynet.lab.session import ProbeSession, start
 from overlaynet.lab.unreachable import PROBE, Reach, unreachable
 
-CONNECT_S = 5
+CONNECT_S = 10
+"""For a connection and the first line of the other side's sshd, which a busy machine takes long to say."""
 ALIVE_S, ALIVE_TRIES = 2, 2
 """How often a silent machine is asked whether it is there, and how often in vain until it counts as gone."""
 OPEN_S = 60.0
@@ -54,7 +56,7 @@ class Ssh:
     def __init__(self, inventory: Path, *, vagrant: bool = False) -> None:
         self.inventory = inventory
         self._vagrant = vagrant
-        self._control = tempfile.TemporaryDirectory(prefix="ovl-", dir="/tmp", ignore_cleanup_errors=True)
+        self.control = tempfile.mkdtemp(prefix="ovl-", dir="/tmp")
 
     def reach(self, host: str) -> Reach:
         return Reach(host, str(self.inventory), self._vagrant)
@@ -67,11 +69,11 @@ class Ssh:
             "ServerAliveInterval": ALIVE_S,
             "ServerAliveCountMax": ALIVE_TRIES,
             "ControlMaster": "auto",
-            "ControlPath": f"{self._control.name}/{host}",
+            "ControlPath": f"{self.control}/{host}",
             "ControlPersist": "no",
             "ClearAllForwardings": "yes",
             "RemoteCommand": "none",
-            "LogLevel": "ERROR",
+            "LogLevel": "ERROR" if terminal else "INFO",
         }
         told = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
         command = shlex.join(["sh", "-c", _AS_ROOT, "sh", *words])
@@ -205,7 +207,7 @@ class SshDriver:
         self._homes = homes
         self._lock = threading.Lock()
         self._desks: dict[str, Desk] = {}
-        self._close = weakref.finalize(self, _close_all, self._desks)
+        self._close = weakref.finalize(self, _close_all, self._desks, self.ssh.control)
 
     def close(self) -> None:
         """End every session. Otherwise they end with the driver, at the latest with the program."""
@@ -280,12 +282,13 @@ class SshDriver:
             raise LabFailed("ssh could not be started", evidence=str(error)) from error
 
     def agent(self, host: str, timeout_s: float = TIMEOUT_S) -> MachineAgent:
-        return MachineAgent(self.desk(host).ask, timeout_s)
+        return MachineAgent(self.ssh.reach(host), self.desk(host).ask, timeout_s)
 
 
-def _close_all(desks: Mapping[str, Desk]) -> None:
-    """All are told before any is waited for."""
+def _close_all(desks: Mapping[str, Desk], control: str) -> None:
+    """All are told before any is waited for. What ssh has left of its sockets goes too."""
     for desk in desks.values():
         desk.hang_up()
     for desk in desks.values():
         desk.close()
+    shutil.rmtree(control, ignore_errors=True)

@@ -57,6 +57,10 @@ def _resolve(reach: Reach, _: str) -> Sequence[str]:
     return [shlex.join(["ssh", "-F", reach.inventory, "-G", reach.host]) + " | grep -i hostname"]
 
 
+def _try_probe(reach: Reach, _: str) -> Sequence[str]:
+    return [reach.by_hand(f"sudo -n {PROBE} </dev/null")]
+
+
 def _allow(reach: Reach, _: str) -> Sequence[str]:
     line = f"USER ALL=(root) NOPASSWD: /usr/local/bin/{PROBE}"
     return [f"on {reach.host}: echo '{line}' | sudo tee {SUDOERS}"]
@@ -87,30 +91,25 @@ _CASES = tuple(
         ),
     )
 )
+_UNHEARD = _Case(re.compile(""), "{host} cannot be reached", _start)
+_BROKEN = _Case(re.compile(""), f"{PROBE} on {{host}} failed", _try_probe)
 SSH_FAILED = 255
+SHOWN_LINES = 6
 
 
 def unreachable(reach: Reach, code: int | None, said: str, reason: str = "") -> MachineUnreachable:
     """The error for a command on a machine that ended with `code` before it did its work, having said `said`.
-    `reason`: what this side noticed."""
-    case = next((one for one in _CASES if one.heard.search(said)), None)
-    words = _last_words(said)
-    if case is None:
-        message = f"{reach.host} cannot be reached" if code == SSH_FAILED else f"{PROBE} on {reach.host} failed"
-        steps: Sequence[str] = [reach.by_hand(f"sudo -n {PROBE} </dev/null")]
-    else:
-        message, steps = case.message.format(host=reach.host), case.next(reach, said)
-    ending = "" if code is None or words else f"exit {code}"
-    return MachineUnreachable(message, evidence="\n".join(filter(None, [reason, ending, words])), next=steps)
-
-
-def _last_words(said: str) -> str:
-    """Without ssh's frames of @, and no more than a few lines."""
-    return "\n".join(list(_lines(said))[-6:])
+    `reason`: what this side noticed, which counts where nothing was said."""
+    case = next((one for one in _CASES if one.heard.search(said)), _UNHEARD if code == SSH_FAILED else _BROKEN)
+    words = list(_lines(said))[-SHOWN_LINES:] or [", ".join(filter(None, [reason, f"exit {code}"]))]
+    return MachineUnreachable(
+        case.message.format(host=reach.host), evidence="\n".join(words), next=case.next(reach, said)
+    )
 
 
 def _lines(said: str) -> Iterator[str]:
+    """Without ssh's frames of @, and without what it says of keys that are not checked."""
     for line in said.splitlines():
         text = line.strip()
-        if text and set(text) != {"@"}:
+        if text and set(text) != {"@"} and "Permanently added" not in text:
             yield text.strip("@ ").strip() if text.startswith("@") else text

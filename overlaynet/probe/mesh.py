@@ -160,7 +160,7 @@ def _check(
     if target.ip is None:
         return Check(sender, target, FAIL, "no_address", f"{target.name} has no address: it is not wired")
     if isinstance(answer, OverlayError):
-        evidence = " ".join(filter(None, [answer.message, answer.evidence]))
+        evidence = ": ".join(filter(None, [answer.message, answer.evidence]))
         return Check(sender, target, INCONCLUSIVE, "probe_failed", evidence)
     if result is None:
         return Check(

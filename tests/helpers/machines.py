@@ -47,6 +47,8 @@ CONFIG = Path("/etc/overlaynet/agent.toml")
 SOCKET = Path("/run/overlaynet/agent.sock")
 LOG = Path("/run/overlaynet/agent.log")
 NETWORK = b'{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}'
+GATEWAY = "192.168.56.1"
+"""A machine has a way to everywhere, on which it is told that there is no further one."""
 START_S = 30.0
 
 _AGENT_RIGHTS = ("setpriv", "--bounding-set=-all,+net_admin,+net_raw", "--no-new-privs", "--")
@@ -229,6 +231,8 @@ def bare_machines(directory: Path, count: int = 3) -> Iterator[Machines]:
         underlay = _process_1(stack, "--net")
         _enter(underlay, "ip link add br0 type bridge")
         _enter(underlay, "ip link set br0 up")
+        _enter(underlay, f"ip addr add {GATEWAY}/24 dev br0")
+        _enter(underlay, "sysctl -w net.ipv4.ip_forward=1 net.ipv4.icmp_ratelimit=0")
         _make_key(directory / "id")
         made = [_machine(stack, directory, number, underlay) for number in range(1, count + 1)]
         yield Machines(made, _inventory(directory, made))
@@ -286,8 +290,10 @@ def _connect(machine: Machine, underlay: int) -> None:
     cable = f"cable-{machine.number}"
     _enter(underlay, f"ip link add {cable} master br0 type veth peer name eth0 netns {machine.pid}")
     _enter(underlay, f"ip link set {cable} up")
-    for words in (f"addr add {machine.address}/24 dev eth0", "link set eth0 up", "link set lo up"):
-        machine.run("ip", *words.split())
+    machine.run("ip", "addr", "add", f"{machine.address}/24", "dev", "eth0")
+    for device in ("eth0", "lo"):
+        machine.run("ip", "link", "set", device, "up")
+    machine.run("ip", "route", "add", "default", "via", GATEWAY)
 
 
 def _install(machine: Machine) -> None:

@@ -37,7 +37,7 @@ Host key verification failed.
         (255, "Connection timed out during banner exchange", "cannot be reached", BY_HAND),
         (255, "Timeout, server 10.0.0.1 not responding.", "cannot be reached", BY_HAND),
         (255, "client_loop: send disconnect: Broken pipe", "cannot be reached", BY_HAND),
-        (255, "something that nobody has heard yet", "cannot be reached", "sudo -n overlaynet-probe"),
+        (255, "something that nobody has heard yet", "cannot be reached", BY_HAND),
         (1, "sudo: a password is required", "does not let us run overlaynet-probe as root", SUDOERS),
         (1, "sudo: overlaynet-probe: command not found", "has no overlaynet-probe", "OUT/install"),
         (127, "sh: 1: exec: overlaynet-probe: not found", "has no overlaynet-probe", "OUT/install"),
@@ -64,4 +64,9 @@ def test_evidence_leaves_out_frames_and_is_short() -> None:
 
 
 def test_one_that_said_nothing_is_told_by_its_exit_code() -> None:
-    assert unreachable(REACH, 3, "", "it has ended").evidence == "it has ended\nexit 3"
+    assert unreachable(REACH, 3, "", "it has ended").evidence == "it has ended, exit 3"
+
+
+def test_keys_that_are_not_checked_are_no_evidence() -> None:
+    said = "Warning: Permanently added 'x' (ED25519) to the list of known hosts.\r\nConnection reset by x\r\n"
+    assert unreachable(REACH, 255, said).evidence == "Connection reset by x"
