@@ -118,9 +118,18 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         log.debug("connection failed", exc_info=True)
 
     def stop(self) -> None:
-        self.shutdown()
-        self.server_close()
+        end_serving(self)
         self._path.unlink(missing_ok=True)
+
+
+def end_serving(server: socketserver.TCPServer) -> None:
+    """Have `serve_forever` return at once; twice is no mistake.
+
+    It looks but twice a second whether it should; a socket at which nothing can be accepted now wakes it."""
+    with contextlib.suppress(OSError):
+        server.socket.shutdown(socket.SHUT_RDWR)
+    server.shutdown()
+    server.server_close()
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from overlaynet.errors import EnvironmentProblem
-from overlaynet_agent.api import Answer, Handler, Server
+from overlaynet_agent.api import Answer, Handler, Server, end_serving
 
 log = logging.getLogger("overlaynet.health")
 
@@ -86,5 +86,4 @@ class HealthServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         log.debug("connection failed", exc_info=True)
 
     def stop(self) -> None:
-        self.shutdown()
-        self.server_close()
+        end_serving(self)
