@@ -39,19 +39,21 @@ _OLDEST_KERNEL = (5, 7)
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A program, the words that make it tell its version, and whether nothing works without it."""
+    """A program, the words that make it tell its version, and whether nothing works without it. `in_labs`: only
+    labs start it; on a host whose agent is a service, nobody needs it."""
 
     program: str
     version: tuple[str, ...]
     package: str
     needed: bool = True
+    in_labs: bool = False
 
 
 TOOLS = (
     Tool("ip", ("-V",), "iproute2"),
     Tool("bridge", ("-V",), "iproute2", needed=False),
     Tool("iptables", ("--version",), "iptables"),
-    Tool("etcd", ("--version",), "etcd-server"),
+    Tool("etcd", ("--version",), "etcd-server", in_labs=True),
     Tool("nsenter", ("--version",), "util-linux"),
     Tool("setpriv", ("--version",), "util-linux"),
     Tool("ping", ("-V",), "iputils-ping", needed=False),
@@ -90,7 +92,7 @@ def checks(paths: Paths) -> Iterator[Check]:
     yield _privilege()
     yield _kernel()
     yield _tried("namespaces", netns.can_make_and_enter, "network namespaces can be made and entered")
-    yield from (_tool(tool) for tool in TOOLS)
+    yield from map(_tool, _tools(a_host=surroundings.is_service_installed()))
     if netns.can_make_and_enter():
         yield from _features()
     yield _nftables()
@@ -118,6 +120,10 @@ def _kernel() -> Check:
 
 def _tried(name: str, attempt: Callable[[], bool], good: str) -> Check:
     return Check(name, OK, good) if attempt() else Check(name, FAIL, f"not true here: {good}")
+
+
+def _tools(*, a_host: bool) -> list[Tool]:
+    return [tool for tool in TOOLS if not (tool.in_labs and a_host)]
 
 
 def _tool(tool: Tool) -> Check:

@@ -33,10 +33,15 @@ def checks(root: Path = HERE) -> Iterator[Check]:
     yield python()
     yield bridge_netfilter(root)
     yield forward()
-    installed = (root / contents.UNIT_FILE.relative_to("/")).exists()
+    installed = is_service_installed(root)
     yield service(installed=installed)
     if installed:
         yield from _of_a_service(root)
+
+
+def is_service_installed(root: Path = HERE) -> bool:
+    """Whether this machine's agent is a service, so that the machine is a host and not only a place for labs."""
+    return (root / contents.UNIT_FILE.relative_to("/")).exists()
 
 
 def _of_a_service(root: Path) -> Iterator[Check]:

@@ -26,6 +26,12 @@ def test_program_is_shown_with_the_first_line_of_its_version():
     assert (check.state, check.detail) == ("ok", "1.2")
 
 
+@pytest.mark.parametrize("a_host", [True, False])
+def test_only_a_place_for_labs_needs_etcd(a_host):
+    asked = {tool.program for tool in doctor._tools(a_host=a_host)}
+    assert ("etcd" in asked, "iptables" in asked) == (not a_host, True)
+
+
 def test_missing_capability_is_a_failure_that_names_it(monkeypatch):
     monkeypatch.setattr(doctor.capability, "effective", lambda: frozenset({"CAP_NET_RAW"}))
     check = doctor._privilege()
