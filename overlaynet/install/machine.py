@@ -23,7 +23,8 @@ BOOTED = Path("/run/systemd/system")
 SYS_MODULE = Path("/sys/module")
 JOURNAL = f"journalctl -u {UNIT.removesuffix('.service')} -n 20"
 COMMAND_TIMEOUT_S = 60.0
-POLL_S = 0.25
+POLL_S = 1.0
+"""Between two looks at a service that starts; on a slow machine each look takes its share from the start."""
 _PROPERTIES = ("ActiveState", "SubState", "StatusText", "MainPID", "NRestarts", "InvocationID")
 
 
