@@ -40,7 +40,7 @@ def checks(root: Path = HERE) -> Iterator[Check]:
 
 
 def is_service_installed(root: Path = HERE) -> bool:
-    """Whether this machine's agent is a service, so that the machine is a host and not only a place for labs."""
+    """Whether the agent is a service here, so that this is a host and not only a place for labs."""
     return (root / contents.UNIT_FILE.relative_to("/")).exists()
 
 
