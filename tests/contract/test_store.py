@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 from helpers.etcd import running_etcd
 from helpers.eventually import eventually
 
 from overlaynet.errors import Compacted, LeaseNotFound, StoreRefused, StoreUnavailable
+from overlaynet.lab.remote_store import RemoteStore
 from overlaynet.ports import Compare, Delete, KeyGone, KeyPut, Notice, Put, Store, WatchEnded
+from overlaynet.probe.job import answer_line, checked
+from overlaynet.probe.session import Session
 from overlaynet.store.etcd import EtcdStore
 from overlaynet.store.etcd.rpc import etcdrpc
 from overlaynet.store.memory import MemoryStore
@@ -49,14 +54,31 @@ def etcd_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 numbers = itertools.count()
 
 
-@pytest.fixture(
-    params=[pytest.param("memory", marks=pytest.mark.fake), pytest.param("etcd", marks=pytest.mark.lab)]
-)
+MEMORY = pytest.param("memory", marks=pytest.mark.fake)
+ETCD = pytest.param("etcd", marks=pytest.mark.lab)
+PROBE = pytest.param("probe", marks=pytest.mark.lab)
+"""etcd as a machine's probe asks it: that cannot watch."""
+
+
+@pytest.fixture(params=[MEMORY, ETCD, PROBE])
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    yield from _world(request)
+
+
+@pytest.fixture(params=[MEMORY, ETCD])
+def watched(request: pytest.FixtureRequest) -> Iterator[World]:
+    yield from _world(request)
+
+
+def _world(request: pytest.FixtureRequest) -> Iterator[World]:
     prefix = f"/test-{next(numbers)}/"
     made = _memory(prefix) if request.param == "memory" else _etcd(prefix, request.getfixturevalue("etcd_url"))
+    store = made.store
+    if request.param == "probe":
+        remote = _through_a_probe(store)
+        made = replace(made, store=remote, another_client=lambda: remote)
     yield made
-    made.store.close()
+    store.close()
 
 
 def _memory(prefix: str) -> World:
@@ -73,6 +95,17 @@ def _etcd(prefix: str, url: str) -> World:
         member.kv.Compact(etcdrpc.CompactionRequest(revision=store.read([prefix]).revision), timeout=5)
 
     return World(store, prefix, lambda: EtcdStore([url]), compact, lambda _: None)
+
+
+def _through_a_probe(store: Store) -> Store:
+    """All that passes is lines of JSON, as between this machine and another."""
+    session = Session()
+    session._etcd._store = store
+
+    def ask(job: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        return checked(json.loads(answer_line(session.answer(json.dumps(job).encode()))))
+
+    return RemoteStore(ask)
 
 
 class Sink:
@@ -216,109 +249,109 @@ def test_of_two_clients_claiming_a_key_exactly_one_wins(world: World) -> None:
 # --- watch ----------------------------------------------------------------------------------------
 
 
-def test_watch_tells_puts_and_deletes_with_their_revisions(world: World) -> None:
+def test_watch_tells_puts_and_deletes_with_their_revisions(watched: World) -> None:
     sink = Sink()
-    revision = world.put("a/1", b"old")
-    world.store.watch([world.key("a/")], revision + 1, sink)
-    put = world.put("a/2", b"new")
-    world.put("b/1")
-    gone = world.store.commit([], [Delete(world.key("a/1"))]).revision
+    revision = watched.put("a/1", b"old")
+    watched.store.watch([watched.key("a/")], revision + 1, sink)
+    put = watched.put("a/2", b"new")
+    watched.put("b/1")
+    gone = watched.store.commit([], [Delete(watched.key("a/1"))]).revision
     notices = sink.wait(2)
-    assert told(notices, world.prefix) == ["+a/2", "-a/1"]
+    assert told(notices, watched.prefix) == ["+a/2", "-a/1"]
     assert isinstance(notices[0], KeyPut)
     assert (notices[0].item.value, notices[0].item.mod_revision) == (b"new", put)
-    assert notices[1] == KeyGone(world.key("a/1"), gone)
+    assert notices[1] == KeyGone(watched.key("a/1"), gone)
 
 
-def test_watch_that_has_caught_up_keeps_the_order_across_prefixes(world: World) -> None:
-    sink, prefixes = Sink(), [world.key(f"{name}/") for name in "abc"]
-    start = world.put("a/start")
-    world.put("b/start")
-    world.put("c/start")
-    world.store.watch(prefixes, start, sink)
+def test_watch_that_has_caught_up_keeps_the_order_across_prefixes(watched: World) -> None:
+    sink, prefixes = Sink(), [watched.key(f"{name}/") for name in "abc"]
+    start = watched.put("a/start")
+    watched.put("b/start")
+    watched.put("c/start")
+    watched.store.watch(prefixes, start, sink)
     sink.wait(3)
     names = [f"{name}/{number}" for number in range(20) for name in "cab"]
     for name in names:
-        world.put(name)
-    assert told(sink.wait(63)[3:], world.prefix) == [f"+{name}" for name in names]
+        watched.put(name)
+    assert told(sink.wait(63)[3:], watched.prefix) == [f"+{name}" for name in names]
 
 
-def test_watch_from_the_past_tells_of_every_prefix(world: World) -> None:
+def test_watch_from_the_past_tells_of_every_prefix(watched: World) -> None:
     sink = Sink()
-    revision = world.put("b/1")
-    world.put("a/1")
-    world.put("b/2")
-    world.store.watch([world.key("a/"), world.key("b/")], revision, sink)
-    notices = told(sink.wait(3), world.prefix)
+    revision = watched.put("b/1")
+    watched.put("a/1")
+    watched.put("b/2")
+    watched.store.watch([watched.key("a/"), watched.key("b/")], revision, sink)
+    notices = told(sink.wait(3), watched.prefix)
     assert [n for n in notices if "b" in n] == ["+b/1", "+b/2"]
     assert "+a/1" in notices
 
 
-def test_watch_from_the_past_tells_what_happened_since(world: World) -> None:
-    revision = world.put("a", b"1")
-    world.put("a", b"2")
-    world.store.commit([], [Delete(world.key("a"))])
+def test_watch_from_the_past_tells_what_happened_since(watched: World) -> None:
+    revision = watched.put("a", b"1")
+    watched.put("a", b"2")
+    watched.store.commit([], [Delete(watched.key("a"))])
     sink = Sink()
-    world.store.watch([world.prefix], revision, sink)
-    assert told(sink.wait(3), world.prefix) == ["+a", "+a", "-a"]
+    watched.store.watch([watched.prefix], revision, sink)
+    assert told(sink.wait(3), watched.prefix) == ["+a", "+a", "-a"]
 
 
-def test_watch_of_one_key_ignores_longer_ones(world: World) -> None:
+def test_watch_of_one_key_ignores_longer_ones(watched: World) -> None:
     sink = Sink()
-    revision = world.put("other")
-    world.store.watch([world.key("config")], revision + 1, sink)
-    world.put("config-old")
-    world.put("config/x")
-    world.put("config")
-    assert told(sink.wait(1), world.prefix) == ["+config"]
+    revision = watched.put("other")
+    watched.store.watch([watched.key("config")], revision + 1, sink)
+    watched.put("config-old")
+    watched.put("config/x")
+    watched.put("config")
+    assert told(sink.wait(1), watched.prefix) == ["+config"]
 
 
-def test_cancelled_watch_is_silent(world: World) -> None:
+def test_cancelled_watch_is_silent(watched: World) -> None:
     cancelled, kept = Sink(), Sink()
-    revision = world.put("a")
-    watch = world.store.watch([world.prefix], revision + 1, cancelled)
-    world.store.watch([world.prefix], revision + 1, kept)
-    world.put("b")
+    revision = watched.put("a")
+    watch = watched.store.watch([watched.prefix], revision + 1, cancelled)
+    watched.store.watch([watched.prefix], revision + 1, kept)
+    watched.put("b")
     cancelled.wait(1)
     watch.cancel()
     watch.cancel()
-    world.put("c")
+    watched.put("c")
     kept.wait(2)
-    assert told(cancelled.notices, world.prefix) == ["+b"]
+    assert told(cancelled.notices, watched.prefix) == ["+b"]
 
 
-def test_watch_of_compacted_history_ends_so(world: World) -> None:
+def test_watch_of_compacted_history_ends_so(watched: World) -> None:
     sink = Sink()
-    revision = world.put("a", b"1")
-    world.put("a", b"2")
-    world.put("a", b"3")
-    world.compact()
-    world.store.watch([world.prefix], revision, sink)
+    revision = watched.put("a", b"1")
+    watched.put("a", b"2")
+    watched.put("a", b"3")
+    watched.compact()
+    watched.store.watch([watched.prefix], revision, sink)
     (ended,) = sink.wait(1)
     assert isinstance(ended, WatchEnded)
     assert isinstance(ended.error, Compacted)
 
 
-def test_watch_after_compaction_goes_on_from_a_new_listing(world: World) -> None:
+def test_watch_after_compaction_goes_on_from_a_new_listing(watched: World) -> None:
     sink = Sink()
-    world.put("a", b"1")
-    world.compact()
-    world.store.watch([world.prefix], world.store.read([world.prefix]).revision + 1, sink)
-    world.put("b")
-    assert told(sink.wait(1), world.prefix) == ["+b"]
+    watched.put("a", b"1")
+    watched.compact()
+    watched.store.watch([watched.prefix], watched.store.read([watched.prefix]).revision + 1, sink)
+    watched.put("b")
+    assert told(sink.wait(1), watched.prefix) == ["+b"]
 
 
-def test_a_sink_may_call_the_store(world: World) -> None:
+def test_a_sink_may_call_the_store(watched: World) -> None:
     answers = Sink()
 
     def answer(notice: Notice) -> None:
         answers(notice)
-        if isinstance(notice, KeyPut) and notice.item.key == world.key("question"):
-            world.put("answer")
+        if isinstance(notice, KeyPut) and notice.item.key == watched.key("question"):
+            watched.put("answer")
 
-    world.store.watch([world.prefix], world.put("start") + 1, answer)
-    world.put("question")
-    assert told(answers.wait(2), world.prefix) == ["+question", "+answer"]
+    watched.store.watch([watched.prefix], watched.put("start") + 1, answer)
+    watched.put("question")
+    assert told(answers.wait(2), watched.prefix) == ["+question", "+answer"]
 
 
 # --- leases ---------------------------------------------------------------------------------------
@@ -331,17 +364,17 @@ def test_lease_keeps_living_when_renewed(world: World) -> None:
     assert 0 < world.store.time_to_live(grant.lease_id) <= 60
 
 
-def test_revoked_lease_takes_its_keys_in_one_revision(world: World) -> None:
-    lease = world.store.grant(60).lease_id
-    world.put("a", lease_id=lease)
-    revision = world.put("b", lease_id=lease)
-    world.put("stays")
+def test_revoked_lease_takes_its_keys_in_one_revision(watched: World) -> None:
+    lease = watched.store.grant(60).lease_id
+    watched.put("a", lease_id=lease)
+    revision = watched.put("b", lease_id=lease)
+    watched.put("stays")
     sink = Sink()
-    world.store.watch([world.prefix], revision + 2, sink)
-    world.store.revoke(lease)
-    assert sorted(told(sink.wait(2), world.prefix)) == ["-a", "-b"]
+    watched.store.watch([watched.prefix], revision + 2, sink)
+    watched.store.revoke(lease)
+    assert sorted(told(sink.wait(2), watched.prefix)) == ["-a", "-b"]
     assert {n.revision for n in sink.notices if isinstance(n, KeyGone)} == {revision + 2}
-    assert [kv.key for kv in world.store.read([world.prefix]).items] == [world.key("stays")]
+    assert [kv.key for kv in watched.store.read([watched.prefix]).items] == [watched.key("stays")]
 
 
 def test_key_put_without_its_lease_outlives_it(world: World) -> None:
@@ -352,17 +385,17 @@ def test_key_put_without_its_lease_outlives_it(world: World) -> None:
     assert [kv.lease_id for kv in world.store.read([world.prefix]).items] == [0]
 
 
-def test_lease_that_is_not_renewed_runs_out_and_takes_its_keys_in_one_revision(world: World) -> None:
-    grant = world.store.grant(2)
-    world.put("a", lease_id=grant.lease_id)
-    revision = world.put("b/1", lease_id=grant.lease_id)
+def test_lease_that_is_not_renewed_runs_out_and_takes_its_keys_in_one_revision(watched: World) -> None:
+    grant = watched.store.grant(2)
+    watched.put("a", lease_id=grant.lease_id)
+    revision = watched.put("b/1", lease_id=grant.lease_id)
     sink = Sink()
-    world.store.watch([world.prefix], revision + 1, sink)
-    world.let_expire(grant.ttl_s)
+    watched.store.watch([watched.prefix], revision + 1, sink)
+    watched.let_expire(grant.ttl_s)
     notices = sink.wait(2)
-    assert sorted(told(notices, world.prefix)) == ["-a", "-b/1"]
+    assert sorted(told(notices, watched.prefix)) == ["-a", "-b/1"]
     assert {notice.revision for notice in notices} == {revision + 1}
-    for call in (world.store.keep_alive, world.store.time_to_live):
+    for call in (watched.store.keep_alive, watched.store.time_to_live):
         with pytest.raises(LeaseNotFound):
             call(grant.lease_id)
 
@@ -377,13 +410,13 @@ def test_unknown_lease_is_named_as_such(world: World) -> None:
     assert world.store.read([world.prefix]).items == ()
 
 
-def test_closed_store_is_unavailable_and_its_watches_are_silent(world: World) -> None:
+def test_closed_store_is_unavailable_and_its_watches_are_silent(watched: World) -> None:
     sink = Sink()
-    world.store.watch([world.prefix], world.put("a") + 1, sink)
-    world.store.close()
-    world.store.close()
+    watched.store.watch([watched.prefix], watched.put("a") + 1, sink)
+    watched.store.close()
+    watched.store.close()
     with pytest.raises(StoreUnavailable):
-        world.store.read([world.prefix])
+        watched.store.read([watched.prefix])
     with pytest.raises(StoreUnavailable):
-        world.store.keep_alive(1)
+        watched.store.keep_alive(1)
     assert sink.notices == []
