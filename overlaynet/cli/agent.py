@@ -75,9 +75,9 @@ def uninstall(app: App, purge: bool, yes: bool) -> int:
         service.stop()
         _clean()
         done = service.uninstall(purge=purge)
-        versions = service.remove_versions()
-    done.notes += [f"removed {path}" for path in versions]
+    done.notes += [f"removed with all in it: {path}" for path in service.versions()]
     app.result("AgentUninstall", done.as_json(), lambda: _text(done), [str(c.path) for c in done.changes])
+    service.remove_versions()
     return 0
 
 

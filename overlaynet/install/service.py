@@ -213,11 +213,20 @@ def _purged() -> list[Wanted]:
     return [File(path, "") for path in _DECIDED]
 
 
-def remove_versions() -> list[str]:
-    """Take away all versions below /opt/overlaynet, if this program is one of them; nothing can be imported
-    after this. Answers what was removed."""
+def versions() -> list[str]:
+    """The folders below /opt/overlaynet, if this program is in one of them."""
     if not Path(sys.prefix).is_relative_to(VERSIONS):
         return []
-    found = sorted(map(str, VERSIONS.iterdir()))
-    shutil.rmtree(VERSIONS)
-    return found
+    return sorted(map(str, VERSIONS.iterdir()))
+
+
+def remove_versions() -> None:
+    """Take `versions` away. The last thing to do: nothing can be imported after this. Raises InstallFailed."""
+    if not versions():
+        return
+    try:
+        shutil.rmtree(VERSIONS)
+    except OSError as error:
+        raise InstallFailed(
+            f"{VERSIONS} could not be removed", evidence=str(error), next=[f"sudo rm -r {VERSIONS}"]
+        ) from error

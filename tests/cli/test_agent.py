@@ -280,3 +280,15 @@ def test_only_root_uninstalls(monkeypatch, capsys):
     monkeypatch.setattr(service.os, "geteuid", lambda: 1000)
     assert run(["agent", "uninstall", "-y"], App()) == 3
     assert "OVL-201" in capsys.readouterr().err
+
+
+def test_programs_are_removed_last_and_only_where_the_installation_put_them(monkeypatch, tmp_path):
+    folder = tmp_path / "overlaynet"
+    (folder / "1.0-abc" / "bin").mkdir(parents=True)
+    monkeypatch.setattr(service, "VERSIONS", folder)
+    service.remove_versions()  # this program is somewhere else
+    assert (service.versions(), folder.exists()) == ([], True)
+    monkeypatch.setattr(service.sys, "prefix", str(folder / "1.0-abc"))
+    assert service.versions() == [str(folder / "1.0-abc")]
+    service.remove_versions()
+    assert not folder.exists()
