@@ -12,6 +12,7 @@ from ipaddress import ip_address
 
 import pytest
 from helpers.eventually import eventually
+from helpers.ports import free_port
 
 from overlaynet.state import ForwardAccept, ServicePortPolicy
 from overlaynet_agent import healthports
@@ -20,13 +21,6 @@ from overlaynet_agent.healthports import HealthPorts, Told, Where, wanted
 pytestmark = pytest.mark.fake
 
 HERE = ip_address("127.0.0.1")
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind((str(HERE), 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 @pytest.fixture

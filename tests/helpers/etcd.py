@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import pytest
 from helpers.eventually import eventually
+from helpers.ports import free_port
 
 from overlaynet.store.etcd import EtcdStore
 from overlaynet.store.etcd.rpc import etcdrpc
@@ -96,12 +97,6 @@ class EtcdServer:
 
 
 Member = TypeVar("Member", bound=EtcdServer)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

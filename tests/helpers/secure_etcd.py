@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from helpers.etcd import EtcdServer, free_port, leader_of
+from helpers.etcd import EtcdServer, leader_of
+from helpers.ports import free_port
 
 from overlaynet.config import EtcdConfig
 from overlaynet.store.etcd import EtcdStore, connect
