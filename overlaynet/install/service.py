@@ -50,7 +50,7 @@ class Done:
     def as_json(self) -> dict[str, Any]:
         return {
             "changes": self.count,
-            "files": [{"path": str(c.path), "op": c.op, "reason": c.why or None} for c in self.changes],
+            "files": [{"path": str(c.path), "op": c.op.value, "reason": c.why or None} for c in self.changes],
             "modules_loaded": self.modules,
             "service": self.service and {
                 "state": self.service.state,

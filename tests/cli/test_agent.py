@@ -7,6 +7,7 @@ import os
 
 import click
 import pytest
+import yaml
 
 from overlaynet.cli.app import App
 from overlaynet.cli.main import run
@@ -65,6 +66,12 @@ def test_everything_is_written_once_and_a_second_time_changes_nothing(install, i
     code, document = install()
     assert (code, document["changes"], document["files"], document["notes"]) == (0, 0, [], [])
     assert everything(image) == written
+
+
+def test_yaml_holds_the_same_as_json(image, capsys):
+    words = ["agent", "install", "--root", str(image), "-o", "yaml"]
+    assert run(words, App()) == 0
+    assert {item["op"] for item in yaml.safe_load(capsys.readouterr().out)["files"]} == {"created"}
 
 
 def test_text_says_that_nothing_changed(image, capsys):
