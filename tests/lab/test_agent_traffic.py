@@ -45,7 +45,7 @@ def lab() -> Iterator[Lab]:
 
 
 def stream(lab: Lab) -> AbstractContextManager[Pinging]:
-    return pinging(namespace(lab.name, "web-1"), "10.244.2.2")
+    return pinging(namespace(lab.name, "web-1"), "10.244.2.2", least_s=1.0)
 
 
 def status(lab: Lab) -> dict[str, Any]:
