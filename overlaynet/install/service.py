@@ -142,7 +142,7 @@ def _require(start: bool) -> None:
             "systemd is not running here, so there is nobody to start a service",
             evidence=f"there is no {machine.BOOTED}",
             next=[
-                "overlaynet agent install --no-start",
+                "the same with --no-start writes the files alone",
                 "overlaynet-agent run   (under a supervisor of your own)",
             ],
         )

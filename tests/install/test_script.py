@@ -94,7 +94,8 @@ class Machine:
         self.pid = pid
 
     def run(self, *argv: object, cwd: str = "/") -> subprocess.CompletedProcess[str]:
-        inside = ["nsenter", f"--target={self.pid}", "--mount", f"--wdns={cwd}", "--", *map(str, argv)]
+        there = ["sh", "-c", 'cd "$0" && exec "$@"', cwd]
+        inside = ["nsenter", f"--target={self.pid}", "--mount", "--", *there, *map(str, argv)]
         return subprocess.run(inside, capture_output=True, text=True, check=False)
 
     def versions(self) -> dict[str, bool]:
