@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from overlaynet import data
 from overlaynet.config import DEFAULT_CONFIG_PATH
@@ -95,5 +95,5 @@ def wanted(folder: PurePosixPath, *, enable: bool) -> list[Wanted]:
 
 def modules() -> list[str]:
     """The modules that are loaded at each boot."""
-    lines = Path(data.path("systemd", SOURCES[MODULES])).read_text("utf-8").splitlines()
+    lines = data.path("systemd", SOURCES[MODULES]).read_text("utf-8").splitlines()
     return [line for line in lines if line and not line.startswith("#")]

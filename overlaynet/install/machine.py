@@ -88,6 +88,11 @@ def service() -> Service:
     return parsed(run("systemctl", "show", "--property", ",".join(_PROPERTIES), UNIT))
 
 
+def unit_is_stale() -> bool:
+    """Whether systemd still goes by a unit file that has changed since, as after an interrupted installation."""
+    return run("systemctl", "show", "--property=NeedDaemonReload", "--value", UNIT).strip() == "yes"
+
+
 def parsed(shown: str) -> Service:
     """What `systemctl show` printed: a `KEY=VALUE` a line."""
     said = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)

@@ -159,12 +159,13 @@ def _prepare_kernel(done: Done) -> None:
 
 def _tell_systemd(done: Done, *, start: bool, timeout_s: float) -> None:
     new = {change.path for change in done.changes if change.real}
-    if UNIT_FILE in new or contents.ENABLED in new:
+    renewed = UNIT_FILE in new or machine.unit_is_stale()
+    if renewed or contents.ENABLED in new:
         machine.run("systemctl", "daemon-reload")
     done.notes += _tell_others(new)
     before = machine.service()
     fresh = machine.runs_from(before.pid, Path(sys.prefix))
-    if start and (not fresh or not {UNIT_FILE, contents.SETTINGS}.isdisjoint(new)):
+    if start and (renewed or contents.SETTINGS in new or not fresh):
         machine.run("systemctl", "--no-block", "restart", contents.UNIT)
         done.service, done.started = machine.settled(before, timeout_s), True
     else:

@@ -198,6 +198,7 @@ def commands(monkeypatch, image):
     monkeypatch.setattr(service, "tool", lambda name: name)
     monkeypatch.setattr(machine, "booted", lambda: True)
     monkeypatch.setattr(machine, "run", lambda *argv: told.append(" ".join(argv)) or "")
+    monkeypatch.setattr(machine, "unit_is_stale", lambda: False)
     monkeypatch.setattr(machine, "absent_modules", lambda names: [])
     monkeypatch.setattr(machine, "runs_from", lambda pid, folder: pid == 11)
     return told
@@ -241,6 +242,15 @@ def test_service_is_restarted_for_new_programs_unit_or_settings(commands, image,
     systemd_says(monkeypatch, before=OLD if why == "programs" else NEW, after=NEW)
     service.install(root=image, config=given if why == "settings" else None)
     assert RESTART in commands
+
+
+def test_installation_that_was_interrupted_before_systemd_was_told_goes_on(commands, image, monkeypatch):
+    systemd_says(monkeypatch, before=NEW, after=NEW)
+    service.install(root=image)
+    commands.clear()
+    monkeypatch.setattr(machine, "unit_is_stale", lambda: True)
+    service.install(root=image)
+    assert commands == ["systemctl daemon-reload", RESTART]
 
 
 def test_without_a_start_a_running_service_is_left_alone(commands, image, monkeypatch):
