@@ -89,7 +89,7 @@ def service() -> Service:
 
 
 def unit_is_stale() -> bool:
-    """Whether systemd still goes by a unit file that has changed since, as after an interrupted installation."""
+    """Whether systemd goes by a unit file that has changed since, as after an interrupted installation."""
     return run("systemctl", "show", "--property=NeedDaemonReload", "--value", UNIT).strip() == "yes"
 
 
