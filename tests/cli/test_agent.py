@@ -9,6 +9,7 @@ import click
 import pytest
 import yaml
 
+from overlaynet.cli import agent
 from overlaynet.cli.app import App
 from overlaynet.cli.main import run
 from overlaynet.errors import InstallFailed, ToolMissing
@@ -17,6 +18,9 @@ from overlaynet.install.machine import Service
 from overlaynet.install.service import Done
 
 pytestmark = pytest.mark.fake
+
+CLEAN = agent._clean
+"""The real one."""
 
 
 @pytest.fixture
@@ -309,3 +313,32 @@ def test_programs_are_removed_last_and_only_where_the_installation_put_them(monk
     assert service.versions() == [str(folder / "1.0-abc")]
     service.remove_versions()
     assert not folder.exists()
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """What uninstalling does, one after the other; nothing of it happens."""
+    taken = []
+    monkeypatch.setattr(service, "require_root", lambda what: None)
+    monkeypatch.setattr(service, "stop", lambda: taken.append("stop"))
+    monkeypatch.setattr(agent, "_clean", lambda: taken.append("clean"))
+    monkeypatch.setattr(service, "uninstall", lambda *, purge: taken.append(f"purge={purge}") or Done([]))
+    monkeypatch.setattr(service, "remove_versions", lambda: taken.append("programs"))
+    return taken
+
+
+def test_uninstall_stops_the_agent_then_cleans_the_kernel_then_removes_files(steps, capsys):
+    assert run(["agent", "uninstall", "-y"], App()) == 0
+    assert steps == ["stop", "clean", "purge=False", "programs"]
+
+
+def test_files_stay_where_the_kernel_could_not_be_cleaned(steps, monkeypatch, tmp_path, capsys):
+    program = tmp_path / "bin" / "overlaynet-agent"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'a rule is stuck' >&2; exit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(agent, "_clean", CLEAN)
+    monkeypatch.setattr(agent.sys, "prefix", str(tmp_path))
+    assert run(["agent", "uninstall", "-y"], App()) == 3
+    assert steps == ["stop"]
+    assert "a rule is stuck" in capsys.readouterr().err
