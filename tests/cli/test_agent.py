@@ -234,14 +234,14 @@ def test_service_that_runs_from_these_programs_is_not_restarted_for_nothing(comm
     assert (commands, done.count, done.service) == ([], 0, NEW)
 
 
-@pytest.mark.parametrize("why", ["programs", "unit", "settings"])
+@pytest.mark.parametrize("why", ["programs", "unit file", "settings"])
 def test_service_is_restarted_for_new_programs_unit_or_settings(commands, image, monkeypatch, tmp_path, why):
     systemd_says(monkeypatch, before=STOPPED, after=NEW)
     service.install(root=image)
     commands.clear()
     given = tmp_path / "given.toml"
     given.write_text('[node]\nname = "given"\n')
-    if why == "unit":
+    if why == "unit file":
         at(image, contents.UNIT_FILE).write_text(contents.marked("older"))
     systemd_says(monkeypatch, before=OLD if why == "programs" else NEW, after=NEW)
     service.install(root=image, config=given if why == "settings" else None)
