@@ -38,8 +38,12 @@ class MachineAgent:
         try:
             document: dict[str, Any] = self._ask(job, self._timeout_s)["document"]
         except AgentUnreachable as error:
-            error.message = f"{error.message} on {self._reach.host}"
-            status = self._reach.by_hand("sudo systemctl status overlaynet-agent")
-            error.next = (f"overlaynet logs {self._reach.host}", status)
-            raise
+            raise AgentUnreachable(
+                f"{error.message} on {self._reach.host}",
+                evidence=error.evidence,
+                next=[
+                    f"overlaynet logs {self._reach.host}",
+                    self._reach.by_hand("sudo systemctl status overlaynet-agent"),
+                ],
+            ) from error
         return document
