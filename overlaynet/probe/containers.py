@@ -20,6 +20,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ class Record:
         """Write it, or take it away with its directory when there is nothing to record."""
         if not self.containers:
             shutil.rmtree(_directory(self.lab), ignore_errors=True)
+            with suppress(OSError):  # other labs have something here
+                _directory(self.lab).parent.rmdir()
             return
         started = {
             name: {"pid": one.pid, "start": one.start, "spec": spec}
