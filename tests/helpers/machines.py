@@ -49,6 +49,7 @@ LOG = Path("/run/overlaynet/agent.log")
 NETWORK = b'{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}'
 GATEWAY = "192.168.56.1"
 """A machine has a way to everywhere, on which it is told that there is no further one."""
+AUTHORIZED = "/run/sshd/authorized_keys"
 START_S = 30.0
 
 _AGENT_RIGHTS = ("setpriv", "--bounding-set=-all,+net_admin,+net_raw", "--no-new-privs", "--")
@@ -342,10 +343,10 @@ def _make_key(path: Path) -> None:
 
 def _serve(machine: Machine, directory: Path) -> None:
     _make_key(machine.directory / "host_key")
+    machine.path(AUTHORIZED).write_text((directory / "id.pub").read_text())
     settings = [
         f"HostKey {machine.directory}/host_key",
-        f"AuthorizedKeysFile {directory}/id.pub",
-        "StrictModes no",  # whose the directories above are is no matter here
+        f"AuthorizedKeysFile {AUTHORIZED}",
         "PasswordAuthentication no",
         "KbdInteractiveAuthentication no",
         "UsePAM no",
