@@ -14,7 +14,7 @@ from overlaynet.cli.output import members, table
 from overlaynet.cluster.cluster import Cluster, Host, read_view
 from overlaynet.cluster.contexts import LabCluster
 from overlaynet.core.view import View
-from overlaynet.errors import MachineUnreachable, NotPermitted, OverlayError
+from overlaynet.errors import LabFailed, MachineUnreachable, NotPermitted, OverlayError
 from overlaynet.lab.state import LOCAL
 from overlaynet.lab.topology import DEFAULT_NAME
 
@@ -115,7 +115,26 @@ def _problems(cluster: Cluster, hosts: Sequence[Host], told: inventory.Statuses)
             {"host": host.name, **f["error"], "message": f"{f['change']}: {f['error']['message']}"}
             for f in answer["failures"]
         ]
-    return found
+    return found if cluster.one_machine else found + _lost(cluster, told)
+
+
+def _lost(cluster: Cluster, told: inventory.Statuses) -> list[dict[str, Any]]:
+    """Containers of a lab that its machines do not have any more: whoever restarts one loses them."""
+    missing: dict[str, list[str]] = {}
+    for container in cluster.containers():
+        if container.started and not container.ips and not isinstance(told.get(container.host), OverlayError):
+            missing.setdefault(container.host, []).append(container.name)
+    return [
+        {
+            "host": host,
+            **LabFailed(
+                f"containers of the lab are not there: {', '.join(names)}",
+                evidence="a machine that was restarted has lost its containers",
+                next=[_up(cluster.name)],
+            ).as_json(),
+        }
+        for host, names in missing.items()
+    ]
 
 
 def _silent(host: str, error: OverlayError, cluster: Cluster) -> dict[str, Any]:

@@ -155,17 +155,6 @@ def _missing(programs: Iterable[object]) -> list[dict[str, Any]]:
     return missing
 
 
-def logs(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Carry out ``{"lab", "container", "lines"}``: the end of what its command said."""
-    lab, container = (
-        check_name(member(job, "lab", str), "lab"),
-        check_name(member(job, "container", str), "container"),
-    )
-    file = _log(lab, f"{COMMAND}/{container}")
-    lines = process.last_lines(file, member(job, "lines", int, 10)) if file.exists() else ""
-    return {"kind": "Logs", "file": str(file), "text": lines}
-
-
 # --- changing -------------------------------------------------------------------------------------
 
 

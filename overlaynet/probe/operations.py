@@ -28,7 +28,6 @@ OPERATIONS: Mapping[str, tuple[str, str]] = {
     "containers-start": ("containers", "start"),
     "containers-end": ("containers", "end"),
     "containers-remove": ("containers", "remove"),
-    "containers-logs": ("containers", "logs"),
     "containers-attach": ("containers", "attach"),
     "write": ("changes", "write"),
     "edit": ("changes", "edit"),

@@ -231,6 +231,8 @@ def test_containers_of_a_machine_that_was_restarted_are_made_again(both: Machine
     assert namespaces(machine) == set()
     _, told = cli("get", "containers")
     assert {c["name"]: c["ready"] for c in told["items"]} == {"web-1": True, "web-2": False}
+    (problem,) = cli("status")[1]["problems"]
+    assert (problem["host"], "web-2" in problem["message"]) == ("node-2", True)
     result = up(both, simple(1))
     assert (result.converged, subnet(machine)) == (True, before)
     code, mesh = cli("verify", "mesh")
