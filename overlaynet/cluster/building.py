@@ -152,9 +152,9 @@ def down(
             raise LabChoice(f"no lab {name!r} is running", next=["overlaynet get labs"])
         driver, reached = _reach(state, paths)
         try:
-            with suppress(OverlayError):  # what is broken on a machine that can be reached is healed there
-                heal_all(reached)
+            broken = _still_broken(reached)
             result = Taking(state, driver, reached, progress).run()
+            result = replace(result, left=(*broken, *result.left))
         finally:
             driver.close()
         if result.left and not force:
@@ -162,6 +162,15 @@ def down(
         else:
             _remove(lab, keep_logs=keep_logs)
         return result
+
+
+def _still_broken(reached: MachineCluster) -> list[str]:
+    """Heal what can be healed, and tell what could not."""
+    try:
+        heal_all(reached)
+    except OverlayError as error:
+        return [f"broken on purpose: {error.message}: {error.evidence}"]
+    return []
 
 
 def _remove(lab: LabPaths, *, keep_logs: bool) -> None:

@@ -65,6 +65,9 @@ class Timers(Protocol):
     def end(self, fault: Fault) -> None:
         """Not any more; harmless if it is over."""
 
+    def has_ended(self, fault: Fault) -> bool:
+        """Whether a fault whose time is up was undone by whoever waited for that."""
+
 
 @dataclass(slots=True)
 class Faults:
@@ -177,19 +180,20 @@ class Faults:
         present = self.all
         chosen = [faultrecords.find(present, ident) for ident in idents] or list(present)
         over = [fault for fault in present if fault.is_over(now) and fault not in chosen]
-        self._heal([*over, *chosen])
+        self._heal([*over, *chosen], now)
         return tuple(sorted(chosen, key=_newest_first))
 
     def heal_over(self, now: float) -> None:
         """Heal those whose time is up. Raises as `heal`."""
-        self._heal([fault for fault in self.all if fault.is_over(now)])
+        self._heal([fault for fault in self.all if fault.is_over(now)], now)
 
-    def _heal(self, some: Iterable[Fault]) -> None:
+    def _heal(self, some: Iterable[Fault], now: float = 0.0) -> None:
         failures: dict[str, OverlayError] = {}
         for fault in sorted(some, key=_newest_first):
             rest = [other for other in self.all if other.id != fault.id]
             try:
-                self.hand.undo(fault.damage, rest)
+                if not (fault.is_over(now) and self.timers.has_ended(fault)):
+                    self.hand.undo(fault.damage, rest)
             except OverlayError as error:
                 failures[fault.id] = error
                 continue
@@ -281,3 +285,7 @@ class ProcessTimers:
     def end(self, fault: Fault) -> None:
         if fault.timer is not None and fault.timer.pid != os.getpid():
             process.stop([fault.timer], STOP_GRACE_S)
+
+    def has_ended(self, fault: Fault) -> bool:
+        """Never while the fault is on record: its process takes it off."""
+        return False

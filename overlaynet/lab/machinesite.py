@@ -334,6 +334,14 @@ class MachineTimers:
         for host in self._hosts(fault.damage):
             self.site.ask(host, "timer-end", lab=self.site.topology.name, fault=fault.id)
 
+    def has_ended(self, fault: Fault) -> bool:
+        """A machine that has undone its part has no record of it any more."""
+        lab = self.site.topology.name
+        return not any(
+            self.site.ask(host, "timer-look", lab=lab, fault=fault.id)["there"]
+            for host in self._hosts(fault.damage)
+        )
+
     def _hosts(self, damage: Damage) -> list[str]:
         places = [*damage.places, *(name.rpartition("/")[2] for name in damage.ends)]
         return sorted({self.site.home(place) for place in places})

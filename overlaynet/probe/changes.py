@@ -160,6 +160,11 @@ def start_timer(job: Mapping[str, Any]) -> dict[str, Any]:
     return {"kind": "Timer", **pid}
 
 
+def look_timer(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Carry out ``{"lab", "fault"}``: whether there is something that this machine is still to undo."""
+    return {"kind": "Timer", "there": _record(member(job, "lab", str), member(job, "fault", str)).exists()}
+
+
 def end_timer(job: Mapping[str, Any]) -> dict[str, Any]:
     """Carry out ``{"lab", "fault"}``: nothing is to be undone any more. Harmless if it has been."""
     record = _record(member(job, "lab", str), member(job, "fault", str))

@@ -35,6 +35,7 @@ OPERATIONS: Mapping[str, tuple[str, str]] = {
     "service": ("changes", "service"),
     "caller": ("changes", "caller"),
     "timer": ("changes", "start_timer"),
+    "timer-look": ("changes", "look_timer"),
     "timer-end": ("changes", "end_timer"),
     "host": ("agent", "facts"),
     "agent": ("agent", "ask"),

@@ -161,6 +161,21 @@ def test_fault_ends_by_itself_on_its_machine(cluster: MachineCluster, three: Mac
     assert trace(cluster, PING).trace.verdict == PROVED
 
 
+def test_what_has_ended_by_itself_is_not_undone_again(cluster: MachineCluster, three: Machines) -> None:
+    """Who has changed it since had his reasons."""
+    inside = ["ip", "netns", "exec", f"ovl-{LAB}-web-1", "ip", "route"]
+    way = three["node-1"].run(*inside, "show", "default").split()
+    break_(cluster, "route", "web-1", "default", for_s=1.0)
+    assert three["node-1"].run(*inside, "show", "default") == ""
+    eventually(lambda: three["node-1"].run(*inside, "show", "default").split() == way, deadline_s=60)
+    eventually(lambda: not three["node-1"].path("/run/overlaynet/faults").exists(), deadline_s=60)
+    three["node-1"].run(*inside, "delete", "default")
+    heal(cluster)
+    assert not Lab.open(LAB).paths.faults_json.exists()
+    assert three["node-1"].run(*inside, "show", "default") == ""
+    three["node-1"].run(*inside, "add", *way)
+
+
 def fdb_of(machine: Machine) -> list[str]:
     return machine.run("bridge", "fdb", "show", "dev", "flannel.1").splitlines()
 
