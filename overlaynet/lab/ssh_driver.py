@@ -92,10 +92,12 @@ class SshSession(ProbeSession):
         return self._said.closed
 
     def hang_up(self) -> None:
-        """Let it end."""
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):
-            self._process.stdin.close()
+        """End ssh, which takes no time; the probe then ends by itself, as its input does."""
+        self._process.terminate()
+
+    def close(self) -> None:
+        self.hang_up()
+        super().close()
 
     def _error(self, message: str, reason: str, said: str) -> OverlayError:
         return unreachable(self._ssh.reach(self._host), self._process.returncode, said, reason)
