@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -81,14 +82,14 @@ def _lab_item(name: str, paths: LabPaths) -> dict[str, Any]:
         "driver": state.driver if state else None,
         "hosts": len(state.topology.hosts) if state else None,
         "containers": len(state.topology.containers) if state else None,
-        "faults": _faults(paths),
+        "faults": _faults(paths, on_machines=state is not None and state.on_machines),
     }
 
 
-def _faults(paths: LabPaths) -> list[str] | None:
+def _faults(paths: LabPaths, *, on_machines: bool) -> list[str] | None:
     """What is broken in a lab on purpose, by its ids; None if that cannot be read."""
     try:
-        return [fault.id for fault in faultrecords.load(paths)]
+        return [fault.id for fault in faultrecords.present(paths, time.time(), on_machines=on_machines)]
     except LabFailed:
         return None
 

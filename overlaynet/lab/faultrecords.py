@@ -187,6 +187,13 @@ def load(paths: LabPaths) -> tuple[Fault, ...]:
         ) from None
 
 
+def present(paths: LabPaths, now: float, *, on_machines: bool) -> tuple[Fault, ...]:
+    """Those that are not over: machines end theirs by themselves, and nobody takes them off the record here.
+
+    Raises LabFailed."""
+    return tuple(fault for fault in load(paths) if not (on_machines and fault.is_over(now)))
+
+
 def save(paths: LabPaths, faults: Sequence[Fault]) -> None:
     """Write them; no file where there are none."""
     if not faults:

@@ -155,11 +155,8 @@ class Lab:
         return EtcdStore([self.endpoint])
 
     def faults(self) -> tuple[Fault, ...]:
-        """What is broken in it on purpose, oldest first. Raises LabFailed.
-
-        Machines end by themselves what is over; here nobody would take it off the record."""
-        found = faultrecords.load(self.paths)
-        return tuple(f for f in found if not (self.state.on_machines and f.is_over(time.time())))
+        """What is broken in it on purpose, oldest first. Raises LabFailed."""
+        return faultrecords.present(self.paths, time.time(), on_machines=self.state.on_machines)
 
     def pid(self, name: str) -> int | None:
         """The process of that name (etcd, agent/HOST, command/CONTAINER), None if it does not run."""

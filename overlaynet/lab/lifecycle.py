@@ -70,8 +70,9 @@ def up(topology: Topology, paths: Paths, *, timeout_s: float, progress: Progress
     for container in topology.containers:
         _check_command(container)
     with changing(paths, topology.name):
-        healed = faults.heal_before(topology.name, paths)
         old = load(paths.lab(topology.name))
+        _refuse_machines(topology.name, old)
+        healed = faults.heal_before(topology.name, paths)
         try:
             result = _Up(topology, paths, old, timeout_s, progress).run()
             return replace(result, changes=result.changes + len(healed), healed=healed)
@@ -80,6 +81,15 @@ def up(topology: Topology, paths: Paths, *, timeout_s: float, progress: Progress
                 with suppress(OverlayError):
                     _take_down(topology.name, paths, keep_logs=False)
             raise
+
+
+def _refuse_machines(name: str, state: LabState | None) -> None:
+    """A lab on machines is built and taken away over ssh (`lab.machines`)."""
+    if state is not None and state.on_machines:
+        raise TopologyError(
+            f"lab {name!r} is on machines, reached by {state.driver}",
+            next=[f"overlaynet down -l {name}", "overlaynet up -l ANOTHER_NAME"],
+        )
 
 
 def _check_command(container: Container) -> None:
@@ -284,6 +294,8 @@ def down(name: str, paths: Paths, *, keep_logs: bool = False) -> int:
     `keep_logs` leaves its log files. Raises LabFailed, NotPermitted, KernelError."""
     require_privilege("taking a lab down")
     with changing(paths, name):
+        with suppress(LabFailed):  # damaged: names and directories have to do
+            _refuse_machines(name, load(paths.lab(name)))
         return _take_down(name, paths, keep_logs=keep_logs)
 
 

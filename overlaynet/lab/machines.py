@@ -6,9 +6,9 @@ machine that was restarted, or a command that was killed half-way, is nothing sp
 is there.
 
     refused        whatever cannot be built on these machines, before any is touched
+    etcd           network config and settings where there are none, services: it may refuse us
     taken away     containers that went or moved: unwired by their agent, then removed with all that is in them
     made           namespaces
-    etcd           network config and settings where there are none, services
     settled        containers wired, every agent ready, nothing pending, everyone knows everyone
     commands       once the network is there; what has a probe is waited for
 
@@ -152,13 +152,13 @@ class Raising:
 
         self.touched = True
         self._save(self.hosts)
-        self._remove(steps)
-        self._make(steps)
-        self.progress("etcd", 0, 1)
         changes = sum(plan.changes for plan in steps.values())
+        self.progress("etcd", 0, 1)
         changes += sum(store.commit([compare], [put]).ok for compare, put in joining)
         changes += cluster_store.serve(store, keys, self.topology, self.old.topology if self.old else None)
         self.progress("etcd", 1, 1)
+        self._remove(steps)
+        self._make(steps)
         return self._settle(steps, changes)
 
     def _settle(self, steps: Mapping[str, Plan], changes: int) -> UpResult:

@@ -46,13 +46,14 @@ class Session(Protocol):
 class ProbeSession:
     """A probe that this process started."""
 
-    def __init__(self, host: str, argv: Sequence[str]) -> None:
-        """`argv` runs a probe on `host`. Raises LabFailed if it cannot be started."""
+    def __init__(self, host: str, argv: Sequence[str], *, apart: bool = False) -> None:
+        """`argv` runs a probe on `host`. `apart`: what a terminal sends to this command, as at Ctrl-C, it does
+        not send to the probe. Raises LabFailed if it cannot be started."""
         self._host = host
         self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `close`; no pipe: it may fill)
         self._rest = b""
         try:
-            self._process = start(host, argv, {"op": "session"}, stderr=self._said)
+            self._process = start(host, argv, {"op": "session"}, stderr=self._said, apart=apart)
         except LabFailed:
             self._said.close()
             raise
@@ -135,11 +136,22 @@ class ProbeSession:
 
 
 def start(
-    host: str, argv: Sequence[str], job: Mapping[str, Any], stderr: IO[bytes] | None = None
+    host: str,
+    argv: Sequence[str],
+    job: Mapping[str, Any],
+    stderr: IO[bytes] | None = None,
+    *,
+    apart: bool = False,
 ) -> subprocess.Popen[bytes]:
     """A probe with its first line, and its input left open. Raises LabFailed if it cannot be started."""
     try:
-        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            process_group=0 if apart else None,
+        )
     except OSError as error:
         raise LabFailed(f"the probe on {host} could not be started", evidence=str(error)) from error
     try:

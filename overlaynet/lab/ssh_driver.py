@@ -85,7 +85,8 @@ class SshSession(ProbeSession):
 
     def __init__(self, ssh: Ssh, host: str) -> None:
         self._ssh = ssh
-        super().__init__(host, ssh.argv(host, [PROBE]))
+        # Others go through its connection: at Ctrl-C it must not end before they have.
+        super().__init__(host, ssh.argv(host, [PROBE]), apart=True)
 
     @property
     def over(self) -> bool:

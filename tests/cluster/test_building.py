@@ -9,6 +9,7 @@ import pytest
 from overlaynet.cluster import building
 from overlaynet.cluster.building import Inventory
 from overlaynet.errors import EnvironmentProblem, ToolMissing, TopologyError, UsageError
+from overlaynet.lab import lifecycle
 from overlaynet.lab.paths import Paths
 from overlaynet.lab.state import LabState, save
 from overlaynet.lab.topology import Topology
@@ -16,6 +17,13 @@ from overlaynet.lab.topology import Topology
 pytestmark = pytest.mark.fake
 
 CONFIG = "Host node-1\n  HostName 127.0.0.1\n  Port 2222\nHost node-2\n  HostName 127.0.0.1\n  Port 2200\n"
+
+
+@pytest.fixture
+def privileged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as capabilities and programs go; nothing here needs them."""
+    monkeypatch.setattr(lifecycle, "require_privilege", lambda purpose: None)
+    monkeypatch.setattr(lifecycle.process, "tool", lambda name: name)
 
 
 @pytest.fixture
@@ -70,6 +78,18 @@ def refused(paths: Paths, state: LabState) -> TopologyError:
 def test_lab_of_namespaces_is_not_made_one_of_machines(tmp_path: Path) -> None:
     paths = Paths(tmp_path / "run", tmp_path / "state")
     assert "namespaces" in refused(paths, LabState(Topology.simple("roam"), "")).message
+
+
+def test_lab_of_machines_is_not_made_or_taken_as_one_of_namespaces(tmp_path: Path, privileged: None) -> None:
+    paths = Paths(tmp_path / "run", tmp_path / "state")
+    save(paths.lab("roam"), LabState(Topology.simple("roam"), "", driver="ssh"))
+    for change in (
+        lambda: lifecycle.up(Topology.simple("roam"), paths, timeout_s=1.0),
+        lambda: lifecycle.down("roam", paths),
+    ):
+        with pytest.raises(TopologyError, match="on machines"):
+            change()
+    assert paths.lab("roam").lab_json.exists()
 
 
 def test_machines_that_have_something_of_the_lab_stay_in_its_inventory(tmp_path: Path) -> None:
