@@ -269,7 +269,7 @@ class SshDriver:
 
     def stream(self, host: str, job: Mapping[str, Any]) -> subprocess.Popen[bytes]:
         self.desk(host).facts()
-        return start(host, self.ssh.argv(host, [PROBE]), job)
+        return start(host, self.ssh.argv(host, [PROBE]), job, apart=True)  # it ends with its input
 
     def popen_in(self, place: str, argv: Sequence[str]) -> subprocess.Popen[bytes]:
         return self.popen(self._homes.get(place, place), self.netns(place), argv)

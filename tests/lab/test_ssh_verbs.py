@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -316,6 +319,21 @@ def test_capture_is_of_several_machines_at_once(run: Run, far: Far, tmp_path: Pa
     code, out, _ = run("capture", "--live", "client-1:eth0", "node-2:flannel.1", "-c", "4", "icmp")
     assert code == 0
     assert {"client-1:eth0", "node-2:flannel.1"} <= set(re.findall(r"\S+:\S+", out)), out
+
+
+def test_capture_ends_in_good_order_at_ctrl_c(far: Far, tmp_path: Path) -> None:
+    """Which a terminal sends to all that the command has started, too."""
+    inside = ("nsenter", f"--net=/run/netns/ovl-{LAB}-client-3")
+    far.machines["node-3"].start(*inside, "ping", "-i0.2", "-w20", far.ip("web-2"), log="/var/log/ping.log")
+    file = tmp_path / "x.pcapng"
+    words = ["capture", "client-3:eth0", "node-2:eth0", "-w", str(file), "-l", LAB, "-o", "json", "icmp"]
+    argv = [sys.executable, "-m", "overlaynet.cli.main", *words]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True)
+    eventually(lambda: file.exists() and file.stat().st_size > 1_000, deadline_s=30)
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    found = json.loads(out)
+    assert (process.returncode, [point["witness"] for point in found["points"]]) == (0, [True, True]), out
 
 
 # --- changing -------------------------------------------------------------------------------------
