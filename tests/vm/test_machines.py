@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.eventually import eventually
 from helpers.lab import lab_name
 from helpers.vm_cluster import (
     THERE,
@@ -34,17 +33,18 @@ from helpers.vm_cluster import (
     main_pid,
     make_wheels,
     on_all,
+    parcel,
     problems,
     provision,
-    send,
     subnet,
     timed,
     unit,
+    unpack,
     vtep_mac,
     wait_until_ready,
 )
 from helpers.vm_traffic import Traffic, inside, traffic
-from helpers.vms import NAT_ADDRESS, Vm, Vms, build_box, requires_vms, vms
+from helpers.vms import NAT_ADDRESS, Vm, Vms, build_box, patiently, requires_vms, vms
 
 pytestmark = [pytest.mark.vm, requires_vms, pytest.mark.timeout(900)]
 
@@ -52,6 +52,7 @@ NET_ADMIN_AND_NET_RAW = 1 << 12 | 1 << 13
 """capabilities(7); bit numbers from linux/capability.h."""
 EXPOSURE_BOUND = 3.0
 """`systemd-analyze security`: of 10; a service without any restriction has 9.6."""
+WHEELS, NEWER = "/dev/vdb", "/dev/vdc"
 SETTINGS = "/etc/overlaynet/agent.toml"
 BRIDGE_NF = "net.bridge.bridge-nf-call-iptables"
 VIP, SCTP_VIP = "10.112.0.10", "10.112.0.11"
@@ -120,12 +121,16 @@ def figures() -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory, figures: dict[str, object]) -> Iterator[Vms]:
-    """Booted and reached by ssh, and nothing more."""
+    """Booted and reached by ssh, and nothing more. With them come what to install, and what to upgrade to."""
+    where = tmp_path_factory.mktemp("vms")
+    wheels = make_wheels(where / "wheels")
+    newer = changed_wheels(wheels, where / "newer")
+    parcels = [parcel(wheels, where / "wheels.tar"), parcel(newer, where / "newer.tar")]
     began = time.monotonic()
     box = build_box()
-    figures["box: the wait for it (it is built once, beside other work)"] = seconds(time.monotonic() - began)
+    figures["box: the wait for it (it is built beside other work, once)"] = seconds(time.monotonic() - began)
     began = time.monotonic()
-    with vms(tmp_path_factory.mktemp("vms"), box) as booted:
+    with vms(where, box, parcels) as booted:
         figures["boot to ssh and private network, three beside each other"] = seconds(time.monotonic() - began)
         for vm in booted:
             figures[f"boot of {vm.name}, of the processor"] = seconds(vm.cpu_s)
@@ -133,15 +138,9 @@ def machines(tmp_path_factory: pytest.TempPathFactory, figures: dict[str, object
 
 
 @pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_wheels(tmp_path_factory.mktemp("wheels") / "wheels")
-
-
-@pytest.fixture(scope="module")
-def cluster(machines: Vms, wheels: Path, figures: dict[str, object]) -> Vms:
+def cluster(machines: Vms, figures: dict[str, object]) -> Vms:
     """Made nodes by provision.sh."""
-    send(machines, wheels)
-    for name, cost in provision(machines).items():
+    for name, cost in provision(machines, WHEELS).items():
         figures[f"install to READY on {name}"] = cost
     return machines
 
@@ -210,6 +209,13 @@ def modules(vm: Vm) -> set[str]:
 def conflicts(*machines: Vm) -> list[dict[str, Any]]:
     """What their agents may not claim, for another has it."""
     return [problem for vm in machines for problem in problems(vm) if problem["code"] == "OVL-404"]
+
+
+def firewalld_advice(vm: Vm) -> list[str]:
+    """What `doctor` says is to be typed for firewalld's tables."""
+    checks = json.loads(vm.call("overlaynet", "doctor", "-o", "json").stdout)["checks"]
+    detail = next(check["detail"] for check in checks if check["name"] == "nftables")
+    return sorted(set(re.findall(r"try: (firewall-cmd [^;]+)", detail)))
 
 
 def lost_nothing(seen: Traffic) -> None:
@@ -281,15 +287,12 @@ def test_systemd_finds_little_exposed(cluster: Vms, record_property):
 
 
 def test_journal_has_fields(cluster: Vms):
-    shown = cluster["node-2"].run(
-        "journalctl", "--no-pager", f"--unit={UNIT}", "-o", "json", "OVERLAYNET_LOGGER"
-    )
-    entries = [json.loads(line) for line in shown.splitlines()]
-    assert entries
-    for entry in entries:
-        assert {"MESSAGE", "PRIORITY", "CODE_FILE", "OVERLAYNET_LOGGER"} <= entry.keys()
-        assert entry["SYSLOG_IDENTIFIER"] == "overlaynet-agent"
-    assert [entry["OVERLAYNET_NODE"] for entry in entries if "OVERLAYNET_NODE" in entry][:1] == ["node-2"]
+    of_ours = [f"--unit={UNIT}", "OVERLAYNET_LOGGER=overlaynet.agent"]
+    entries = cluster["node-2"].run("journalctl", "--no-pager", "--output=json", *of_ours).splitlines()
+    started = json.loads(entries[0])
+    assert started["SYSLOG_IDENTIFIER"] == "overlaynet-agent"
+    assert (started["OVERLAYNET_NODE"], started["OVERLAYNET_INTERFACE"]) == ("node-2", "eth1")
+    assert {"MESSAGE", "PRIORITY", "CODE_FILE", "CODE_LINE"} <= started.keys()
 
 
 def test_nat_card_is_refused_where_no_interface_is_set(cluster: Vms):
@@ -299,7 +302,7 @@ def test_nat_card_is_refused_where_no_interface_is_set(cluster: Vms):
     remember = f"mv {SETTINGS}.kept {SETTINGS}; systemctl restart {UNIT}"
     on_all(two, lambda vm: vm.sh(forget))
     try:
-        refused = eventually(
+        refused = patiently(
             lambda: [p for vm in two for p in problems(vm) if p["code"] == "OVL-404"], deadline_s=180
         )
     finally:
@@ -307,7 +310,7 @@ def test_nat_card_is_refused_where_no_interface_is_set(cluster: Vms):
     assert NAT_ADDRESS in f"{refused[0]['message']} {refused[0]['evidence']}"
     assert any("node.interface" in step for step in refused[0]["next"])
     on_all(two, wait_until_ready)
-    eventually(lambda: {len(agent_says(vm, "/v1/status")["peers"]) for vm in cluster} == {2}, deadline_s=120)
+    patiently(lambda: {len(agent_says(vm, "/v1/status")["peers"]) for vm in cluster} == {2}, deadline_s=120)
 
 
 # --- the overlay ----------------------------------------------------------------------------------
@@ -363,6 +366,24 @@ def test_dockers_policy_for_forwarded_packets_does_not_stop_the_overlay(lab: Mac
     lost_nothing(seen)
 
 
+def test_firewalld_lets_the_overlay_pass_once_it_was_told_what_doctor_says(lab: MachineLab):
+    vm, client = lab.cluster["node-2"], lab.cluster["node-3"]
+    target = lab.address("web-2")
+    vm.run("systemctl", "start", "firewalld")
+    try:
+        advice = firewalld_advice(vm)
+        assert [command.split(" && ")[0].split()[1:3] for command in advice] == [
+            ["--permanent", "--add-port=8472/udp"],
+            ["--permanent", "--zone=trusted"],
+        ]
+        for command in advice:
+            vm.sh(command)
+        assert firewalld_advice(vm) == []
+        inside(client, lab.inside("client-1"), "ping", "-c3", "-W5", target)
+    finally:
+        vm.sh("systemctl stop firewalld; rm -f /etc/firewalld/zones/*.xml*")
+
+
 def test_systemd_and_udev_leave_our_devices_and_routes_alone(lab: MachineLab):
     before = {vm.name: devices(vm) for vm in lab.cluster}
     with lab.traffic() as seen:
@@ -378,17 +399,17 @@ def test_systemd_and_udev_leave_our_devices_and_routes_alone(lab: MachineLab):
 def test_bridged_frames_pass_iptables_again_after_somebody_stopped_that(lab: MachineLab):
     vm = lab.cluster["node-1"]
     vm.run("sysctl", "--write", f"{BRIDGE_NF}=0")
-    eventually(lambda: vm.run("sysctl", "--values", BRIDGE_NF).strip() == "1", deadline_s=180)
+    patiently(lambda: vm.run("sysctl", "--values", BRIDGE_NF).strip() == "1", deadline_s=180)
 
 
 def test_module_that_somebody_unloaded_is_named_with_what_to_type(lab: MachineLab):
     """Nothing asks for br_netfilter, so nothing loads it again."""
     vm = lab.cluster["node-1"]
     vm.run("modprobe", "-r", "br_netfilter")
-    problem = eventually(lambda: [p for p in problems(vm) if "br_netfilter" in p["message"]], deadline_s=180)[0]
+    problem = patiently(lambda: [p for p in problems(vm) if "br_netfilter" in p["message"]], deadline_s=180)[0]
     assert problem["next"][0] == "modprobe br_netfilter"
     vm.run("modprobe", "br_netfilter")
-    eventually(lambda: problems(vm) == [], deadline_s=180)
+    patiently(lambda: problems(vm) == [], deadline_s=180)
     assert vm.run("sysctl", "--values", BRIDGE_NF).strip() == "1"
 
 
@@ -401,7 +422,7 @@ def test_traffic_goes_on_while_agents_hang_and_die(lab: MachineLab, record_prope
         first.run("kill", "-KILL", str(before[first.name]))
         third.run("systemctl", "restart", "systemd-journald")
         for vm in (first, second):
-            eventually(lambda vm=vm: main_pid(vm) not in (0, before[vm.name]), deadline_s=180)
+            patiently(lambda vm=vm: main_pid(vm) not in (0, before[vm.name]), deadline_s=180)
             wait_until_ready(vm)
         record_property("an agent that hangs: READY again after", seconds(time.monotonic() - hung))
     lost_nothing(seen)
@@ -412,16 +433,16 @@ def test_traffic_goes_on_while_agents_hang_and_die(lab: MachineLab, record_prope
 def test_agent_writes_to_the_journal_that_was_restarted(lab: MachineLab):
     vm = lab.cluster["node-3"]
     vm.run("systemctl", "reload", UNIT)
-    eventually(lambda: "settings" in journal(vm, 5), deadline_s=60)
+    patiently(lambda: "settings" in journal(vm, 5), deadline_s=60)
 
 
 # --- an upgrade, a reboot, the end ----------------------------------------------------------------
 
 
-def test_an_upgrade_loses_no_packet_and_no_call(lab: MachineLab, wheels, tmp_path, record_property):
+def test_an_upgrade_loses_no_packet_and_no_call(lab: MachineLab, record_property):
     before = {vm.name: vm.run("readlink", "/usr/local/bin/overlaynet-agent") for vm in lab.cluster}
     pids = {vm.name: main_pid(vm) for vm in lab.cluster}
-    send(lab.cluster, changed_wheels(wheels, tmp_path / "newer"))
+    on_all(lab.cluster.machines, lambda vm: unpack(vm, NEWER))
     cost: dict[str, Took] = {}
 
     def upgrade(vm: Vm) -> None:
@@ -463,11 +484,11 @@ def test_a_reboot_brings_back_the_same_subnet_and_mac_and_the_lab_what_it_lost(
 
     # A namespace does not outlive its kernel. The service goes on without what was in it, and up makes it anew.
     assert lab.inside("web-2") not in vm.run("ip", "netns", "list")
-    eventually(lambda: {call(lab) for _ in range(5)} == {"web-1"}, deadline_s=120)
+    patiently(lambda: {call(lab) for _ in range(5)} == {"web-1"}, deadline_s=120)
     assert lab.up()["changes"] > 0
     code, mesh = lab("verify", "mesh")
     assert (code, mesh["passed"]) == (0, 6), mesh
-    eventually(lambda: {call(lab) for _ in range(10)} == {"web-1", "web-2"}, deadline_s=120)
+    patiently(lambda: {call(lab) for _ in range(10)} == {"web-1", "web-2"}, deadline_s=120)
 
 
 def test_down_takes_back_what_the_lab_brought_and_leaves_the_agents(lab: MachineLab):
