@@ -83,10 +83,13 @@ class ProbeSession:
 
     def answer(self, timeout_s: float) -> dict[str, Any]:
         """The answer to the job that was posted. Raises as `ask`."""
+        line = b""
         try:
-            document = json.loads(self._line(time.monotonic() + timeout_s))
+            line = self._line(time.monotonic() + timeout_s)
+            document = json.loads(line)
         except (OSError, ValueError) as error:
-            raise self._failed(f"the probe on {self._host} did not answer", str(error)) from error
+            reason = f"it said {line[:80]!r}" if line else str(error)
+            raise self._failed(f"the probe on {self._host} did not answer", reason) from error
         if document.get("kind") == "Error":
             raise from_json(document["error"])
         return dict(document)

@@ -27,14 +27,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from overlaynet import __version__
 from overlaynet.client import TIMEOUT_S
-from overlaynet.errors import LabFailed, OverlayError
+from overlaynet.errors import LabFailed, MachineUnreachable, OverlayError, UsageError
 from overlaynet.kernel.netns import of_lab
 from overlaynet.kernel.process import tool
 from overlaynet.lab.driver import Completed
 from overlaynet.lab.machine_agent import MachineAgent
 from overlaynet.lab.session import ProbeSession, start
-from overlaynet.lab.unreachable import PROBE, Reach, unreachable
+from overlaynet.lab.unreachable import INSTALL, PROBE, Reach, unreachable
 
 CONNECT_S = 10
 """For a connection and the first line of the other side's sshd, which a busy machine takes long to say."""
@@ -125,7 +126,11 @@ class Desk:
     def ask(self, job: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """The answer. Raises MachineUnreachable, and the error that the probe tells of."""
         with self._lock:
-            return self._opened().ask(job, timeout_s + SPARE_S)
+            session = self._opened()
+            try:
+                return session.ask(job, timeout_s + SPARE_S)
+            except UsageError as error:
+                raise self._misunderstood(error) from error
 
     def facts(self) -> dict[str, Any]:
         """What the machine told of itself when it was first asked. Raises MachineUnreachable."""
@@ -160,6 +165,17 @@ class Desk:
                 raise
             self._greeted = True
         return session
+
+    def _misunderstood(self, error: UsageError) -> OverlayError:
+        """A job that was refused: another version may not know it, and then that is what is wrong."""
+        there = self._facts["version"]
+        if there == __version__:
+            return error
+        return MachineUnreachable(
+            f"{self._host} does not understand us",
+            evidence=f"overlaynet is {there} there and {__version__} here; {error.message}",
+            next=[INSTALL.format(host=self._host)],
+        )
 
     def _begun(self) -> SshSession:
         if self._error is not None:

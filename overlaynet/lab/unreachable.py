@@ -15,7 +15,7 @@ from overlaynet.errors import MachineUnreachable
 
 PROBE = "overlaynet-probe"
 SUDOERS = "/etc/sudoers.d/overlaynet"
-INSTALL = "agent/wheels OUT && scp -r OUT {host}: && ssh {host} sudo OUT/install"
+INSTALL = "in the clone: agent/wheels OUT && scp -r OUT {host}: && ssh {host} sudo OUT/install"
 
 
 class Reach(NamedTuple):
@@ -67,7 +67,7 @@ def _allow(reach: Reach, _: str) -> Sequence[str]:
 
 
 def _install(reach: Reach, _: str) -> Sequence[str]:
-    return [reach.by_hand(f"command -v {PROBE}"), f"in the clone: {INSTALL.format(host=reach.host)}"]
+    return [reach.by_hand(f"command -v {PROBE}"), INSTALL.format(host=reach.host)]
 
 
 _CASES = tuple(

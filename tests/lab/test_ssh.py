@@ -148,6 +148,24 @@ def test_an_error_of_a_job_is_its_own_and_ends_nothing(driver: SshDriver) -> Non
     assert driver.probe("node-1", {"op": "log", "lines": 1})["kind"] == "Log"
 
 
+def test_machine_of_another_version_that_does_not_understand_is_told(
+    driver: SshDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh_driver, "__version__", "99.0")
+    with pytest.raises(MachineUnreachable, match="node-1 does not understand us") as caught:
+        driver.probe("node-1", {"op": "of-the-future"})
+    assert f"{__version__} there and 99.0 here" in caught.value.evidence
+
+
+def test_shell_that_says_something_at_every_login_is_quoted(driver: SshDriver, three: Machines) -> None:
+    talkative = three["node-2"].path("/var/lib/root/.bashrc")
+    talkative.write_text("echo hello there\n")
+    try:
+        assert "it said b'hello there'" in refusal(driver).evidence
+    finally:
+        talkative.unlink()
+
+
 def test_agent_that_does_not_run_is_told_with_its_machine(driver: SshDriver, three: Machines) -> None:
     machine = three["node-3"]
     machine.kill_agent()
