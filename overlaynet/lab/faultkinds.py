@@ -96,7 +96,7 @@ def plan(ground: Ground, kind: str, request: Request) -> Damage:
         )
     if (reason := ground.barred.get(kind)) is not None:
         raise UsageError(
-            f"{kind} is no fault for lab {ground.topology.name}",
+            f"{kind} cannot be broken in lab {ground.topology.name}",
             evidence=reason,
             next=["overlaynet break --list"],
         )

@@ -20,7 +20,7 @@ from overlaynet.cluster.breaking import changing_faults
 from overlaynet.cluster.building import Inventory
 from overlaynet.cluster.contexts import of_lab
 from overlaynet.cluster.machines import MachineCluster
-from overlaynet.errors import EnvironmentProblem, UsageError
+from overlaynet.errors import EnvironmentProblem, LabFailed, UsageError
 from overlaynet.lab.faultkinds import KINDS, Request
 from overlaynet.lab.faultrecords import Fault
 from overlaynet.lab.lab import Lab
@@ -189,6 +189,22 @@ def test_fault_that_is_healed_before_its_time_has_no_timer_left(
     heal(cluster)
     assert not timer.exists()
     assert "machinetimer" not in three["node-1"].run("ps", "-e", "-o", "args")
+
+
+def test_fault_on_a_machine_out_of_reach_stays_on_record(cluster: MachineCluster, three: Machines) -> None:
+    break_(cluster, "fdb", "node-1", "node-3")
+    three["node-1"].refuse()
+    anew = of_lab(Lab.open(LAB))
+    try:
+        with changing_faults(anew) as mine, pytest.raises(LabFailed, match="not healed: f1") as raised:
+            mine.heal((), time.time())
+    finally:
+        anew.lab.driver.close()
+        three["node-1"].accept()
+    assert "node-1" in raised.value.evidence
+    assert [fault.id for fault in Lab.open(LAB).faults()] == ["f1"]
+    heal(cluster)
+    assert trace(cluster, PING).trace.verdict == PROVED
 
 
 @pytest.fixture
