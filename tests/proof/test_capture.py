@@ -137,7 +137,7 @@ def test_interface_that_goes_down_meanwhile_is_no_witness(net: Network, lab: Lab
 
 
 def test_flood_that_finds_no_room_is_no_proof(net: Network, lab: Lab) -> None:
-    """More octets than the 64 MiB that are kept of one capture. Loopback's frames are the largest, and an echo is
+    """More octets than the 64 MiB that one capture keeps. Loopback's frames are the largest, and an echo is
     four of them."""
     with net.capture(["node-1:lo"]) as packets:
         lab.driver.run("node-1", ["ping", "-q", "-f", "-c", "300", "-s", "65000", "127.0.0.1"], timeout_s=60)
