@@ -16,6 +16,7 @@ from overlaynet.cluster.breaking import heal_all
 from overlaynet.cluster.machines import MachineCluster
 from overlaynet.errors import EnvironmentProblem, LabChoice, OverlayError, TopologyError, UsageError
 from overlaynet.kernel import process
+from overlaynet.lab.faultrecords import Fault
 from overlaynet.lab.inventory import host_names
 from overlaynet.lab.lab import Lab
 from overlaynet.lab.lifecycle import remove_tree
@@ -89,10 +90,10 @@ def up(
         if old is not None:
             _check_same_machines(old, inventory)
         write_if_different(lab.inventory, inventory.text, 0o600)
+        healed = _heal(old, paths) if old is not None else ()
         wanted = LabState(topology, boot_id(), driver=inventory.driver)
         driver, reached = _reach(wanted, paths)
         try:
-            healed = heal_all(reached)
             raising = Raising(topology, driver, reached, lab, old, deadline, any_network, progress)
             try:
                 result = raising.run()
@@ -126,6 +127,15 @@ def _reach(state: LabState, paths: Paths) -> tuple[SshDriver, MachineCluster]:
     driver = lab.driver
     assert isinstance(driver, SshDriver)
     return driver, MachineCluster(lab, driver)
+
+
+def _heal(old: LabState, paths: Paths) -> tuple[Fault, ...]:
+    """What is broken is where the lab was, not where it is going to be."""
+    driver, reached = _reach(old, paths)
+    try:
+        return heal_all(reached)
+    finally:
+        driver.close()
 
 
 def _take_back(raising: Raising, lab: LabPaths) -> None:
