@@ -74,8 +74,9 @@ def capture(
         _check_words(points, net.directory)
         found, kernels = spots(points, net.directory, net.sessions)
         scene = Scene(net.names, vxlan_port(kernels.values()), app.cluster.one_machine)
-        sinks = _sinks(app, found, target, live, stack)
-        job = Job(wanted, scene, sinks, count, for_s)
+        clocks = {} if scene.one_clock else {spot.point.place: spot.where.host or "" for spot in found}
+        sinks = _sinks(app, found, target, stack, Layout.of(found, _columns(app), clocks) if live else None)
+        job = Job(wanted, scene, sinks, count, for_s, clocks)
         with _interrupts() as interrupted:
             with _ignoring_interrupts():
                 probes = Live(app.cluster, net.sessions, found, wanted.keep(scene.vxlan_port))
@@ -126,13 +127,15 @@ def _check_words(points: Sequence[str], directory: Directory) -> None:
 
 @dataclass(slots=True)
 class Job:
-    """One capture, from its first frame to the last. `packets` are counted by point."""
+    """One capture, from its first frame to the last. `packets` are counted by point; `clocks` as in
+    `Layout`."""
 
     wanted: Filter
     scene: Scene
     sinks: Sequence[Sink]
     most: int | None
     for_s: float | None
+    clocks: Mapping[str, str]
     counts: dict[str, int] = field(default_factory=dict)
     taps: list[Tap] = field(default_factory=list)
     duration_s: float = 0.0
@@ -235,12 +238,14 @@ class Sink:
         """There are no more packets."""
 
 
-def _sinks(app: App, found: Sequence[Spot], target: str | None, live: bool, stack: ExitStack) -> Sequence[Sink]:
+def _sinks(
+    app: App, found: Sequence[Spot], target: str | None, stack: ExitStack, screen: Layout | None
+) -> Sequence[Sink]:
     sinks: list[Sink] = []
     if target is not None:
         sinks.append(_File(_opened(target, stack), found))
-    if live:
-        sinks.append(_Screen(app, Layout.of(found, _columns(app))))
+    if screen is not None:
+        sinks.append(_Screen(app, screen))
     return sinks or [Kept()]
 
 
@@ -329,20 +334,23 @@ class Kept(Sink):
 
 @dataclass(slots=True)
 class Layout:
-    """How packets are told on so many columns (None: any number). Times are seconds since the first packet."""
+    """How packets are told on so many columns (None: any number). Times are seconds since the first packet by
+    the same clock. `clocks`: whose clock is meant at each place, where there are several; `starts_ns` by the
+    clock."""
 
     point_width: int
     columns: int | None
-    start_ns: int | None = None
+    clocks: Mapping[str, str]
+    starts_ns: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, found: Sequence[Spot], columns: int | None) -> Layout:
-        return cls(max(len(str(spot.point)) for spot in found), columns)
+    def of(cls, found: Sequence[Spot], columns: int | None, clocks: Mapping[str, str]) -> Layout:
+        return cls(max(len(str(spot.point)) for spot in found), columns, clocks)
 
     def lines(self, packet: Packet) -> list[str]:
         """One line; where that is too long, more, which begin below the first one's text."""
         outer, inner = parts(packet.frame)
-        head = f"{self._time(packet.t_ns):>10}  {packet.point!s:<{self.point_width}}  {packet.direction:<3}  "
+        head = f"{self._time(packet):>10}  {packet.point!s:<{self.point_width}}  {packet.direction:<3}  "
         length = f"{packet.length} B"
         text = f"{outer} {inner} {length}" if inner else f"{outer} {length}"
         if self.columns is None or len(head) + len(text) <= self.columns:
@@ -355,11 +363,11 @@ class Layout:
         assert self.columns is not None
         return textwrap.wrap(text, max(LEAST_TEXT, self.columns - indent), break_on_hyphens=False)
 
-    def _time(self, t_ns: int | None) -> str:
-        if t_ns is None:
+    def _time(self, packet: Packet) -> str:
+        if packet.t_ns is None:
             return "-"
-        self.start_ns = t_ns if self.start_ns is None else self.start_ns
-        return f"{(t_ns - self.start_ns) / 1e9:.6f}"
+        start_ns = self.starts_ns.setdefault(self.clocks.get(packet.point.place, ""), packet.t_ns)
+        return f"{(packet.t_ns - start_ns) / 1e9:.6f}"
 
 
 def _columns(app: App) -> int | None:
@@ -411,7 +419,7 @@ def _text(app: App, job: Job, items: Sequence[Mapping[str, Any]], target: str | 
         return f"{end}\n\n{job.total} packets in {target}"
     (kept,) = (sink for sink in job.sinks if isinstance(sink, Kept))
     width = max((len(item["point"]) for item in items), default=0)
-    layout = Layout(width, _columns(app))
+    layout = Layout(width, _columns(app), job.clocks)
     lines = [line for packet in kept.packets for line in layout.lines(packet)]
     return "\n".join([*lines, "", end] if lines else [end])
 

@@ -43,9 +43,10 @@ COMMAND, HELPER = "command", "helper"
 @dataclass(slots=True)
 class Record:
     """What a lab has on this machine: its containers, and its processes ``ROLE/CONTAINER``, each with the text
-    by which its operator knows what it was started from."""
+    by which its operator knows what it was started from. `owner`: who built it, for people."""
 
     lab: str
+    owner: str = ""
     containers: list[str] = field(default_factory=list)
     processes: dict[str, tuple[Process, str]] = field(default_factory=dict)
 
@@ -60,7 +61,10 @@ class Record:
             name: {"pid": one.pid, "start": one.start, "spec": spec}
             for name, (one, spec) in self.processes.items()
         }
-        text = json.dumps({"containers": self.containers, "processes": started}, indent=1) + "\n"
+        text = (
+            json.dumps({"owner": self.owner, "containers": self.containers, "processes": started}, indent=1)
+            + "\n"
+        )
         write_atomically(_file(self.lab), text, 0o644)
 
     def forget(self, containers: Iterable[str]) -> None:
@@ -104,7 +108,7 @@ def _load(job: Mapping[str, Any]) -> Record:
             name: (Process(item["pid"], item["start"]), item["spec"])
             for name, item in document["processes"].items()
         }
-        return Record(lab, list(document["containers"]), started)
+        return Record(lab, document["owner"], list(document["containers"]), started)
     except FileNotFoundError:
         return Record(lab)
     except (ValueError, KeyError, TypeError) as error:
@@ -133,6 +137,7 @@ def look(job: Mapping[str, Any]) -> dict[str, Any]:
     others = [name for name in _names(job, "names") if name not in record.containers]
     return {
         "kind": "Containers",
+        "owner": record.owner or None,
         "containers": there,
         "lost": [name for name in record.containers if name not in there],
         "processes": {
@@ -159,7 +164,7 @@ def _missing(programs: Iterable[object]) -> list[dict[str, Any]]:
 
 
 def make(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Carry out ``{"lab", "names"}``: namespaces that are not there yet. Raises LabFailed for one that is there
+    """Carry out ``{"lab", "owner", "names"}``: namespaces that are not there yet. Raises LabFailed for one that is there
     and is not the lab's, KernelError, NotPermitted."""
     record, names = _load(job), _names(job, "names")
     for name in names:
@@ -168,6 +173,7 @@ def make(job: Mapping[str, Any]) -> dict[str, Any]:
                 f"there is a network namespace {netns.of_lab(record.lab, name)} that this lab did not make",
                 next=["ip netns list", f"ip netns delete {netns.of_lab(record.lab, name)}"],
             )
+    record.owner = member(job, "owner", str)
     record.containers += [name for name in names if name not in record.containers]
     record.save()
     missing = [name for name in names if not netns.exists(netns.of_lab(record.lab, name))]

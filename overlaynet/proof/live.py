@@ -39,13 +39,14 @@ _READ_BYTES = 1 << 16
 @dataclass(slots=True)
 class _Machine:
     """One machine's probe. `taps` are known once they are armed, and once more at the end; `rest` is the
-    beginning of a line."""
+    beginning of a line; `held` are frames, each behind its order and when it came."""
 
     name: str
     process: Popen[bytes]
     taps: list[Tap] = field(default_factory=list)
     ended: bool = False
     rest: bytes = b""
+    held: list[tuple[tuple[int, int], int, float, Captured]] = field(default_factory=list)
 
     def read(self) -> Iterator[Mapping[str, Any]]:
         """What it says next. Raises its own errors, and EnvironmentProblem if it ended unasked."""
@@ -74,7 +75,6 @@ class Live:
     def __init__(
         self, cluster: Cluster, sessions: Sessions, spots: Sequence[Spot], keep: Mapping[str, Any] | None
     ) -> None:
-        self._one_clock = cluster.one_machine
         self._spots = spots
         self._depths = {spot.point: spot.depth for spot in spots}
         self._started = [
@@ -82,7 +82,6 @@ class Live:
             for name, job in jobs("stream", spots, sessions, keep, None).items()
         ]
         self._selector = selectors.DefaultSelector()
-        self._held: list[tuple[tuple[int, int], int, float, Captured]] = []
         self._numbers = count()
 
     def __enter__(self) -> Live:
@@ -112,7 +111,7 @@ class Live:
 
         Raises what a probe says, and EnvironmentProblem if one ends."""
         while True:
-            self._read(HELD_S / 2 if self._held else IDLE_S)
+            self._read(HELD_S / 2 if any(machine.held for machine in self._started) else IDLE_S)
             found = list(self._due(time.monotonic() - HELD_S))
             yield from found
             if not found:
@@ -138,15 +137,16 @@ class Live:
             machine: _Machine = key.data
             for document in machine.read():
                 if document["kind"] == "Frame":
-                    self._hold(captured_from(machine.taps, document))
+                    self._hold(machine, captured_from(machine.taps, document))
             if machine.ended:
                 self._selector.unregister(key.fileobj)
 
-    def _hold(self, frame: Captured) -> None:
-        order = order_of(frame, self._depths) if self._one_clock else (0, 0)
-        heapq.heappush(self._held, (order, next(self._numbers), time.monotonic(), frame))
+    def _hold(self, machine: _Machine, frame: Captured) -> None:
+        item = (order_of(frame, self._depths), next(self._numbers), time.monotonic(), frame)
+        heapq.heappush(machine.held, item)
 
     def _due(self, before: float) -> Iterator[Captured]:
-        """Frames that came before that moment, the earliest first."""
-        while self._held and self._held[0][2] <= before:
-            yield heapq.heappop(self._held)[3]
+        """Frames that came before that moment: each machine's earliest first, and of several machines' the one
+        that came first."""
+        while ready := [one for one in self._started if one.held and one.held[0][2] <= before]:
+            yield heapq.heappop(min(ready, key=lambda one: one.held[0][2]).held)[3]

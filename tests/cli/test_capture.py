@@ -78,7 +78,7 @@ def test_options_that_exclude_each_other_are_refused(
 
 
 def lines(columns: int | None, *packets) -> list[str]:
-    layout = verb.Layout.of(SPOTS, columns)
+    layout = verb.Layout.of(SPOTS, columns, {})
     return [line for packet in packets for line in layout.lines(packet)]
 
 
@@ -90,6 +90,12 @@ def test_wide_terminal_has_a_line_for_each_packet() -> None:
         " [10.244.1.2 > 10.244.2.2 icmp echo request 7/1 ttl 63] 124 B",
     ]
     assert lines(200, PING, TUNNELLED) == lines(None, PING, TUNNELLED)
+
+
+@pytest.mark.unit
+def test_times_are_since_the_first_packet_by_the_same_clock() -> None:
+    layout = verb.Layout.of(SPOTS, None, {"web-1": "node-1", "node-1": "another"})
+    assert [layout.lines(packet)[0].split()[0] for packet in (PING, TUNNELLED)] == ["0.000000", "0.000000"]
 
 
 @pytest.mark.unit
@@ -143,7 +149,7 @@ def witness(name: str = "web-1:eth0", **facts: object) -> Tap:
 def captured(source: Source, text: str = "", most: int | None = None, *, app: App | None = None):
     """A capture that somebody ends as soon as nothing comes; what became of it, and its exit code."""
     sink = verb.Kept()
-    job = verb.Job(filters.read(text, SCENE.names), SCENE, [sink], most, None)
+    job = verb.Job(filters.read(text, SCENE.names), SCENE, [sink], most, None, {})
     asked = iter([False] * len(source._packets))
     job.run(source, lambda: next(asked, True), lambda told: None)
     return job, sink, verb._report(app or App(), job, None, live=False)
