@@ -94,8 +94,10 @@ def check_inventory(topology: Topology, inventory: Sequence[str], file: str) -> 
         )
 
 
-def check_machines(topology: Topology, machines: Sequence[Machine]) -> None:
-    """Raise what keeps the lab from being built on these machines."""
+def check_machines(topology: Topology, machines: Sequence[Machine], me: str) -> None:
+    """Raise what keeps the lab from being built on these machines. `me`: who builds it."""
+    for machine in machines:
+        _refuse_anothers(topology.name, machine, me)
     hosts = {host.name: host for host in topology.hosts}
     for machine in machines:
         for problem in _problems(hosts.get(machine.host), machine):
@@ -103,6 +105,21 @@ def check_machines(topology: Topology, machines: Sequence[Machine]) -> None:
     _refuse_clones(machines)
     for problem in _taken_names(topology, machines):
         raise problem
+
+
+def _refuse_anothers(lab: str, machine: Machine, me: str) -> None:
+    """A lab of the same name that somebody else has built would be changed under his hands."""
+    owner = machine.here["owner"]
+    if owner not in (None, me):
+        raise LabFailed(
+            f"{machine.host} has a lab {lab!r} of {owner}",
+            evidence=f"its containers there: {', '.join(sorted(machine.recorded))}",
+            next=[
+                "overlaynet up -l ANOTHER_NAME",
+                f"if nobody has it any more, on {machine.host}: rm -r /run/overlaynet/containers/{lab};"
+                f" ip netns delete {of_lab(lab, 'NAME')} for each",
+            ],
+        )
 
 
 def _problems(host: Host | None, machine: Machine) -> Iterator[OverlayError]:

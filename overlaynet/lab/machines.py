@@ -18,6 +18,8 @@ machine that cannot be reached keeps what it has, and the lab stays recorded unt
 
 from __future__ import annotations
 
+import os
+import pwd
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -80,6 +82,15 @@ class DownResult:
     rest: LabState
 
 
+def operator() -> str:
+    """Who we are to others who use the same machines: ``USER@HOST``."""
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        user = str(os.geteuid())
+    return f"{user}@{os.uname().nodename}"
+
+
 def each(hosts: Iterable[str], do: Callable[[str], T]) -> dict[str, T]:
     """Do something on every machine at once. Raises the first error, in the order of hosts."""
     names = list(hosts)
@@ -117,7 +128,7 @@ class Raising:
         self.progress("machines", 0, len(self.hosts))
         self.machines = each(self.hosts, self._survey)
         self.progress("machines", len(self.hosts), len(self.hosts))
-        check_machines(self.topology, list(self.machines.values()))
+        check_machines(self.topology, list(self.machines.values()), operator())
         store = self.reached.store()
         try:
             result = self._build(store, self.reached.keys())
@@ -203,7 +214,7 @@ class Raising:
         self.progress("containers", 0, sum(map(len, making.values())))
         each(
             [host for host, names in making.items() if names],
-            lambda host: self._job(host, "containers-make", names=making[host]),
+            lambda host: self._job(host, "containers-make", owner=operator(), names=making[host]),
         )
 
     def _start_commands(self, host: str, among: Iterable[str]) -> None:

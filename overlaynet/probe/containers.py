@@ -164,8 +164,8 @@ def _missing(programs: Iterable[object]) -> list[dict[str, Any]]:
 
 
 def make(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Carry out ``{"lab", "owner", "names"}``: namespaces that are not there yet. Raises LabFailed for one that is there
-    and is not the lab's, KernelError, NotPermitted."""
+    """Carry out ``{"lab", "owner", "names"}``: namespaces that are not there yet. Raises LabFailed for one that
+    is there and is not the lab's, KernelError, NotPermitted."""
     record, names = _load(job), _names(job, "names")
     for name in names:
         if name not in record.containers and netns.exists(netns.of_lab(record.lab, name)):

@@ -50,13 +50,21 @@ containers:
 """,
     "roam.yaml",
 )
+ME = "kim@desk"
 MAC = Mac.parse("0a:58:0a:f4:01:02")
 
 
 def machine(host: str = "node-1", **different: Any) -> Machine:
     node = {"name": host, "node_id": f"id-of-{host}"}
     status = {"node": node, "agent": {"version": __version__}, "containers": []}
-    here: dict[str, Any] = {"containers": [], "lost": [], "processes": {}, "strangers": [], "missing": []}
+    here: dict[str, Any] = {
+        "owner": None,
+        "containers": [],
+        "lost": [],
+        "processes": {},
+        "strangers": [],
+        "missing": [],
+    }
     config = AgentConfig()
     config = replace(config, node=replace(config.node, zone="b" if host == "node-2" else None))
     return replace(Machine(host, __version__, config, status, here), **different)
@@ -108,7 +116,9 @@ def test_machine_that_is_no_host_any_more_loses_all_it_has() -> None:
 
 def test_machines_as_they_should_be_are_not_refused() -> None:
     check_inventory(TOPOLOGY, ["node-1", "node-2", "node-3"], "FILE")
-    check_machines(TOPOLOGY, [machine(), machine("node-2"), machine("node-9", status=AgentUnreachable("dead"))])
+    check_machines(
+        TOPOLOGY, [machine(), machine("node-2"), machine("node-9", status=AgentUnreachable("dead"))], ME
+    )
 
 
 def test_hosts_must_be_in_the_inventory() -> None:
@@ -137,6 +147,11 @@ REFUSED = {
         "install it",
     ),
     "namespace": (machine(here=here(strangers=["web-1"])), LabFailed, "ip netns delete ovl-roam-web-1"),
+    "of another": (
+        machine(here=here(owner="lee@lap", containers=["web-1"])),
+        LabFailed,
+        "overlaynet up -l ANOTHER_NAME",
+    ),
     "other zone": (machine("node-2", config=AgentConfig()), TopologyError, "agent.toml"),
 }
 
@@ -145,7 +160,7 @@ REFUSED = {
 def test_machine_is_refused_with_what_to_type(case: str) -> None:
     found, kind, step = REFUSED[case]
     with pytest.raises(kind) as raised:
-        check_machines(TOPOLOGY, [found])
+        check_machines(TOPOLOGY, [found], ME)
     assert found.host in raised.value.message
     assert any(step in words for words in raised.value.next), raised.value.next
 
@@ -153,7 +168,7 @@ def test_machine_is_refused_with_what_to_type(case: str) -> None:
 def test_clone_is_named_with_its_original() -> None:
     clone = machine("node-2", status=status(name="node-2", node_id="id-of-node-1"))
     with pytest.raises(Conflict, match="node-1 and node-2") as raised:
-        check_machines(TOPOLOGY, [machine(), clone])
+        check_machines(TOPOLOGY, [machine(), clone], ME)
     assert any("identity.json" in step for step in raised.value.next)
 
 
