@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from overlaynet.cli.lifecycle import down_text
 from overlaynet.cluster import building
 from overlaynet.cluster.building import Inventory
 from overlaynet.errors import EnvironmentProblem, ToolMissing, TopologyError, UsageError
@@ -61,6 +62,17 @@ def test_machines_that_do_not_run_are_to_be_started(programs: Path, script: str)
 def test_inventory_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere"):
         Inventory.read(tmp_path / "nowhere")
+
+
+def test_down_tells_what_is_left_and_how_to_go_on() -> None:
+    left = ["node-1: web-1: node-1 cannot be reached"]
+    text = down_text("roam", left, forced=False, command="overlaynet {} -l roam".format)
+    assert text.splitlines() == [
+        "left     node-1: web-1: node-1 cannot be reached",
+        "lab roam is not down everywhere",
+        "next: overlaynet down -l roam",
+    ]
+    assert down_text("roam", left, forced=True, command=str).endswith("lab roam is down")
 
 
 # --- a lab of that name ---------------------------------------------------------------------------
