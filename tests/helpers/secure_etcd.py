@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,9 +54,9 @@ class SecureMember(EtcdServer):
             "=NAME": f"={self.directory.name}",
         }
         text = text.replace("ADDRESS", ADDRESS)
-        for word, value in values.items():
+        for word in values:
             assert word in text, f"member.conf does not say {word}"
-            text = text.replace(word, value)
+        text = re.sub("|".join(map(re.escape, values)), lambda found: values[found[0]], text)
         return [line for line in text.splitlines() if line and not line.startswith("#")]
 
     def set(self, name: str, value: str) -> None:

@@ -323,6 +323,7 @@ def knows(machine: Machine, number: int) -> bool:
 
 
 def test_restored_backup_is_corrected_by_agents_and_a_lost_member_replaced(reader: Reader) -> None:
+    """One of the agents has a token from before, which a restored etcd neither takes nor refuses."""
     subnets = {one.name: own_subnet(one) for one in reader.machines}
     reader.read("Backup and restore")
     eventually(lambda: healthy(reader), deadline_s=PATIENCE_S)

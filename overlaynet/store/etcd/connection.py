@@ -9,8 +9,10 @@ A read that finds nobody listening is repeated at the next member within its dea
 only if it surely was not sent: etcd may have carried out one whose answer was lost.
 
 With a password, etcd hands out a token. A member forgets tokens when it restarts and when users change, so
-a refused token is dropped and the call repeated once with a new one. The password's file is read at each login:
-after a rotation etcd takes no old token, and the new password is there.
+a refused token is dropped and the call repeated once with a new one. A token holds the index of the log entry
+that made it, and a member waits until it has come that far (etcd's auth/simple_token.go); one that was restored
+from a backup may not for months. So a token is dropped, too, when there is no answer in time. The password's
+file is read at each login: after a rotation etcd takes no old token, and the new password is there.
 
 A channel keeps the certificates it was made with. When a member does not answer, the files are looked at, and
 if they are others by now, all channels are made anew; streams that run go on with theirs.
@@ -181,6 +183,8 @@ class Connection:
                 problem = translate(error, asked, member.url, self.who)
                 if problem.transient:
                     self.leave(member)
+                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    self.forget_token()
                 elsewhere = error.code() is grpc.StatusCode.UNAVAILABLE and (repeatable or never_sent(error))
                 if not (elsewhere and tries_left) or self._closed:
                     raise self._explained(problem, asked, member, error) from error

@@ -31,6 +31,8 @@ from overlaynet.store.etcd.rpc import etcdrpc, grpc, refused, token_refused, tra
 
 FIRST_PAUSE_S = 0.1
 LOG_IN_S = 5.0
+ANSWER_S = 5.0
+"""How long etcd may take to answer that the first watcher is there."""
 JOIN_S = 2.0
 """How long `cancel` waits for a sink that is being called just then."""
 
@@ -89,8 +91,11 @@ class EtcdWatch:
     def _follow(self) -> StoreError:
         """Open a stream and pass on what it brings until it breaks; the answer says why it did."""
         member, finished = self._connection.member, threading.Event()
+        unanswered = threading.Timer(ANSWER_S, self._give_up)
+        unanswered.daemon = True
         try:
-            return self._pass_on(self._open(member, finished))
+            unanswered.start()
+            return self._pass_on(self._open(member, finished), unanswered)
         except grpc.RpcError as error:
             return self._broken(member, error)
         except StoreError as problem:
@@ -99,8 +104,15 @@ class EtcdWatch:
             return StoreUnavailable("the connection to etcd was closed", evidence=str(error))
         finally:
             finished.set()
+            unanswered.cancel()
             if self._stream is not None:
                 self._stream.cancel()
+
+    def _give_up(self) -> None:
+        """From a timer. A member that has been restored waits for the revision of a token from before."""
+        self._connection.forget_token()
+        if self._stream is not None:
+            self._stream.cancel()
 
     def _open(self, member: Member, finished: threading.Event) -> Any:
         """A stream. gRPC reads the requests in a thread of its own, which ends when `finished` is set;
@@ -132,9 +144,10 @@ class EtcdWatch:
 
     # --- what the stream brings -------------------------------------------------------------------
 
-    def _pass_on(self, stream: Any) -> StoreError:
+    def _pass_on(self, stream: Any, unanswered: threading.Timer) -> StoreError:
         prefix_of: dict[int, str] = {}
         for response in stream:
+            unanswered.cancel()
             if response.canceled:
                 return self._cancelled(response)
             if response.created:
