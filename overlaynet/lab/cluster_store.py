@@ -64,6 +64,21 @@ def joining(listing: Listing, keys: Keys, topology: Topology) -> list[tuple[Comp
     return writes
 
 
+def check_services(listing: Listing, keys: Keys, topology: Topology, previous: Topology | None) -> None:
+    """Raise TopologyError for an object of the topology that is there and that `previous` did not bring:
+    whoever made it would lose it with the lab."""
+    had, wanted = (_ids(one) for one in (previous, topology))
+    present = {item.key for item in listing.items}
+    for kind, key in ((SERVICE, keys.service), (ENDPOINT_SLICE, keys.slice)):
+        for name in sorted(wanted[kind] - had[kind]):
+            if key(name) in present:
+                raise TopologyError(
+                    f"there is a {kind} {name} that is not this lab's",
+                    evidence=key(name),
+                    next=["give the topology's another name or namespace", "overlaynet get services"],
+                )
+
+
 def serve(store: Store, keys: Keys, topology: Topology, previous: Topology | None) -> int:
     """Write the topology's services and slices, delete those that only `previous` had; answer how many objects
     were changed. Raises AllocationTaken, ServicesFull, StoreErrors."""

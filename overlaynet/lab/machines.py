@@ -158,6 +158,9 @@ class Raising:
         check_containers(self.topology, workloads(listing, keys))
         steps = plans(self.topology, self.machines.values())
         known = [name for machine in self.machines.values() for name in machine.recorded]
+        previous = self.old.topology if self.old else None
+        if self.old or not known:  # else the lab is ours by the machines' word, and its record here was lost
+            cluster_store.check_services(listing, keys, self.topology, previous)
         mine = [*known, *(container.name for container in self.topology.containers)]
         self.ours = frozenset(of_lab(self.topology.name, name) for name in mine)
 
@@ -166,7 +169,7 @@ class Raising:
         changes = sum(plan.changes for plan in steps.values())
         self.progress("etcd", 0, 1)
         changes += sum(store.commit([compare], [put]).ok for compare, put in joining)
-        changes += cluster_store.serve(store, keys, self.topology, self.old.topology if self.old else None)
+        changes += cluster_store.serve(store, keys, self.topology, previous)
         self.progress("etcd", 1, 1)
         self._remove(steps)
         self._make(steps)

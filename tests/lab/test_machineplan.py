@@ -21,7 +21,7 @@ from overlaynet.errors import (
     TopologyError,
     WorkloadExists,
 )
-from overlaynet.lab.cluster_store import joining
+from overlaynet.lab.cluster_store import check_services, joining
 from overlaynet.lab.converge import Key, Kind
 from overlaynet.lab.machineplan import (
     Machine,
@@ -210,6 +210,21 @@ def test_another_network_and_other_settings_are_refused() -> None:
     asked = replace(TOPOLOGY, settings=Settings(node_ttl_s=20))
     with pytest.raises(TopologyError, match="lease times"):
         joining(listing(settings=encode_settings(Settings(node_ttl_s=99))), Keys(), asked)
+
+
+def test_service_that_somebody_else_made_is_refused() -> None:
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "web"},
+        "spec": {"ports": [{"port": 80}]},
+    }
+    topology = replace(TOPOLOGY, services=(service,))
+    there = Listing(1, 1, (KeyValue(Keys().service("default/web"), b"{}"),))
+    check_services(listing(), Keys(), topology, None)
+    check_services(there, Keys(), topology, topology)
+    with pytest.raises(TopologyError, match="default/web"):
+        check_services(there, Keys(), topology, TOPOLOGY)
 
 
 @pytest.mark.parametrize("backend", [{"type": "vxlan", "vni": 7, "direct_routing": True}, {"type": "host-gw"}])
