@@ -13,14 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from overlaynet.agentservice import BOOTED_BY_SYSTEMD, UNIT
 from overlaynet.client import LOG_FILE
 from overlaynet.config import PathConfig, load
 from overlaynet.errors import ConfigError, EnvironmentProblem, NotFound
 from overlaynet.probe.job import member
-
-UNIT = "overlaynet-agent"
-_BOOTED_BY_SYSTEMD = Path("/run/systemd/system")
-"""There is such a directory exactly where systemd is the init system (sd_booted(3))."""
 
 
 def last(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,7 +60,7 @@ def command(count: int, *, follow: bool = False) -> list[str]:
     file = _file()
     if file.exists():
         return ["tail", f"--lines={count}", *(["-F"] if follow else []), str(file)]
-    if _BOOTED_BY_SYSTEMD.exists():
+    if BOOTED_BY_SYSTEMD.exists():
         unit = [f"--unit={UNIT}", "--no-pager", "--quiet", "--no-hostname", "--output=short-iso"]
         return ["journalctl", *unit, f"--lines={count}", *(["--follow"] if follow else [])]
     raise NotFound(

@@ -34,7 +34,10 @@ pytestmark = [pytest.mark.lab, requires_machines]
 
 LAB = lab_name("far")
 VIP = "10.112.0.10"
-SERVER = "from socketserver import *; ThreadingTCPServer(('', 8080), BaseRequestHandler).serve_forever()"
+SERVER = (
+    "from socketserver import *; ThreadingTCPServer.request_queue_size = 256; "
+    "ThreadingTCPServer(('', 8080), BaseRequestHandler).serve_forever()"
+)
 TOPOLOGY = f"""
 apiVersion: overlaynet/v1
 kind: Lab
@@ -243,7 +246,8 @@ def test_shell_without_a_terminal_reads_its_commands(far: Far) -> None:
 @pytest.mark.parametrize("suite", ["mesh", "mtu", "isolation", "services"])
 def test_suite_passes(run: Run, suite: str) -> None:
     code, found = asked(run, "verify", suite)
-    assert (code, found["failed"], found["inconclusive"]) == (0, 0, 0), found["checks"]
+    others = [(check["id"], check["evidence"]) for check in found["checks"] if check["verdict"] != "pass"]
+    assert (code, others) == (0, [])
     assert found["passed"] == found["total"] > 0
 
 
