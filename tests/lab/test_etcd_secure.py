@@ -63,15 +63,16 @@ def join(etcd: SecureEtcd) -> Iterator[Callable[..., LightAgent]]:
     yield start
     for agent in agents:
         agent.stop()
-    store = etcd.connect()
-    everything = store.read([KEYS.subnets, KEYS.nodes, KEYS.addresses, KEYS.vteps, KEYS.workloads]).items
-    store.commit([], [Delete(item.key) for item in everything])
+    store = etcd.connect(deadline_s=10.0)
+    everything = [KEYS.subnets, KEYS.nodes, KEYS.addresses, KEYS.vteps, KEYS.workloads]
+    found = eventually(lambda: attempt(lambda: store.read(everything)), deadline_s=PATIENCE_S)
+    store.commit([], [Delete(item.key) for item in found.items])
     store.close()
 
 
 @pytest.fixture
-def whole(etcd: SecureEtcd) -> Iterator[None]:
-    """Members that a test kills are back afterwards."""
+def whole(etcd: SecureEtcd, join: Callable[..., LightAgent]) -> Iterator[None]:
+    """Members that a test kills are back afterwards, before keys are removed."""
     yield
     for member in etcd.members:
         if not member.is_running:
@@ -236,7 +237,8 @@ def attempt(call: Callable[[], T]) -> T:
 def test_two_of_three_dead_is_an_outage_that_ends_with_one_of_them(
     etcd: SecureEtcd, join: Callable[..., LightAgent]
 ) -> None:
-    agent, before = join(1), join(2)
+    agent, other = join(1), join(2)
+    eventually(lambda: len(agent.engine.view.leases) == len(other.engine.view.leases) == 2)
     leases = dict(agent.engine.view.leases)
     for member in etcd.members[:2]:
         member.kill()
@@ -247,7 +249,7 @@ def test_two_of_three_dead_is_an_outage_that_ends_with_one_of_them(
     etcd.members[0].start()
     operator = etcd.connect("alice")
     put_peer(operator, 203)
-    eventually(lambda: all_know_all(operator, [agent, before]), deadline_s=PATIENCE_S)
+    eventually(lambda: all_know_all(operator, [agent, other]), deadline_s=PATIENCE_S)
     operator.close()
 
 
