@@ -39,8 +39,9 @@ from overlaynet.lab.unreachable import INSTALL, PROBE, Reach, unreachable
 
 CONNECT_S = 10
 """For a connection and the first line of the other side's sshd, which a busy machine takes long to say."""
-ALIVE_S, ALIVE_TRIES = 2, 2
-"""How often a silent machine is asked whether it is there, and how often in vain until it counts as gone."""
+ALIVE_S, ALIVE_TRIES = 2, 5
+"""How often a silent machine is asked whether it is there, and how often in vain until it counts as gone: after
+four seconds emulated machines were given up that only were busy."""
 OPEN_S = 60.0
 """For the first answer of a probe, beyond what ssh itself waits for: an emulated machine starts Python
 slowly."""
