@@ -68,30 +68,33 @@ containers:
     labels: {app: web}
     ports: [80]
     probe: &probe {tcp: {port: 80}, period_s: 1}
-    command: [python3, -c, &server "
-import http.server, socket, sys, threading
+    command:
+      - python3
+      - -c
+      - &server |
+        import http.server, socket, sys, threading
 
-class Hello(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(sys.argv[1].encode())
+        class Hello(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(sys.argv[1].encode())
 
-    def log_message(self, *words):
-        pass
+            def log_message(self, *words):
+                pass
 
-def sctp():
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP) as listening:
-        listening.bind(('', 7))
-        listening.listen()
-        while True:
-            connection, _ = listening.accept()
-            connection.sendall(sys.argv[1].encode())
-            connection.close()
+        def sctp():
+            with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP) as listening:
+                listening.bind(('', 7))
+                listening.listen()
+                while True:
+                    connection, _ = listening.accept()
+                    connection.sendall(sys.argv[1].encode())
+                    connection.close()
 
-threading.Thread(target=sctp, daemon=True).start()
-http.server.ThreadingHTTPServer(('', 80), Hello).serve_forever()
-", web-1]
+        threading.Thread(target=sctp, daemon=True).start()
+        http.server.ThreadingHTTPServer(('', 80), Hello).serve_forever()
+      - web-1
   - name: web-2
     host: node-2
     labels: {app: web}
