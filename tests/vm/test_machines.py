@@ -196,7 +196,7 @@ def lab(cluster: Vms, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mach
         yield made
     finally:
         if made.made:
-            made("down", "--yes")
+            made("down")
 
 
 def answering(lab: MachineLab, calls: int = 20) -> set[str]:
@@ -501,7 +501,7 @@ def test_a_reboot_brings_back_the_same_subnet_and_mac_and_the_lab_what_it_lost(
 
 
 def test_down_takes_back_what_the_lab_brought_and_leaves_the_agents(lab: MachineLab):
-    code, _ = lab("down", "--yes")
+    code, _ = lab("down")
     lab.made = code != 0
     assert code == 0
     for vm in lab.cluster:
