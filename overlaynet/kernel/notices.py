@@ -10,7 +10,9 @@ cheap:
   compares those with what he knows to be there.
 * Only what can be ours is passed on: entries on devices of ours, routes with our protocol number or in the
   place of such a one.
-* Of many announcements about one entry the last counts.
+* Of many announcements about one entry the last counts. Older kernels (Debian's 6.1 is one) announce a tunnel's
+  FDB entry twice, by its driver as it is and then in general, without where it leads (rtnl_fdb_notify,
+  net/core/rtnetlink.c): the second is no news. An entry that truly leads nowhere is found by a full look.
 * A flood is taken apart once it is over. Most often it announces the end of a device, and then says nothing
   that the end itself does not: its entries are dropped unread.
 
@@ -190,7 +192,11 @@ class Notices:
         name, watched = self._names.get(index), self._watched
         found: list[Neigh] | list[Fdb] = []
         if family == wire.AF_BRIDGE and name in watched.devices:
-            found = parse.fdb([answer], self._names)
+            found = [
+                entry
+                for entry in parse.fdb([answer], self._names)
+                if entry.dst is not None or name not in watched.tunnels
+            ]
         elif family == socket.AF_INET and name in watched.tunnels:
             found = parse.neighs([answer], self._names)
         for entry in found:

@@ -152,6 +152,18 @@ def test_own_writes_are_not_heard_but_for_what_carries_no_sender(heard: Heard):
     assert (entries, devices) in (({}, frozenset()), ({FDB.key: FDB}, frozenset()))
 
 
+def test_entry_of_a_tunnel_that_is_announced_without_where_it_leads_is_no_news(heard: Heard):
+    """As older kernels do it after each announcement that is whole; taking it for a change, the agent would
+    write the entry again, and hear of that in the same way, for ever. Here it is one that leads to a group."""
+    entries, _ = heard.after(
+        "ip nexthop add id 1 via 192.168.50.9 fdb",
+        "ip nexthop add id 2 group 1 fdb",
+        f"bridge fdb del {MAC} dev flannel.1",
+        f"bridge fdb add {MAC} dev flannel.1 nhid 2 self permanent",
+    )
+    assert entries == {FDB.key: None}
+
+
 def test_lost_announcements_are_told_of_once_and_listening_goes_on(monkeypatch):
     with real_host() as host:
         put(host, VXLAN)
