@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from helpers.lab import lab_name
 from helpers.libvirt import UP_S, VagrantLab, build_box, copy_clone, enclosure, requires_vagrant
-from helpers.vm_cluster import main_pid, subnet, vtep_mac, wait_until_ready
+from helpers.vm_cluster import UNIT, main_pid, subnet, vtep_mac, wait_until_ready
 from helpers.vm_traffic import traffic
 
 pytestmark = [pytest.mark.vagrant, requires_vagrant, pytest.mark.timeout(2 * UP_S)]
@@ -107,6 +107,12 @@ def test_underlay_is_the_private_network(lab: VagrantLab):
 def test_etcd_is_on_node_1_alone_and_on_the_private_network_alone(lab: VagrantLab):
     listening = [machine.run("ss", "-Hltn", "sport = :2379").split() for machine in lab.machines]
     assert [words[3] if words else None for words in listening] == ["192.168.56.11:2379", None, None]
+
+
+def test_nothing_drifts_by_itself(lab: VagrantLab):
+    """What this kernel announces of the agents' own writes is not taken for somebody else's."""
+    for machine in lab.machines:
+        assert "drift repaired" not in machine.run("journalctl", "--no-pager", f"--unit={UNIT}")
 
 
 # --- a lab ----------------------------------------------------------------------------------------
