@@ -188,7 +188,7 @@ def test_fault_that_is_healed_before_its_time_has_no_timer_left(
     assert timer.exists()
     heal(cluster)
     assert not timer.exists()
-    assert "machinetimer" not in three["node-1"].run("ps", "-e", "-o", "args")
+    eventually(lambda: "machinetimer" not in three["node-1"].run("ps", "-e", "-o", "args"))
 
 
 def test_fault_on_a_machine_out_of_reach_stays_on_record(cluster: MachineCluster, three: Machines) -> None:

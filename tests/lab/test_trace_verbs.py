@@ -205,7 +205,7 @@ def test_the_program_itself(lab: ServedLab) -> None:
     assert (done.returncode, found["verdict"], found["lab"]) == (PROVED, "proved", lab.lab.name), done.stderr
     timing = found["timing"]
     assert all(timing[f"{part}_s"] > 0 for part in ("import", "predict", "arm", "send", "judge"))
-    assert sum(timing.values()) - timing["total_s"] == pytest.approx(timing["total_s"], abs=0.05)
+    assert sum(timing.values()) - timing["total_s"] == pytest.approx(timing["total_s"], rel=0.1)
 
 
 # --- without agents and etcd ----------------------------------------------------------------------
