@@ -26,6 +26,7 @@ def kill() -> None:
         raise EnvironmentProblem(
             "the agent here is no service of systemd, so nobody could start it again",
             evidence=f"no {BOOTED_BY_SYSTEMD}",
+            next=["overlaynet break --list"],
         )
     write_atomically(_drop_in(), STAY_DEAD, 0o644)
     _systemctl("daemon-reload")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from overlaynet.cli.app import App, confirm, pass_app, shared, yes_option
-from overlaynet.errors import InstallFailed
+from overlaynet.errors import InstallFailed, UsageError
 
 if TYPE_CHECKING:
     from overlaynet.install.service import Done
@@ -41,7 +41,7 @@ def agent() -> None:
 @shared
 @pass_app
 def install(app: App, no_start: bool, root: Path, config: Path | None) -> int:
-    """Make the agent a service of this machine: files, modules, start.
+    """Make the agent a service of this machine, and start it.
 
     A second time it changes nothing. With another version's programs it is an upgrade: the service is
     restarted, and traffic goes on meanwhile. Exit code 1 if the agent fails again and again.
@@ -62,7 +62,7 @@ def install(app: App, no_start: bool, root: Path, config: Path | None) -> int:
 @shared
 @pass_app
 def uninstall(app: App, purge: bool, yes: bool) -> int:
-    """Stop the agent, remove its devices, routes and rules from the kernel, and remove the service.
+    """Remove the agent, and its devices, routes and rules.
 
     Containers of this host lose the overlay. To give the host to flanneld without that, use
     `overlaynet-agent hand-over` first. Settings and state are kept without --purge.
@@ -82,6 +82,10 @@ def uninstall(app: App, purge: bool, yes: bool) -> int:
 
 
 def _ask(purge: bool, yes: bool) -> None:
+    if not yes and not sys.stdin.isatty():  # `ssh HOST sudo …`: that is no yes to this
+        raise UsageError(
+            "`agent uninstall` asks before it removes anything", next=["overlaynet agent uninstall --yes"]
+        )
     more = " Its identity goes as well." if purge else ""
     confirm(f"This host leaves the overlay, and its containers with it.{more} Go on?", yes=yes)
 

@@ -161,6 +161,15 @@ class App:
         with Console(stderr=True).status(title) as status:
             yield status.update
 
+    @contextmanager
+    def asking(self) -> Iterator[Cluster]:
+        """The cluster, for a question that takes long enough for progress only where hosts are machines."""
+        if self.cluster.one_machine:
+            yield self.cluster
+            return
+        with self.progress("asking the machines"):
+            yield self.cluster
+
 
 def _keep(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
     def callback(ctx: click.Context, _: click.Parameter, value: Any) -> None:

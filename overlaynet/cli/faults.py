@@ -73,7 +73,7 @@ def break_(
         raise UsageError("a rule drops or it rejects", evidence="--drop and --reject")
     lab = _lab(app, "broken")
     request = Request(target, wrong, to, "DROP" if drop else "REJECT" if reject else None)
-    with changing_faults(lab) as faults:
+    with app.asking(), changing_faults(lab) as faults:
         made = faults.make(kind.lower(), request, time.time(), for_s, hold=not no_hold)
     fault, damage = made.fault, made.fault.damage
     document = {
@@ -126,7 +126,7 @@ def heal(app: App, fault: tuple[str, ...], everything: bool) -> None:
     if fault and everything:
         raise UsageError("--all, or some by name", evidence=" ".join(fault), next=["overlaynet heal --help"])
     lab = _lab(app, "healed")
-    with changing_faults(lab) as faults:
+    with app.asking(), changing_faults(lab) as faults:
         healed = faults.heal(fault, time.time())
         left = faults.all
     document = {"items": [one.as_item() for one in healed], "left": [one.as_item() for one in left]}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import click
@@ -258,7 +259,8 @@ def get(app: App, kind: str, name: str | None, namespace: str | None) -> int:
     everything.
     """
     chosen = KINDS[_kind(kind)]
-    found = chosen.find(app, name)
+    with nullcontext() if chosen is KINDS["lab"] else app.asking():
+        found = chosen.find(app, name)
     items = [i for i in found.items if namespace is None or i.get("namespace", namespace) == namespace]
     shown = [item for item in items if app.wide or not chosen.leaves_out(item)]
     app.result(

@@ -49,13 +49,13 @@ def agent_item(told: Mapping[str, Any] | OverlayError) -> dict[str, Any]:
 
 
 def _subnet(cluster: Cluster, host: Host, told: Mapping[str, Any] | OverlayError) -> str | None:
-    """The agent's word; where none speaks, what the host's identity remembers."""
+    """The agent's word; where none speaks, what the host's identity remembers, else what etcd has."""
     if not isinstance(told, OverlayError):
         return next(iter(told["lease"]["subnets"]), None) if told["lease"] else None
     try:
         identity = cluster.identity(host.name)
     except OverlayError:
-        return None
+        return host.leased
     return next(map(str, identity.subnets), None) if identity else None
 
 

@@ -28,6 +28,7 @@ from overlaynet.lab.topology import DEFAULT_NAME, Topology
 HOSTS, CONTAINERS = 3, 2
 NOT_CONVERGED = STILL_THERE = 1
 HELP = "overlaynet up --help"
+ON_MACHINES = "overlaynet up --driver ssh --inventory"
 DRIVERS = ("netns", building.SSH, building.VAGRANT)
 
 
@@ -101,7 +102,7 @@ def up(
 def _machines(app: App, file: Path | None, driver: str | None, listed: Path | None) -> Inventory | None:
     """The machines that are meant: those asked for, or those of a lab that is there; None for namespaces."""
     if listed is not None and driver != building.SSH:
-        raise UsageError("--inventory is for --driver ssh", next=[HELP])
+        raise UsageError("--inventory is for --driver ssh", next=[f"{ON_MACHINES} {listed}", HELP])
     if driver == building.VAGRANT:
         return Inventory.of_vagrant()
     if listed is not None:
@@ -112,7 +113,11 @@ def _machines(app: App, file: Path | None, driver: str | None, listed: Path | No
     if known is not None and known.on_machines and driver in (None, known.driver):
         return Inventory.read(paths.lab(name).inventory, known.driver)
     if driver == building.SSH:
-        raise UsageError("which machines?", evidence="--driver ssh without --inventory", next=[HELP])
+        raise UsageError(
+            "which machines?",
+            evidence="--driver ssh without --inventory",
+            next=[f"{ON_MACHINES} FILE", HELP],
+        )
     return None
 
 
@@ -175,11 +180,12 @@ def up_text(hosts: Items, result: UpResult, command: Callable[[str], str]) -> st
     """Each host with its containers, then how many changes it took and what to type next."""
     if result.converged and not result.changes:
         return f"0 changes; lab {result.lab} is as described"
+    rows = [(host["name"], host["underlay_ip"] or "-", host["subnet"] or "no subnet") for host in hosts]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
-    for host in hosts:
-        containers = "  ".join(host["containers"])
-        subnet = host["subnet"] or "no subnet"
-        lines.append(f"{host['name']}  {host['underlay_ip']}  {subnet}  {containers}".rstrip())
+    for host, row in zip(hosts, rows, strict=True):
+        padded = [text.ljust(width) for text, width in zip(row, widths, strict=True)]
+        lines.append("  ".join([*padded, *host["containers"]]).rstrip())
     lines += [f"healed   {fault.id} {fault.words}" for fault in result.healed]
     lines += [f"waiting  {text}" for text in result.waiting]
     count = f"{result.changes} change" + ("" if result.changes == 1 else "s")

@@ -35,9 +35,10 @@ def diff(app: App, host: str | None) -> int:
     there is looked at. Foreign routes and rules are not compared. What an agent was asked to leave alone, as
     `break` does, is told as held.
     """
-    picked = pick_hosts(app.cluster, host)
-    found = survey_hosts(app, picked, need_plan=True)
-    holds = _holds(app.cluster, picked) if any(s.changes_json() for s in found.surveys) else {}
+    with app.asking() as cluster:
+        picked = pick_hosts(cluster, host)
+        found = survey_hosts(app, picked, need_plan=True)
+        holds = _holds(cluster, picked) if any(s.changes_json() for s in found.surveys) else {}
     hosts: list[dict[str, Any]] = []
     hosts += [
         {"host": s.host, "changes": _with_holds(s.changes_json(), holds.get(s.host, {})), "error": None}

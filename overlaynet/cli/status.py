@@ -14,7 +14,7 @@ from overlaynet.cli.output import members, table
 from overlaynet.cluster.cluster import Cluster, Host, read_view
 from overlaynet.cluster.contexts import LabCluster
 from overlaynet.core.view import View
-from overlaynet.errors import LabFailed, MachineUnreachable, NotPermitted, OverlayError
+from overlaynet.errors import LabFailed, MachineUnreachable, NotPermitted, OverlayError, StoreUnavailable
 from overlaynet.lab.state import LOCAL
 from overlaynet.lab.topology import DEFAULT_NAME
 
@@ -35,14 +35,14 @@ def status(app: App) -> None:
 
     Always exit code 0 if it could be told; `verify` and `diff` give verdicts.
     """
-    cluster = app.cluster
-    hosts = cluster.hosts()
-    told = inventory.statuses(cluster, hosts)
-    items = [_host(item, told[item["name"]]) for item in inventory.host_items(cluster, hosts, told)]
-    view = _view(cluster)
+    with app.asking() as cluster:
+        hosts = cluster.hosts()
+        told = inventory.statuses(cluster, hosts)
+        items = [_host(item, told[item["name"]]) for item in inventory.host_items(cluster, hosts, told)]
+        view = _view(cluster)
     rebooted = isinstance(cluster, LabCluster) and cluster.lab.state.rebooted
     members = {
-        "state": _state(items, rebooted=rebooted),
+        "state": _state(items, view, rebooted=rebooted),
         "rebooted": rebooted,
         "hosts": items,
         "etcd": _etcd(view),
@@ -63,12 +63,12 @@ def _host(item: Mapping[str, Any], told: Mapping[str, Any] | OverlayError) -> di
     return {**item, **counts, "services": told.get("services"), "pending": told["pending"]}
 
 
-def _state(items: Sequence[Mapping[str, Any]], *, rebooted: bool) -> str:
+def _state(items: Sequence[Mapping[str, Any]], view: View | OverlayError, *, rebooted: bool) -> str:
     states = {item["agent"]["state"] for item in items}
     if rebooted:
         return "rebooted"
-    if states <= {"ready"}:
-        return "ready"
+    if states <= {"ready"}:  # agents notice later than we that etcd is gone
+        return "degraded" if isinstance(view, StoreUnavailable) else "ready"
     return states.pop() if len(states) == 1 and states <= {"stopped", "unknown"} else "degraded"
 
 

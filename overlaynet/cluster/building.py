@@ -93,6 +93,8 @@ def up(
         healed = _heal(old, paths) if old is not None else ()
         wanted = LabState(topology, boot_id(), driver=inventory.driver)
         driver, reached = _reach(wanted, paths)
+        if old is None and inventory.driver == SSH:  # the lab's own copy goes again if this fails
+            driver.ssh.called = inventory.file
         try:
             raising = Raising(topology, driver, reached, lab, old, deadline, any_network, progress)
             try:

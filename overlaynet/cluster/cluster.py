@@ -29,12 +29,14 @@ AGENT_TIMEOUT_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A host: how it is driven, and where its namespace is."""
+    """A host: how it is driven, and where its namespace is. `leased`: the subnet that etcd has for it, where
+    the host itself does not answer."""
 
     name: str
     driver: str
     netns: str | None
     underlay_ip: str | None
+    leased: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ from overlaynet.lab.lab import Lab
 from overlaynet.lab.remote_store import RemoteStore
 from overlaynet.lab.session import Session
 from overlaynet.lab.ssh_driver import SshDriver
-from overlaynet.model import Identity, Workload
+from overlaynet.model import Identity, Lease, Workload
 from overlaynet.ports import Store
 from overlaynet.store import disk
 
@@ -108,10 +108,17 @@ class MachineCluster(LabCluster):
     # --- what there is ---
 
     def hosts(self) -> Sequence[Host]:
-        ips = {host.name: self._underlay_ip(host.name) for host in self.lab.hosts}
-        if not all(ips.values()):
-            ips = {name: ip or self._recorded_ips.get(name) for name, ip in ips.items()}
-        return [Host(name, self.lab.state.driver, None, ip) for name, ip in ips.items()]
+        return [self._host(host.name) for host in self.lab.hosts]
+
+    def _host(self, name: str) -> Host:
+        """By its own word, else by its lease, which outlives its agent for a while."""
+        driver = self.lab.state.driver
+        if ip := self._underlay_ip(name):
+            return Host(name, driver, None, ip)
+        lease = self._leases.get(name)
+        if lease is None or not lease.public_ips:
+            return Host(name, driver, None, None)
+        return Host(name, driver, None, str(lease.public_ips[0]), str(lease.subnets[0]))
 
     def _underlay_ip(self, host: str) -> str | None:
         """By its agent, or by its agent's settings."""
@@ -124,14 +131,13 @@ class MachineCluster(LabCluster):
         return None if configured is None else str(configured)
 
     @cached_property
-    def _recorded_ips(self) -> Mapping[str, str]:
-        """Addresses that etcd has for nodes: what they claimed outlives their agents for a while."""
+    def _leases(self) -> Mapping[str, Lease]:
+        """Those that etcd has, by the names of their nodes."""
         try:
-            leases = read_view(self).leases.values()
+            leases = [item.value for item in read_view(self).leases.values()]
         except OverlayError:
             return {}
-        named = ((lease.value.node_name, lease.value.public_ips) for lease in leases)
-        return {name: str(ips[0]) for name, ips in named if name and ips}
+        return {lease.node_name: lease for lease in leases if lease.node_name}
 
     def containers(self) -> Sequence[Container]:
         wired = [workload for host in self.lab.hosts for workload in self._wired_on(host.name)]

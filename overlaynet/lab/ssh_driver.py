@@ -57,11 +57,13 @@ class Ssh:
 
     def __init__(self, inventory: Path, *, vagrant: bool = False) -> None:
         self.inventory = inventory
+        self.called = str(inventory)
+        """The inventory as commands to type next name it."""
         self._vagrant = vagrant
         self.control = tempfile.mkdtemp(prefix="ovl-", dir="/tmp")
 
     def reach(self, host: str) -> Reach:
-        return Reach(host, str(self.inventory), self._vagrant)
+        return Reach(host, self.called, self._vagrant)
 
     def argv(self, host: str, words: Sequence[str], *, terminal: bool = False) -> list[str]:
         """The command line that runs words there as root. `terminal`: give them one. Raises ToolMissing."""

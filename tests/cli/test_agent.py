@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 
@@ -330,6 +331,13 @@ def steps(monkeypatch):
 def test_uninstall_stops_the_agent_then_cleans_the_kernel_then_removes_files(steps, capsys):
     assert run(["agent", "uninstall", "-y"], App()) == 0
     assert steps == ["stop", "clean", "purge=False", "programs"]
+
+
+def test_uninstall_without_a_terminal_wants_the_word(steps, monkeypatch, capsys):
+    monkeypatch.setattr(agent.sys, "stdin", io.StringIO())
+    assert run(["agent", "uninstall"], App()) == 2
+    assert "overlaynet agent uninstall --yes" in capsys.readouterr().err
+    assert steps == []
 
 
 def test_files_stay_where_the_kernel_could_not_be_cleaned(steps, monkeypatch, tmp_path, capsys):

@@ -290,7 +290,9 @@ def test_command_that_a_machine_does_not_have(both: Machines) -> None:
 
 def test_machine_that_cannot_be_reached(both: Machines) -> None:
     both["node-2"].refuse()
-    assert "node-2" in refused(both, simple(1), MachineUnreachable).message
+    error = refused(both, simple(1), MachineUnreachable)
+    assert "node-2" in error.message
+    assert error.next == (f"ssh -F {both.inventory} node-2 true",), "the lab's copy is gone"
 
 
 def test_namespace_that_somebody_else_made_is_left_alone(both: Machines) -> None:

@@ -313,8 +313,11 @@ def test_those_that_answer_are_told_with_what_etcd_knows_of_the_other(three: Mac
     three["node-1"].refuse()
     try:
         with clustered(three, tmp_path) as cluster:
-            assert [host.underlay_ip for host in cluster.hosts()] == [f"192.168.56.1{n}" for n in (1, 2, 3)]
-            assert len(read_view(cluster).leases) == 3
+            hosts = cluster.hosts()
+            assert [host.underlay_ip for host in hosts] == [f"192.168.56.1{n}" for n in (1, 2, 3)]
+            view = read_view(cluster)
+            (lease,) = [item.value for item in view.leases.values() if item.value.node_name == "node-1"]
+            assert (hosts[0].leased, len(view.leases)) == (str(lease.subnets[0]), 3)
             with pytest.raises(MachineUnreachable):
                 cluster.config("node-1")
             assert cluster.config("node-2").node.interface == ("eth0",)
