@@ -162,6 +162,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
         for machine in made.machines:
             made.write_settings(machine, 0)
         made.type(steps[-1])
+        for machine in made.machines:
+            eventually(machine.path(SOCKET).exists, deadline_s=PATIENCE_S)
         made.read("As an operator")
         for machine in made.machines:
             machine.wait_for_agent()
