@@ -296,7 +296,9 @@ def _end(vm: Vm) -> None:
 
 
 def _qemu(vm: Vm) -> list[str]:
-    """`tb-size` bounds what emulation keeps of translated code, in MB; unbounded it is a gigabyte a machine."""
+    """`tb-size` bounds what emulation keeps of translated code, in MB; unbounded it is a gigabyte a machine.
+
+    The first card is NAT, with the default route, and leads nowhere: qemu is in a namespace without a way out."""
     second = f"52:54:00:38:00:{vm.number:02x}"
     return [
         "setpriv",
@@ -306,7 +308,7 @@ def _qemu(vm: Vm) -> list[str]:
         *("-nodefaults", "-display", "none", "-serial", f"file:{vm.directory}/console"),
         *("-drive", f"file={vm.directory}/disk.qcow2,if=virtio,cache=unsafe", "-device", "virtio-rng-pci"),
         *(word for file in vm.parcels for word in ("-drive", f"file={file},if=virtio,format=raw,readonly=on")),
-        *("-netdev", f"user,id=nat,restrict=on,hostfwd=tcp:127.0.0.1:{vm.port}-:22"),
+        *("-netdev", f"user,id=nat,hostfwd=tcp:127.0.0.1:{vm.port}-:22"),
         *("-device", "virtio-net-pci,netdev=nat,romfile="),
         *("-netdev", f"tap,id=private,ifname=tap{vm.number},script=no,downscript=no"),
         *("-device", f"virtio-net-pci,netdev=private,romfile=,mac={second}"),

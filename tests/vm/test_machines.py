@@ -309,8 +309,8 @@ def test_nat_card_is_refused_where_no_interface_is_set(cluster: Vms):
     two = (cluster["node-2"], cluster["node-3"])
     forget = f"sed -i.kept /^interface_regex/d {SETTINGS}; systemctl restart {UNIT}"
     remember = f"mv {SETTINGS}.kept {SETTINGS}; systemctl restart {UNIT}"
-    on_all(two, lambda vm: vm.sh(forget))
     try:
+        on_all(two, lambda vm: vm.sh(forget))
         refused = patiently(
             lambda: [p for vm in two for p in problems(vm) if p["code"] == "OVL-404"], deadline_s=180
         )
