@@ -298,7 +298,7 @@ def _end(vm: Vm) -> None:
 def _qemu(vm: Vm) -> list[str]:
     """`tb-size` bounds what emulation keeps of translated code, in MB; unbounded it is a gigabyte a machine.
 
-    The first card is NAT, with the default route, and leads nowhere: qemu is in a namespace without a way out."""
+    The first card is NAT, has the default route, and leads nowhere: so does the namespace that qemu is in."""
     second = f"52:54:00:38:00:{vm.number:02x}"
     return [
         "setpriv",
