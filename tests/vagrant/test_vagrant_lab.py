@@ -217,7 +217,7 @@ def test_provision_again_changes_nothing(lab: VagrantLab):
 
 def test_destroy_leaves_nothing(lab: VagrantLab, took: Took):
     """But for the box's image, which libvirt keeps for the next time."""
-    lab.overlaynet("down", "--yes")
+    lab.overlaynet("down")
     lab.vagrant("destroy", "-f", "--no-tty")
     took("overlaynet down, vagrant destroy -f")
     there = lab.enclosure
