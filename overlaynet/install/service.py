@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -204,9 +205,19 @@ def uninstall(*, root: Path = HERE, purge: bool = False) -> Done:
     there = disk.look(root, [want.path for want in wanted])
     changes = to_uninstall(wanted, there, _is_ours)
     disk.carry_out(root, changes, wanted)
+    _remove_run_folders(root)
     if root == HERE and machine.booted():
         machine.run("systemctl", "daemon-reload")
     return Done(changes, notes=_kept(changes))
+
+
+def _remove_run_folders(root: Path) -> None:
+    """The unit keeps them from one run to the next. What labs and others have in them stays."""
+    pid_file, *folders = (_PATHS.pid_file, _PATHS.run, _PATHS.subnet_file.parent)
+    disk.below(root, PurePosixPath(pid_file)).unlink(missing_ok=True)
+    for folder in folders:
+        with suppress(OSError):  # it is not empty, or not there
+            disk.below(root, PurePosixPath(folder)).rmdir()
 
 
 def _purged() -> list[Wanted]:

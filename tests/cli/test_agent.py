@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 
 import click
 import pytest
@@ -188,6 +189,23 @@ def test_purge_takes_settings_and_state_and_leaves_certificates_and_labs(install
         path.write_text("{}")
     service.uninstall(root=image, purge=True)
     assert set(everything(image)) == {path.relative_to(image) for path in kept}
+
+
+def test_what_the_service_kept_in_run_goes_and_labs_of_others_stay(install, image):
+    install()
+    run, flannel = image / "run/overlaynet", image / "run/flannel"
+    for folder in (run, flannel):
+        folder.mkdir(parents=True)
+    (run / "agent.pid").touch()
+    theirs = run / "labs/x/lab.json"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("{}")
+    service.uninstall(root=image)
+    assert not flannel.exists()
+    assert [path for path in run.rglob("*") if path.is_file()] == [theirs]
+    shutil.rmtree(run / "labs")
+    service.uninstall(root=image)
+    assert not run.exists()
 
 
 # --- a machine of which systemd is asked ---------------------------------------------------------

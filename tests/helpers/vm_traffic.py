@@ -49,6 +49,8 @@ class Traffic:
     received: int = 0
     replied_at: list[float] = field(default_factory=list)
     """When each answer to a ping came, in seconds of that machine's clock."""
+    unanswered: list[int] = field(default_factory=list)
+    """The numbers of pings without an answer, from 1."""
     made: Mapping[str, int] = field(default_factory=dict)
     """How many calls each endpoint answered."""
     failures: list[str] = field(default_factory=list)
@@ -106,6 +108,8 @@ def _read_pings(found: Traffic, process: subprocess.Popen[str]) -> None:
     found.replied_at = [
         float(stamp) for stamp in re.findall(r"^\[([\d.]+)\] \d+ bytes from", said, re.MULTILINE)
     ]
+    answered = set(map(int, re.findall(r"^\[[\d.]+\] \d+ bytes from .* icmp_seq=(\d+)", said, re.MULTILINE)))
+    found.unanswered = [number for number in range(1, found.sent + 1) if number not in answered]
 
 
 def _read_calls(found: Traffic, process: subprocess.Popen[str]) -> None:
