@@ -65,8 +65,9 @@ def _obstacle() -> str | None:
 requires_vms = pytest.mark.skipif(_obstacle() is not None, reason=str(_obstacle()))
 
 
-class VmFailed(Exception):
-    """A machine did not do what it was told; with the end of what its console showed."""
+class VmFailed(AssertionError):
+    """A machine did not do what it was told; with the end of what its console showed. Whoever waits for something
+    (`patiently`) asks again."""
 
 
 @dataclass
