@@ -66,7 +66,7 @@ requires_vms = pytest.mark.skipif(_obstacle() is not None, reason=str(_obstacle(
 
 
 class VmFailed(AssertionError):
-    """A machine did not do what it was told; with the end of what its console showed. Whoever waits for something
+    """A machine did not do what it was told; with the end of what its console showed. Who waits for something
     (`patiently`) asks again."""
 
 
