@@ -19,6 +19,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from overlaynet import __version__
 from overlaynet.client import Agent
 from overlaynet.cluster.cluster import Container, Host, Outside, read_view
 from overlaynet.cluster.contexts import LabCluster, keys_of, lab_containers, with_records
@@ -27,6 +28,7 @@ from overlaynet.core.keys import Keys
 from overlaynet.errors import (
     ConfigError,
     EnvironmentProblem,
+    MachineUnreachable,
     OverlayError,
     StoreError,
     StoreRefused,
@@ -56,7 +58,14 @@ class Facts(NamedTuple):
     underlay_ips: Sequence[str]
 
     @classmethod
-    def of(cls, answer: Mapping[str, Any]) -> Facts:
+    def of(cls, host: str, answer: Mapping[str, Any]) -> Facts | OverlayError:
+        """From its answer; an error if that is not one of ours."""
+        if missing := [name for name in cls._fields if name not in answer]:
+            return MachineUnreachable(
+                f"the probe of {host} answers unlike this version's",
+                evidence=f"it said nothing of {', '.join(missing)}",
+                next=[f"install version {__version__} there (docs/install.md)"],
+            )
         return cls(*(answer[name] for name in cls._fields))
 
 
@@ -82,7 +91,7 @@ class MachineCluster(LabCluster):
     def told(self) -> Mapping[str, Facts | OverlayError]:
         """Every machine's own word, or why there is none, by host."""
         answers = self._driver.reach(host.name for host in self.lab.hosts)
-        return {n: a if isinstance(a, OverlayError) else Facts.of(a) for n, a in answers.items()}
+        return {n: a if isinstance(a, OverlayError) else Facts.of(n, a) for n, a in answers.items()}
 
     def facts(self, host: str) -> Facts:
         """One machine's. Raises MachineUnreachable, or what its probe could not do."""

@@ -86,7 +86,7 @@ class ProbeSession:
         line = b""
         try:
             line = self._line(time.monotonic() + timeout_s)
-            document = json.loads(line)
+            document = _document(line)
         except (OSError, ValueError) as error:
             reason = f"it said {line[:80]!r}" if line else str(error)
             raise self._failed(f"the probe on {self._host} did not answer", reason) from error
@@ -136,6 +136,16 @@ class ProbeSession:
         size = self._said.seek(0, os.SEEK_END)
         self._said.seek(max(0, size - _EVIDENCE_BYTES))
         return self._said.read().decode(errors="replace").strip()
+
+
+def _document(line: bytes) -> dict[str, Any]:
+    """An answer from its line. Raises ValueError for what no probe says."""
+    document = json.loads(line)
+    if not isinstance(document, dict):
+        raise ValueError("no object")
+    if document.get("kind") == "Error" and not isinstance(document.get("error"), dict):
+        raise ValueError("an error without its members")
+    return document
 
 
 def start(

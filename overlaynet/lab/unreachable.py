@@ -48,9 +48,14 @@ def _log_in(reach: Reach, _: str) -> Sequence[str]:
 
 
 def _forget_key(reach: Reach, said: str) -> Sequence[str]:
-    """Debian's ssh says itself how: behind "remove with:"."""
-    found = re.search(r"^\s*(ssh-keygen -f .+ -R .+)$", said, re.MULTILINE)
-    return [found[1].strip() if found else f"ssh-keygen -R {reach.host}", reach.by_hand("true")]
+    """Debian's ssh says itself how: behind "remove with:". Somebody else may have said something like it."""
+    return [
+        found[1] if (found := _SAID_HOW.search(said)) else f"ssh-keygen -R {reach.host}",
+        reach.by_hand("true"),
+    ]
+
+
+_SAID_HOW = re.compile(r'^\s*(ssh-keygen -f "[\w./ +@-]+" -R "[\w.:\[\]-]+")\s*$', re.MULTILINE)
 
 
 def _resolve(reach: Reach, _: str) -> Sequence[str]:
@@ -108,8 +113,9 @@ def unreachable(reach: Reach, code: int | None, said: str, reason: str = "") -> 
 
 
 def _lines(said: str) -> Iterator[str]:
-    """Without ssh's frames of @, and without what it says of keys that are not checked."""
+    """Without ssh's frames of @ and what it says of keys that are not checked; and nothing that a terminal would
+    obey."""
     for line in said.splitlines():
-        text = line.strip()
+        text = "".join(c if c.isprintable() else " " for c in line).strip()
         if text and set(text) != {"@"} and "Permanently added" not in text:
             yield text.strip("@ ").strip() if text.startswith("@") else text

@@ -127,6 +127,12 @@ def _ip(text: str) -> str | None:
 
 def _ssh_connection() -> str | None:
     pid: int = os.getpid()
+    with suppress(FileNotFoundError, ProcessLookupError):  # a parent that ended meanwhile tells nothing
+        return _inherited(pid)
+    return None
+
+
+def _inherited(pid: int) -> str | None:
     while pid > 1:
         variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         found = next((v for v in variables if v.startswith(b"SSH_CONNECTION=")), None)

