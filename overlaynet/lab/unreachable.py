@@ -113,8 +113,7 @@ def unreachable(reach: Reach, code: int | None, said: str, reason: str = "") -> 
 
 
 def _lines(said: str) -> Iterator[str]:
-    """Without ssh's frames of @ and what it says of keys that are not checked; and nothing that a terminal would
-    obey."""
+    """Without ssh's frames of @, what it says of keys that are not checked, and what a terminal would obey."""
     for line in said.splitlines():
         text = "".join(c if c.isprintable() else " " for c in line).strip()
         if text and set(text) != {"@"} and "Permanently added" not in text:
