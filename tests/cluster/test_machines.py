@@ -18,7 +18,7 @@ def test_answer_of_another_kind_of_probe_is_an_error_of_that_machine_alone():
 
 
 def test_answer_becomes_facts():
-    answer = {name: None for name in Facts._fields} | {"version": "0.1.0", "kind": "Host"}
+    answer = dict.fromkeys(Facts._fields) | {"version": "0.1.0", "kind": "Host"}
     told = Facts.of("node-1", answer)
     assert isinstance(told, Facts)
     assert told.version == "0.1.0"
