@@ -402,3 +402,19 @@ def test_container_with_a_probe_command_has_its_helper_on_the_machine(run: Run, 
 
 def _ready(status: dict[str, Any], name: str) -> bool:
     return any(c["name"] == name and c["ready"] for c in status["containers"])
+
+
+def test_subnet_of_a_machine_that_refuses_is_told_by_etcd(far: Far, run: Run) -> None:
+    def subnets(cluster: MachineCluster) -> dict[str, str]:
+        code, out, _ = run("status", "-o", "json", cluster=cluster)
+        assert code == 0
+        return {host["name"]: host["subnet"] for host in json.loads(out)["hosts"]}
+
+    with opened() as cluster:
+        before = subnets(cluster)
+    far.machines["node-2"].refuse()
+    try:
+        with opened() as cluster:
+            assert subnets(cluster) == before
+    finally:
+        far.machines["node-2"].accept()
