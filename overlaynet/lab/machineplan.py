@@ -97,7 +97,7 @@ def check_inventory(topology: Topology, inventory: Sequence[str], file: str) -> 
 def check_machines(topology: Topology, machines: Sequence[Machine], me: str) -> None:
     """Raise what keeps the lab from being built on these machines. `me`: who builds it."""
     for machine in machines:
-        _refuse_anothers(topology.name, machine, me)
+        refuse_anothers(topology.name, machine.host, machine.here, me)
     hosts = {host.name: host for host in topology.hosts}
     for machine in machines:
         for problem in _problems(hosts.get(machine.host), machine):
@@ -107,16 +107,17 @@ def check_machines(topology: Topology, machines: Sequence[Machine], me: str) -> 
         raise problem
 
 
-def _refuse_anothers(lab: str, machine: Machine, me: str) -> None:
-    """A lab of the same name that somebody else has built would be changed under his hands."""
-    owner = machine.here["owner"]
+def refuse_anothers(lab: str, host: str, here: Mapping[str, Any], me: str) -> None:
+    """A lab of the same name that somebody else has built would be changed under his hands. `here`: what there is
+    of it on the host. Raises LabFailed."""
+    owner = here["owner"]
     if owner not in (None, me):
         raise LabFailed(
-            f"{machine.host} has a lab {lab!r} of {owner}",
-            evidence=f"its containers there: {', '.join(sorted(machine.recorded))}",
+            f"{host} has a lab {lab!r} of {owner}",
+            evidence=f"its containers there: {', '.join(sorted([*here['containers'], *here['lost']]))}",
             next=[
                 "overlaynet up -l ANOTHER_NAME",
-                f"if nobody has it any more, on {machine.host}: rm -r /run/overlaynet/containers/{lab};"
+                f"if nobody has it any more, on {host}: rm -r /run/overlaynet/containers/{lab};"
                 f" ip netns delete {of_lab(lab, 'NAME')} for each",
             ],
         )

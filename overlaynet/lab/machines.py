@@ -40,6 +40,7 @@ from overlaynet.lab.machineplan import (
     check_containers,
     check_machines,
     plans,
+    refuse_anothers,
     wanted,
 )
 from overlaynet.lab.paths import LabPaths
@@ -354,6 +355,7 @@ class Taking:
         job = {"lab": self.state.topology.name, "names": None}
         try:
             here = self.driver.probe(host, {"op": "containers", **job, "names": []}, JOB_S)
+            refuse_anothers(self.state.topology.name, host, here, operator())
             gone = frozenset(of_lab(self.state.topology.name, name) for name in here["containers"])
             with suppress(AgentUnreachable):
                 agent = self.driver.agent(host, AGENT_S)

@@ -338,6 +338,21 @@ def test_down_without_a_machine_says_what_is_left_and_may_forget_it(both: Machin
     assert [namespaces(machine) for machine in both] == [{"web-1"}, {"web-2"}]
 
 
+def test_down_leaves_what_somebody_else_has_built_under_the_same_name(both: Machines) -> None:
+    up(both, simple(1))
+    machine = both["node-1"]
+    file = machine.path(f"/run/overlaynet/containers/{LAB}/containers.json")
+    mine = file.read_text()
+    file.write_text(json.dumps({**json.loads(mine), "owner": "lee@lap"}))
+    (left,) = building.down(LAB, Paths()).left
+    assert "lee@lap" in left
+    assert [namespaces(one) for one in both] == [{"web-1"}, set()]
+    assert set(wired(machine)) == {"web-1"}
+    file.write_text(mine)
+    assert building.down(LAB, Paths()).left == ()
+    assert namespaces(machine) == set()
+
+
 def test_agent_that_does_not_run_is_told_at_up_and_lets_go_after_down(both: Machines) -> None:
     up(both, simple(1))
     machine = both["node-2"]
