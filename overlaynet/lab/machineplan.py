@@ -108,8 +108,8 @@ def check_machines(topology: Topology, machines: Sequence[Machine], me: str) -> 
 
 
 def refuse_anothers(lab: str, host: str, here: Mapping[str, Any], me: str) -> None:
-    """A lab of the same name that somebody else has built would be changed under his hands. `here`: what there is
-    of it on the host. Raises LabFailed."""
+    """A lab of the same name that somebody else has built would be changed under his hands. `here`: what the
+    host has of it. Raises LabFailed."""
     owner = here["owner"]
     if owner not in (None, me):
         raise LabFailed(
