@@ -10,7 +10,8 @@
     │   ├── ObjectInvalid               OVL-106  a Kubernetes object that is not as it must be
     │   │   └── AllocationTaken         OVL-107  a VIP or nodePort that belongs to another service
     │   ├── ProbeInvalid                OVL-108  a readiness probe that cannot be understood
-    │   └── BundleInvalid               OVL-109  a file that is no trace bundle that could be read
+    │   ├── BundleInvalid               OVL-109  a file that is no trace bundle that could be read
+    │   └── PredictFirst                OVL-110  a lesson is checked before its values are predicted
     ├── EnvironmentProblem        3     OVL-2xx  this machine lacks something
     │   ├── NotPermitted                OVL-201  a capability is missing
     │   ├── ToolMissing                 OVL-202  a program is missing
@@ -18,7 +19,8 @@
     │   ├── AgentUnreachable            OVL-204  no agent answers on its socket
     │   ├── FlannelRunning              OVL-205  flanneld is at work on this host
     │   ├── MachineUnreachable          OVL-206  a machine cannot be reached by ssh, or refuses
-    │   └── InstallFailed               OVL-207  the agent cannot be made a service of this machine
+    │   ├── InstallFailed               OVL-207  the agent cannot be made a service of this machine
+    │   └── LessonUnavailable           OVL-209  a lesson needs what this machine does not have
     ├── StoreError                3     OVL-3xx  etcd
     │   ├── StoreUnavailable            OVL-301  cannot be reached, or did not answer in time (transient)
     │   │   └── CertificateRefused      OVL-307  etcd refuses our certificate, or we its (transient)
@@ -153,6 +155,10 @@ class BundleInvalid(UsageError):
     code = "OVL-109"
 
 
+class PredictFirst(UsageError):
+    code = "OVL-110"
+
+
 class EnvironmentProblem(OverlayError):
     code = "OVL-200"
 
@@ -183,6 +189,10 @@ class MachineUnreachable(EnvironmentProblem):
 
 class InstallFailed(EnvironmentProblem):
     code = "OVL-207"
+
+
+class LessonUnavailable(EnvironmentProblem):
+    code = "OVL-209"
 
 
 class StoreError(OverlayError):

@@ -42,6 +42,7 @@ VERBS: Mapping[str, Verb] = {
     "up": Verb(_LAB, "lifecycle:up", "Bring a lab up, or to what its topology says."),
     "down": Verb(_LAB, "lifecycle:down", "Take a lab down and remove all of it."),
     "clean": Verb(_LAB, "lifecycle:clean", "Remove what labs that are not running left behind."),
+    "lab": Verb(_LAB, "lab:lab", "Lessons: start one, predict, check, get a hint, report."),
     "status": Verb(_LOOK, "status:status", "How the cluster is."),
     "get": Verb(_LOOK, "get:get", "List hosts, containers, services, endpoints, routes, rules, ..."),
     "describe": Verb(_LOOK, "describe:describe", "A service with its endpoints, connections and chains."),

@@ -1,0 +1,167 @@
+"""Starting, checking and resetting lessons: the lab of a lesson is a lab like any other, with a note in it.
+
+`lesson.json` beside `lab.json` says which lesson a lab belongs to, with which seed it was begun and what its
+start wants its check to know. It goes with the lab. A lab of the same name that is somebody's own is never
+touched.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from overlaynet.cluster.contexts import LabCluster, choose_context
+from overlaynet.errors import EnvironmentProblem, LabChoice, LabFailed, LessonUnavailable, UsageError
+from overlaynet.lab.lab import UP_TIMEOUT_S, Lab
+from overlaynet.lab.lifecycle import down
+from overlaynet.lab.paths import Paths
+from overlaynet.lab.settling import Progress, silent
+from overlaynet.lab.state import running_labs
+from overlaynet.lessons.board import Answer, Board, Claim
+from overlaynet.lessons.catalogue import Entry, entries
+from overlaynet.lessons.stage import Stage
+from overlaynet.store.disk import write_atomically
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Which lesson a lab is of."""
+
+    lesson: str
+    seed: int = 0
+    remembered: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A lesson's lab, as the learner finds it."""
+
+    hosts: int
+    containers: int
+    ready_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a check found."""
+
+    verdict: str
+    answers: list[Answer]
+    claims: list[Claim]
+    duration_s: float
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "verdict": self.verdict,
+            "predictions": [answer.as_json() for answer in self.answers],
+            "claims": [{"text": c.text, "verdict": c.verdict, "evidence": c.evidence} for c in self.claims],
+            "duration_s": round(self.duration_s, 3),
+        }
+
+
+def note_of(name: str, paths: Paths) -> Note | None:
+    """The note in a lab; None for one that is no lesson's, or is not there."""
+    try:
+        document = json.loads((paths.lab(name).run / "lesson.json").read_text("utf-8"))
+        return Note(**document)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def running(paths: Paths) -> list[Entry]:
+    """The lessons whose labs are there."""
+    names = [note.lesson for lab in running_labs(paths) if (note := note_of(lab, paths)) is not None]
+    return [entry for entry in entries() if entry.name in names]
+
+
+def current(paths: Paths) -> Entry:
+    """The lesson that is meant where none was named. Raises LabChoice unless there is exactly one."""
+    found = running(paths)
+    if len(found) == 1:
+        return found[0]
+    raise LabChoice(
+        "which lesson?" if found else "no lesson is started",
+        evidence="started: " + (", ".join(entry.name for entry in found) or "none"),
+        next=["overlaynet lab list", "overlaynet lab start NAME"],
+    )
+
+
+def start(entry: Entry, paths: Paths, *, seed: int = 0, progress: Progress = silent) -> Started:
+    """Build the lesson's lab and break it as the lesson says. If that fails the lab is taken away again.
+
+    Raises LessonUnavailable, UsageError if it is started, LabChoice if the name is taken, and what `up`
+    raises."""
+    if entry.unavailable is not None:
+        raise LessonUnavailable(
+            f"lesson {entry.name} cannot be run here", evidence=entry.unavailable, next=["overlaynet lab list"]
+        )
+    if entry.name in running_labs(paths):
+        _refuse(entry, paths)
+    topology = entry.topology()
+    result = Lab.up(topology, timeout_s=UP_TIMEOUT_S, paths=paths, progress=progress)
+    try:
+        if not result.converged:
+            raise LabFailed("the lab did not settle", evidence="; ".join(result.waiting))
+        with _stage(entry, paths, Note(entry.name, seed)) as stage:
+            entry.lesson.start(stage)
+            _keep(replace(Note(entry.name, seed), remembered=stage.remembered), paths)
+    except BaseException:
+        down(entry.name, paths)
+        raise
+    return Started(len(topology.hosts), len(topology.containers), result.ready_s)
+
+
+def _refuse(entry: Entry, paths: Paths) -> None:
+    if note_of(entry.name, paths) is not None:
+        raise UsageError(
+            f"lesson {entry.name} is started",
+            evidence="its lab is up",
+            next=[f"overlaynet lab check {entry.name}", f"overlaynet lab reset {entry.name}"],
+        )
+    raise LabChoice(
+        f"there is a lab {entry.name!r} of your own, and the lesson's would have that name",
+        next=[f"overlaynet status -l {entry.name}", f"overlaynet down -l {entry.name}"],
+    )
+
+
+def reset(entry: Entry, paths: Paths, *, progress: Progress = silent) -> Started:
+    """The lab as it was at the start, with the same seed. Raises LabChoice if it is not started, and as
+    `start`."""
+    note = _started(entry, paths)
+    down(entry.name, paths)
+    return start(entry, paths, seed=note.seed, progress=progress)
+
+
+def check(entry: Entry, predicted: Mapping[str, str], paths: Paths) -> Checked:
+    """See how far the lesson is. Raises LabChoice if it is not started, and what looking at a lab raises."""
+    began = time.monotonic()
+    note = _started(entry, paths)
+    board = Board(entry.lesson)
+    with _stage(entry, paths, note) as stage, board.checking():
+        entry.lesson.check(stage, board)
+    return Checked(board.verdict, board.answers(predicted), board.claims, time.monotonic() - began)
+
+
+def _started(entry: Entry, paths: Paths) -> Note:
+    note = note_of(entry.name, paths)
+    if note is None:
+        raise LabChoice(f"lesson {entry.name} is not started", next=[f"overlaynet lab start {entry.name}"])
+    return note
+
+
+def _stage(entry: Entry, paths: Paths, note: Note) -> Stage:
+    cluster = choose_context(entry.name, paths)
+    assert isinstance(cluster, LabCluster)
+    return Stage(cluster, note.seed, dict(note.remembered or {}))
+
+
+def _keep(note: Note, paths: Paths) -> None:
+    file = paths.lab(note.lesson).run / "lesson.json"
+    document = {"lesson": note.lesson, "seed": note.seed, "remembered": note.remembered}
+    try:
+        write_atomically(file, json.dumps(document) + "\n", 0o600)
+    except OSError as error:
+        raise EnvironmentProblem("the lesson cannot be noted", evidence=f"{file}: {error}") from error

@@ -1,0 +1,131 @@
+"""What a lesson is: a question, what a learner predicts, how the lab begins and when it is done. Pure.
+
+A prediction is one value that follows from how networks work, and that a capture shows: a TTL, a number of
+bytes, a MAC address, the interface at which a packet is seen last. It is asked for before anything is shown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+from overlaynet.addr import Mac
+from overlaynet.errors import UsageError
+
+if TYPE_CHECKING:
+    from overlaynet.lessons.board import Board
+    from overlaynet.lessons.stage import Stage
+
+HINTS = 3
+"""From a nudge to nearly the answer."""
+_POINT = re.compile(r"[a-z][-a-z0-9]*:[^\s:/]{1,15}")
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One value to predict. `kind`: ``number``, ``address``, ``mac``, ``point`` (PLACE:IFACE) or ``word``,
+    one of `choices`."""
+
+    name: str
+    question: str
+    kind: str = "number"
+    choices: tuple[str, ...] = ()
+
+    def read(self, text: str) -> str:
+        """What was typed in the one spelling that is compared. Raises UsageError for what is none of the
+        kind."""
+        try:
+            return _READERS[self.kind](self, text.strip())
+        except ValueError as error:
+            raise UsageError(
+                f"{text.strip()!r} is no answer to: {self.question}",
+                evidence=str(error) or f"wanted: {self.wanted}",
+                next=[f"overlaynet lab check --predict {self.name}={self.example}"],
+            ) from None
+
+    @property
+    def wanted(self) -> str:
+        """What may be typed, in a word or two."""
+        return " or ".join(self.choices) if self.choices else _WANTED[self.kind]
+
+    @property
+    def example(self) -> str:
+        return "|".join(self.choices) if self.choices else self.kind.upper()
+
+
+def _number(_: Prediction, text: str) -> str:
+    return str(int(text.removeprefix("+")))
+
+
+def _word(prediction: Prediction, text: str) -> str:
+    if text.lower() not in prediction.choices:
+        raise ValueError(f"wanted: {prediction.wanted}")
+    return text.lower()
+
+
+def _point(_: Prediction, text: str) -> str:
+    if not _POINT.fullmatch(text):
+        raise ValueError("wanted: a place and an interface there, such as node-1:eth0")
+    return text
+
+
+_READERS: dict[str, Callable[[Prediction, str], str]] = {
+    "number": _number,
+    "address": lambda _, text: str(ip_address(text)),
+    "mac": lambda _, text: str(Mac.parse(text)),
+    "point": _point,
+    "word": _word,
+}
+_WANTED = {
+    "number": "a whole number",
+    "address": "an IP address",
+    "mac": "a MAC address",
+    "point": "PLACE:IFACE",
+    "word": "a word",
+}
+
+
+def _nothing(_: Stage) -> None:
+    """A lab that begins as its topology says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """One lesson, without its folder.
+
+    `start` makes the lab what the learner finds, `check` says how far it is; both may raise what the lab
+    raises. `needs` names capabilities of the machine (`overlaynet.lessons.needs`). `minutes`, `memory_mb` and
+    `disk_mb` are what it costs a learner and a machine, as measured."""
+
+    question: str
+    predictions: tuple[Prediction, ...]
+    hints: tuple[str, str, str]
+    check: Callable[[Stage, Board], None]
+    start: Callable[[Stage], None] = _nothing
+    minutes: int = 15
+    memory_mb: int = 150
+    disk_mb: int = 70
+    needs: tuple[str, ...] = field(default=())
+
+    def prediction(self, name: str) -> Prediction:
+        """Raises UsageError."""
+        for prediction in self.predictions:
+            if prediction.name == name:
+                return prediction
+        names = ", ".join(p.name for p in self.predictions) or "none"
+        raise UsageError(
+            f"there is nothing called {name!r} to predict", evidence=f"to be predicted: {names}", next=()
+        )
+
+    def read(self, given: Sequence[str]) -> dict[str, str]:
+        """``NAME=VALUE`` as they were typed. Raises UsageError."""
+        found: dict[str, str] = {}
+        for text in given:
+            name, equals, value = text.partition("=")
+            if not equals:
+                raise UsageError(f"{text!r} is no prediction", evidence="wanted: NAME=VALUE")
+            found[name] = self.prediction(name).read(value)
+        return found

@@ -1,0 +1,113 @@
+"""A lesson's lab, as the lesson's own code changes it and looks at it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from types import TracebackType
+from typing import Any
+
+from overlaynet.cluster.breaking import changing_faults
+from overlaynet.cluster.contexts import LabCluster
+from overlaynet.errors import LabFailed, OverlayError
+from overlaynet.lab.faultkinds import Request
+from overlaynet.lab.lab import Lab
+from overlaynet.proof.network import Network
+
+POLL_S = 0.1
+COMMAND_S = 60.0
+
+
+class Stage:
+    """One running lab. It is entered for as long as it is used; `seed` decides what is left to chance. What
+    `start` puts into `remembered` (values of JSON) `check` finds there."""
+
+    def __init__(self, cluster: LabCluster, seed: int = 0, remembered: dict[str, Any] | None = None) -> None:
+        self.cluster = cluster
+        self.seed = seed
+        self.remembered = {} if remembered is None else remembered
+        self._open = ExitStack()
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+    @property
+    def lab(self) -> Lab:
+        return self.cluster.lab
+
+    @cached_property
+    def net(self) -> Network:
+        """The lab as it is asked about packets: `capture`, `send`, `trace`. Its probes look at the lab as it
+        was when this was first used; after containers came or went, take a new one (`fresh`)."""
+        return self._open.enter_context(Network.of(self.cluster))
+
+    def fresh(self) -> Network:
+        """The same, looked at anew."""
+        self.__dict__.pop("net", None)
+        return self.net
+
+    # --- doing ---
+
+    def run(self, place: str, *argv: str, fails: bool = False) -> str:
+        """Run a command in a host, container, ``underlay`` or ``outside``, and answer what it said. Raises
+        LabFailed if it ends with an error, unless it `fails` on purpose or may."""
+        done = self.lab.driver.run(place, argv, timeout_s=COMMAND_S)
+        if done.returncode and not fails:
+            raise LabFailed(
+                f"{' '.join(argv)} failed in {place}",
+                evidence=f"exit {done.returncode}: {done.stderr.decode(errors='replace').strip()[-400:]}",
+            )
+        return done.stdout.decode(errors="replace")
+
+    def agent(self, host: str, path: str) -> dict[str, object]:
+        """What a host's agent answers to GET `path` (docs/agent-api.md). Raises AgentUnreachable."""
+        return dict(self.lab.agent(host).get(path))
+
+    def break_(
+        self,
+        kind: str,
+        *target: str,
+        wrong: bool = False,
+        to: str | None = None,
+        action: str | None = None,
+        hold: bool = True,
+    ) -> str:
+        """As `overlaynet break` does it (docs/faults.md); `action`: ``DROP`` or ``REJECT``. Answers the
+        fault's id."""
+        with changing_faults(self.cluster) as faults:
+            return faults.make(kind, Request(target, wrong, to, action), time.time(), hold=hold).fault.id
+
+    def heal(self, *ids: str) -> None:
+        """As `overlaynet heal` does it; without names, all faults."""
+        with changing_faults(self.cluster) as faults:
+            faults.heal(ids, time.time())
+
+    @contextmanager
+    def broken(self, kind: str, *target: str, wrong: bool = False, to: str | None = None) -> Iterator[None]:
+        """For the length of the block. What a check breaks to see where a packet is seen last, it heals
+        again."""
+        fault = self.break_(kind, *target, wrong=wrong, to=to)
+        try:
+            yield
+        finally:
+            self.heal(fault)
+
+    def until(self, condition: Callable[[], bool], words: str, seconds: float = 20.0) -> None:
+        """Wait for something that comes by itself. AssertionError with these words if it does not; an error
+        that the condition raises counts as "not yet"."""
+        deadline, last = time.monotonic() + seconds, ""
+        while True:
+            try:
+                if condition():
+                    return
+            except OverlayError as error:
+                last = f" ({error})"
+            assert time.monotonic() < deadline, f"{words}: not within {seconds:g} s{last}"
+            time.sleep(POLL_S)
