@@ -43,7 +43,7 @@ def lab() -> None:
 
 _COLUMNS: tuple[Column, ...] = (
     member("", "number"),
-    *members("LESSON", "STATE"),
+    *members("LESSON", "STATE", "LAB"),
     *members("MINUTES", "MEMORY=memory_mb", "DISK=disk_mb", spare=True),
     *members("QUESTION"),
 )
@@ -72,7 +72,8 @@ def _item(entry: Entry, progress: Progress | None, started: set[str]) -> dict[st
         "number": entry.number,
         "lesson": entry.name,
         "question": lesson.question,
-        "state": _state(entry, progress, started),
+        "state": _state(entry, progress),
+        "lab": "up" if entry.name in started else None,
         "unavailable": entry.unavailable,
         "minutes": lesson.minutes,
         "memory_mb": lesson.memory_mb,
@@ -81,19 +82,19 @@ def _item(entry: Entry, progress: Progress | None, started: set[str]) -> dict[st
     }
 
 
-def _state(entry: Entry, progress: Progress | None, started: set[str]) -> str:
-    if entry.name in started:
-        return "started"
+def _state(entry: Entry, progress: Progress | None) -> str | None:
     if progress is not None and progress.proved_at is not None:
         return "proved"
-    return "not here" if entry.unavailable is not None else "-"
+    if entry.unavailable is not None:
+        return "not here"
+    return "started" if progress is not None and progress.started_at is not None else None
 
 
 def listing_text(items: Sequence[Mapping[str, Any]], app: App) -> str:
     """The table; under it why some cannot be run, and what to type."""
     lines = [table(_COLUMNS, items, wide=app.wide, width=app.width)]
     lines += [f"not here: {i['lesson']}, for {i['unavailable']}" for i in items if i["unavailable"]]
-    first = next((i for i in items if i["state"] == "-"), None)
+    first = next((i for i in items if i["state"] is None), None)
     if first is not None:
         lines.append(f"next: overlaynet lab start {first['lesson']}")
     return "\n".join(lines)
@@ -251,11 +252,11 @@ def _note(done: Record, entry: Entry, checked: Checked, paths: Paths) -> None:
     record.save(done, paths)
 
 
+_WORDS = {True: "right", False: "wrong", None: "not captured yet"}
 _ANSWERS: tuple[Column, ...] = (
     member("PREDICTION", "name"),
     *members("YOU=predicted", "THEORY", "CAPTURED"),
-    Column("", lambda item: {True: "right", False: "wrong", None: "-"}[item["right"]]),
-    Column("", lambda item: item["because"] or "not captured yet"),
+    Column("", lambda item: _WORDS[item["right"]]),
 )
 
 
@@ -266,21 +267,23 @@ def checked_text(entry: Entry, checked: Checked) -> str:
         lines += [answers_text(checked.answers), ""]
     for claim in checked.claims:
         lines += claim_lines(claim)
-    held = sum(claim.verdict == "pass" for claim in checked.claims)
-    match checked.verdict:
-        case "proved":
-            lines.append(f"PROVED  {held} of {held} claims, in {checked.duration_s:.1f} s")
-            lines.append(f"next: overlaynet down -l {entry.name}")
-        case verdict:
-            lines.append(
-                f"{SAID.get(verdict, NOT_YET)}  {held} held; what comes next rests on the one that did not"
-            )
-            lines.append(f"next: overlaynet lab hint {entry.name}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *verdict_lines(entry, checked)])
 
 
 def answers_text(answers: Sequence[Answer]) -> str:
-    return table(_ANSWERS, [answer.as_json() for answer in answers])
+    """The table, and of each captured value why it is that one."""
+    reasons = [f"  {a.name} is {a.captured}: {a.because}" for a in answers if a.captured is not None]
+    return "\n".join([table(_ANSWERS, [answer.as_json() for answer in answers]), *reasons])
+
+
+def verdict_lines(entry: Entry, checked: Checked) -> list[str]:
+    held = sum(claim.verdict == "pass" for claim in checked.claims)
+    if checked.verdict == PROVED:
+        said = f"PROVED  {held} of {held} claims, in {checked.duration_s:.1f} s"
+        return [said, f"next: overlaynet down -l {entry.name}"]
+    word = SAID.get(checked.verdict, NOT_YET)
+    said = f"{word}  claims that hold: {held}; what comes after the last one rests on it"
+    return [said, f"next: overlaynet lab hint {entry.name}"]
 
 
 def claim_lines(claim: Claim) -> list[str]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from overlaynet.errors import NotPermitted, OverlayError, ToolMissing
 from overlaynet.lessons.lesson import Lesson
 from overlaynet.proof.way import Inconclusive
 
@@ -75,7 +76,7 @@ class Board:
     @contextmanager
     def claim(self, text: str) -> Iterator[None]:
         """The block shows that `text` holds, or raises AssertionError (as claims about packets do); then the
-        check ends here."""
+        check ends here. What the block asks for and is not there, such as an interface, refutes it as well."""
         try:
             yield
         except Inconclusive as error:
@@ -83,6 +84,12 @@ class Board:
             raise _Ended from error
         except AssertionError as error:
             self.claims.append(Claim(text, "fail", str(error)))
+            raise _Ended from error
+        except (NotPermitted, ToolMissing):
+            raise
+        except OverlayError as error:
+            told = "\n".join(filter(None, [str(error), error.evidence]))
+            self.claims.append(Claim(text, "fail", told))
             raise _Ended from error
         self.claims.append(Claim(text, "pass"))
 
