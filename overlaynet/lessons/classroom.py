@@ -1,7 +1,8 @@
 """Starting, checking and resetting lessons: the lab of a lesson is a lab like any other, with a note in it.
 
-`lesson.json` beside `lab.json` says which lesson a lab belongs to, with which seed it was begun and what its
-start wants its check to know. It goes with the lab. A lab of the same name that is somebody's own is never
+`lesson.json` beside the lab's durable files says which lesson a lab belongs to, with which seed it was begun
+and what its start wants its check to know. It goes with the lab, and outlives a reboot as the lab's own
+record does, so that `reset` can build it again. A lab of the same name that is somebody's own is never
 touched.
 """
 
@@ -65,7 +66,7 @@ class Checked:
 def note_of(name: str, paths: Paths) -> Note | None:
     """The note in a lab; None for one that is no lesson's, or is not there."""
     try:
-        document = json.loads((paths.lab(name).run / "lesson.json").read_text("utf-8"))
+        document = json.loads((paths.lab(name).state / "lesson.json").read_text("utf-8"))
         return Note(**document)
     except (OSError, ValueError, TypeError):
         return None
@@ -159,7 +160,7 @@ def _stage(entry: Entry, paths: Paths, note: Note) -> Stage:
 
 
 def _keep(note: Note, paths: Paths) -> None:
-    file = paths.lab(note.lesson).run / "lesson.json"
+    file = paths.lab(note.lesson).state / "lesson.json"
     document = {"lesson": note.lesson, "seed": note.seed, "remembered": note.remembered}
     try:
         write_atomically(file, json.dumps(document) + "\n", 0o600)
