@@ -11,7 +11,8 @@
     │   │   └── AllocationTaken         OVL-107  a VIP or nodePort that belongs to another service
     │   ├── ProbeInvalid                OVL-108  a readiness probe that cannot be understood
     │   ├── BundleInvalid               OVL-109  a file that is no trace bundle that could be read
-    │   └── PredictFirst                OVL-110  a lesson is checked before its values are predicted
+    │   ├── PredictFirst                OVL-110  a lesson is checked before its values are predicted
+    │   └── ReportInvalid               OVL-111  a file that is no report of a learner that could be read
     ├── EnvironmentProblem        3     OVL-2xx  this machine lacks something
     │   ├── NotPermitted                OVL-201  a capability is missing
     │   ├── ToolMissing                 OVL-202  a program is missing
@@ -20,7 +21,9 @@
     │   ├── FlannelRunning              OVL-205  flanneld is at work on this host
     │   ├── MachineUnreachable          OVL-206  a machine cannot be reached by ssh, or refuses
     │   ├── InstallFailed               OVL-207  the agent cannot be made a service of this machine
-    │   └── LessonUnavailable           OVL-209  a lesson needs what this machine does not have
+    │   ├── SandboxRefused              OVL-208  this machine gives an ordinary user no lab
+    │   ├── LessonUnavailable           OVL-209  a lesson needs what this machine does not have
+    │   └── LessonFailed                OVL-210  a lesson's own code cannot be used, or ended in an error
     ├── StoreError                3     OVL-3xx  etcd
     │   ├── StoreUnavailable            OVL-301  cannot be reached, or did not answer in time (transient)
     │   │   └── CertificateRefused      OVL-307  etcd refuses our certificate, or we its (transient)
@@ -159,6 +162,10 @@ class PredictFirst(UsageError):
     code = "OVL-110"
 
 
+class ReportInvalid(UsageError):
+    code = "OVL-111"
+
+
 class EnvironmentProblem(OverlayError):
     code = "OVL-200"
 
@@ -191,8 +198,16 @@ class InstallFailed(EnvironmentProblem):
     code = "OVL-207"
 
 
+class SandboxRefused(EnvironmentProblem):
+    code = "OVL-208"
+
+
 class LessonUnavailable(EnvironmentProblem):
     code = "OVL-209"
+
+
+class LessonFailed(EnvironmentProblem):
+    code = "OVL-210"
 
 
 class StoreError(OverlayError):
