@@ -156,12 +156,15 @@ class Reconciler:
         if self.recent is not None:
             self.recent.keys.update(keys)
 
+    def is_newer(self, obj: Object) -> bool:
+        """Whether what is known of this is newer than the reading that is under way or being written: what has
+        to be done about it is then left to `follow`."""
+        newer = self.recent.keys if self.recent else ()
+        return bool(newer) and (obj.key in newer or stands_for(obj) in newer)
+
     def write_part(self, pending: Sequence[Change]) -> Outcome:
         """Write some of what a reading found to differ, but for what became of it since."""
-        newer = self.recent.keys if self.recent else set()
-        if newer:
-            pending = [c for c in pending if newer.isdisjoint((c.obj.key, stands_for(c.obj)))]
-        return self._apply(self.not_left(pending))
+        return self._apply(self.not_left([c for c in pending if not self.is_newer(c.obj)]))
 
     def look(self, want: Mapping[Key, Object], networks: tuple[IPNetwork, ...]) -> Outcome:
         """Read everything, write what differs. Raises KernelError if it cannot be read."""

@@ -166,8 +166,8 @@ class Host:
     def _write_part(self, now: float, *, whole: bool) -> None:
         part, self.due = self.due[:PART], self.due[PART:]
         before = self._failed_before
-        why = {c.obj.key: "retry" if c.obj.key in before else self.due_why for c in part}
         outcome = self._carry_out(lambda: self.reconciler.write_part(part), self.due_why, now)
+        why = {c.obj.key: "retry" if c.obj.key in before else self.due_why for c in outcome.changes}
         self._count(replace(outcome, whole=whole), why, now)
         if not self.due:
             self.reconciler.end()
@@ -249,14 +249,20 @@ class Host:
         return bool(gone)
 
     def _count(self, outcome: Outcome, reasons: Mapping[Key, str], now: float) -> None:
-        """Writes, failures and repairs. What failed before and now succeeds was no drift."""
+        """Writes, failures and repairs. What failed before and now succeeds was no drift.
+
+        A whole look puts an end to every failure but one of a write that was tried since it began: it has left
+        that alone, so it is still to be tried again."""
         failed = {failure.change.obj.key: failure for failure in outcome.failures}
         before = self.failures.keys() | failed.keys()
         done = [change for change in outcome.changes if change.obj.key not in failed]
         for change in done:
             self.writes[str(kind_of(change.obj.key)), str(change.op)] += 1
         self.drift.count([change for change in done if change.obj.key not in before], reasons, now)
-        over = list(self.failures) if outcome.whole else [*reasons, *(c.obj.key for c in done)]
+        over = [*reasons, *(c.obj.key for c in done)]
+        if outcome.whole:
+            is_newer = self.reconciler.is_newer
+            over = [key for key, failure in self.failures.items() if not is_newer(failure.change.obj)]
         for key in over:
             self.failures.pop(key, None)
             if key not in failed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 
 import pytest
@@ -15,8 +15,8 @@ from helpers.real_agent import RealAgent, real_agent
 
 from overlaynet.errors import Contested
 from overlaynet.kernel.apply import KernelAdapter
-from overlaynet.ports import Noticed
-from overlaynet.state import Change, Op, Route
+from overlaynet.ports import Failure, Noticed
+from overlaynet.state import BridgePort, Change, KernelState, Op, Route
 from overlaynet_agent.drift import POLL_S
 from overlaynet_agent.holds import Hold
 
@@ -61,6 +61,32 @@ def legacy(tmp_path_factory) -> Iterator[RealAgent]:
 @pytest.mark.parametrize("case", KERNEL, ids=lambda case: case.name)
 def test_object_of_the_kernel_comes_back(legacy: RealAgent, case: Case):
     broken_and_repaired(legacy, case)
+
+
+def test_containers_come_back_onto_a_bridge_that_went_where_reading_the_kernel_takes_long(
+    legacy: RealAgent, monkeypatch: pytest.MonkeyPatch
+):
+    """Among many peers, or on a slow machine, the port is refused once more while the look is under way that is
+    to bring the bridge back."""
+    kernel, refused = legacy.loop.host.kernel, threading.Event()
+    read = kernel.observe
+
+    def slowly(sysctls: Sequence[str] = ()) -> KernelState:
+        seen = read(sysctls)
+        refused.wait(10)
+        return seen
+
+    def put(changes: Sequence[Change]) -> list[Failure]:
+        failures = write(changes)
+        if legacy.loop.host.looking and any(isinstance(f.change.obj, BridgePort) for f in failures):
+            refused.set()
+        return failures
+
+    write = kernel.apply
+    monkeypatch.setattr(kernel, "observe", slowly)
+    monkeypatch.setattr(kernel, "apply", put)
+    broken_and_repaired(legacy, case_named("bridge-removed"))
+    assert refused.is_set()
 
 
 @pytest.mark.parametrize("case", RULES, ids=lambda case: case.name)

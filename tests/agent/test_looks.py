@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ from overlaynet.events import Changed, Claimed, Gone, Synced
 from overlaynet.model import Vtep
 from overlaynet.ports import Noticed, Sighting
 from overlaynet.reconcile import Reading, Reconciler
-from overlaynet.state import ROUTE_PROTOCOL, Change, Fdb, Neigh, Object, Op, Route
+from overlaynet.state import ROUTE_PROTOCOL, Change, Fdb, Kind, Neigh, Object, Op, Route
 from overlaynet.testing.fake_kernel import FakeKernel
 from overlaynet_agent import host as host_module
 from overlaynet_agent.host import Host
@@ -83,6 +84,10 @@ class Bench:
         index = 0 if isinstance(obj, Route) else self.kernel.links["flannel.1"].ifindex
         self.unheard.append(Noticed({obj.key: Sighting(found, index)}))
 
+    def refuse(self, kind: Kind) -> None:
+        """The kernel does not do the next write of this kind."""
+        self.kernel.fail_next(kind, errno.ENODEV)
+
     def hear(self) -> None:
         if self.unheard:
             self.host.hear(self.unheard.popleft(), self.now)
@@ -94,7 +99,7 @@ class Bench:
         self.host.write_due(self.now)
 
     def come_to_rest(self) -> None:
-        while self.unheard or self.host.due or self.host.drift.suspects:
+        while self.unheard or self.host.due or self.host.drift.suspects or self.host.failures:
             self.hear()
             self.turn()
 
@@ -116,6 +121,7 @@ def _altered(obj: Object) -> Object:
 STEP = st.one_of(
     st.tuples(st.just("peer"), st.sampled_from(PEERS), st.sampled_from([None, 0, 1])),
     st.tuples(st.just("tamper"), st.integers(0, 20), st.sampled_from(["drop", "alter"])),
+    st.tuples(st.just("refuse"), st.sampled_from([Kind.NEIGH, Kind.FDB, Kind.ROUTE])),
     st.tuples(st.just("hear")),
     st.tuples(st.just("turn")),
 )
@@ -156,6 +162,21 @@ def test_reading_does_not_overwrite_what_was_announced_and_repaired_since():
     written = bench.kernel.writes.total()
     bench.host.land(Looked(look, reading), bench.now)
     assert bench.kernel.writes.total() == written
+
+
+def test_repair_that_was_refused_during_a_look_is_tried_again_after_it():
+    """The look leaves it alone, as newer than itself, so it must not take it for settled either."""
+    bench = Bench()
+    look = bench.begin()
+    bench.refuse(Kind.NEIGH)
+    bench.tamper(0, "drop")
+    bench.hear()
+    bench.turn()
+    assert len(bench.host.failures) == 1
+    bench.host.land(Looked(look, look.read()), bench.now)
+    assert len(bench.host.failures) == 1
+    bench.turn()
+    assert (bench.host.failures, bench.truth().pending) == ({}, ())
 
 
 def test_what_is_not_wanted_any_more_is_not_written_from_an_old_reading():

@@ -50,6 +50,7 @@ KERNEL = (
     Case("vxlan-device", "altered", "ip link set flannel.1 mtu 1300"),
     Case("vxlan-device", "down", "ip link set flannel.1 down"),
     Case("vxlan-device", "other-mac", f"ip link set flannel.1 address {NOBODY}"),
+    Case("bridge", "removed", "ip link del cni0"),
     Case("bridge", "down", "ip link set cni0 down"),
     Case("address", "removed", "ip address del 10.244.1.0/32 dev flannel.1"),
     Case("address", "altered", "ip address add 10.244.1.9/32 dev flannel.1"),
