@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from overlaynet.cli import output
+from overlaynet.cli import names, output
 from overlaynet.errors import OverlayError, StoreUnavailable, UsageError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class App:
     colour: bool | None = None
     timeout_s: float | None = None
     named: bool = False
+    explaining: bool = False
     pick: Callable[[str | None], Cluster] = choose
     started_s: float = field(default_factory=time.monotonic)
     _cluster: Cluster | None = None
@@ -187,8 +188,22 @@ def _option(name: str, *flags: str, **settings: Any) -> Callable[[F], F]:
 
 
 _SHARED = (
-    _option("lab", "-l", "--lab", metavar="NAME", help="Which lab (also: OVERLAYNET_LAB)."),
+    _option(
+        "lab",
+        "-l",
+        "--lab",
+        metavar="NAME",
+        shell_complete=names.labs,
+        help="Which lab (also: OVERLAYNET_LAB).",
+    ),
     _option("format", "-o", "--output", type=click.Choice(output.FORMATS), help="Form of the result."),
+    _option(
+        "explaining",
+        "--explain-commands",
+        is_flag=True,
+        default=None,
+        help="Tell (on standard error) by which commands of ip, iptables, etcdctl, ... one could do the same.",
+    ),
     _option("quiet", "-q", "--quiet", is_flag=True, default=None, help="The result alone, no progress."),
     _option("colour", "--no-color", flag_value=False, default=None, help="Plain text."),
     _option(

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from overlaynet.cli import names
 from overlaynet.errors import UsageError
 from overlaynet.proof.question import Asked
 
@@ -14,8 +15,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 PORT = click.IntRange(1, 65_535)
 _OPTIONS = (
-    click.argument("source", metavar="FROM", required=False),
-    click.argument("target", metavar="TO", required=False),
+    click.argument("source", metavar="FROM", required=False, shell_complete=names.senders),
+    click.argument("target", metavar="TO", required=False, shell_complete=names.targets),
     click.option("--tcp", type=PORT, metavar="PORT", help="Begin a TCP connection to this port."),
     click.option("--udp", type=PORT, metavar="PORT", help="Send a UDP datagram to this port."),
     click.option("--icmp", is_flag=True, default=None, help="Send an ICMP echo request."),

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from overlaynet.cli import inventory
+from overlaynet.cli import inventory, names
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.apply import namespace_option
 from overlaynet.cli.output import seconds
@@ -72,13 +72,13 @@ _probe_exec = click.option(
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names.containers)
 @click.option("--netns", "path", metavar="NAME|PATH", help="Its network namespace.")
 @click.option("--pid", type=click.IntRange(1), help="A process in it.")
 @click.option("--label", callback=parsed(_label), multiple=True, metavar="K=V")
 @click.option("--port", callback=parsed(_port), multiple=True, metavar="80[/tcp][:NAME]")
 @click.option("--ip", multiple=True, metavar="ADDR", help="This address, if it is free.")
-@click.option("--host", metavar="HOST", help="Where it runs; only in a lab.")
+@click.option("--host", metavar="HOST", shell_complete=names.hosts, help="Where it runs; only in a lab.")
 @_probe_tcp
 @_probe_http
 @_probe_exec
@@ -162,11 +162,11 @@ def _target(cluster: Cluster, host: str | None) -> Host:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names.containers)
 @click.option(
     "--grace", callback=parsed(duration), metavar="30s", help="Let it end its work: it takes nothing new."
 )
-@click.option("--host", metavar="HOST", help="Where it is; else it is looked for.")
+@click.option("--host", metavar="HOST", shell_complete=names.hosts, help="Where it is; else it is looked for.")
 @namespace_option
 @shared
 @pass_app

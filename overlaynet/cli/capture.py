@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import click
 
+from overlaynet.cli import names
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.output import Column, member, members, table
 from overlaynet.errors import EnvironmentProblem, NotFound, UsageError
@@ -41,7 +42,7 @@ LEAST_TEXT = 40
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("words", nargs=-1, metavar="POINT... [FILTER]")
+@click.argument("words", nargs=-1, metavar="POINT... [FILTER]", shell_complete=names.points_and_filter)
 @click.option("-w", "--write", "target", metavar="FILE", help="Write a pcapng file; - is standard output.")
 @click.option("--live", is_flag=True, help="Print each packet as it comes.")
 @click.option("--for", "for_s", type=click.FloatRange(min=0.1), metavar="S", help="End after S seconds.")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from overlaynet.cli import serving, surveys
+from overlaynet.cli import names, serving, surveys
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.get import rule_text
 from overlaynet.cli.inventory import Items
@@ -47,10 +47,12 @@ class Connections(NamedTuple):
 
 
 @click.command()
-@click.argument("target")
-@click.argument("name", required=False)
+@click.argument("target", shell_complete=names.services_with_kind)
+@click.argument("name", required=False, shell_complete=names.services)
 @click.option("-n", "--namespace", metavar="NS", help="The namespace; else `default`.")
-@click.option("--host", metavar="HOST", help="Whose chains to show; else the first host's.")
+@click.option(
+    "--host", metavar="HOST", shell_complete=names.hosts, help="Whose chains to show; else the first host's."
+)
 @shared
 @pass_app
 def describe(app: App, target: str, name: str | None, namespace: str | None, host: str | None) -> int:

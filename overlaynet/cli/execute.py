@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import click
 
+from overlaynet.cli import names
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cluster import known
 from overlaynet.errors import NotFound, OverlayError, UsageError
@@ -19,8 +20,8 @@ COULD_NOT_START = 125
 
 @click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @shared
-@click.argument("name")
-@click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
+@click.argument("name", shell_complete=names.places)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True, shell_complete=names.programs)
 @pass_app
 def execute(app: App, name: str, command: Sequence[str]) -> int:
     """Run COMMAND in the network namespace of a container or host: exec web-1 -- ping -c1 web-3
@@ -72,7 +73,7 @@ def check_target(app: App, target: str) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names.places)
 @shared
 @pass_app
 def shell(app: App, name: str) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from overlaynet.cli import names
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.output import members, seconds, table
 from overlaynet.cli.values import duration, parsed
@@ -34,8 +35,8 @@ def _length(text: str) -> float:
 
 
 @click.command(name="break")
-@click.argument("kind", required=False)
-@click.argument("target", nargs=-1)
+@click.argument("kind", required=False, shell_complete=names.fault_kinds)
+@click.argument("target", nargs=-1, shell_complete=names.fault_targets)
 @click.option("--list", "listing", is_flag=True, help="Kinds of fault with an example each.")
 @click.option(
     "--for", "for_s", callback=parsed(_length), metavar="30s", help="Heal it by itself after a while."
@@ -117,7 +118,7 @@ def _list(app: App) -> None:
 
 
 @click.command()
-@click.argument("fault", nargs=-1)
+@click.argument("fault", nargs=-1, shell_complete=names.faults)
 @click.option("--all", "everything", is_flag=True, help="Every fault, as without a name.")
 @shared
 @pass_app

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import click
 
 from overlaynet.addr import Mac
-from overlaynet.cli import inventory, serving, surveys
+from overlaynet.cli import inventory, names, serving, surveys
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.inventory import Items
 from overlaynet.cli.output import Column, members, seconds, table
@@ -242,8 +242,8 @@ _WORDS = {word: kind for kind, row in KINDS.items() for word in (kind, *row.word
 
 
 @click.command()
-@click.argument("kind")
-@click.argument("name", required=False)
+@click.argument("kind", shell_complete=names.kinds)
+@click.argument("name", required=False, shell_complete=names.of_kind)
 @click.option("-n", "--namespace", metavar="NS", help="Only containers, services, endpoints of this namespace.")
 @shared
 @pass_app

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from overlaynet.cli import names
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.lifecycle import teller
 from overlaynet.cli.output import Column, member, members, table
@@ -26,7 +27,7 @@ NOT_PROVED = 1
 SAID = {PROVED: "PROVED", INCONCLUSIVE: "INCONCLUSIVE"}
 NOT_YET = "NOT YET"
 
-lesson_argument = click.argument("lesson", required=False)
+lesson_argument = click.argument("lesson", required=False, shell_complete=names.lessons)
 
 
 @click.group()
@@ -104,7 +105,7 @@ def listing_text(items: Sequence[Mapping[str, Any]], app: App) -> str:
 
 
 @lab.command()
-@click.argument("lesson")
+@click.argument("lesson", shell_complete=names.lessons)
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="What is left to chance, if anything is.")
 @shared
 @pass_app

@@ -9,6 +9,7 @@ from subprocess import Popen
 
 import click
 
+from overlaynet.cli import names
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cluster.cluster import Cluster, Host, each_host, pick_hosts
 from overlaynet.errors import OverlayError
@@ -18,7 +19,7 @@ _READ_BYTES = 1 << 16
 
 
 @click.command()
-@click.argument("host", required=False)
+@click.argument("host", required=False, shell_complete=names.hosts)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on.")
 @click.option(
     "-n", "--lines", type=click.IntRange(min=0), default=50, show_default=True, help="How many last lines."

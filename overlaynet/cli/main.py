@@ -66,6 +66,9 @@ VERBS: Mapping[str, Verb] = {
     "network": Verb(_CHANGE, "network:network", "Show or set the network's configuration."),
     "lease": Verb(_CHANGE, "lease:lease", "List, reserve and delete leases of subnets."),
     "agent": Verb(_CHANGE, "agent:agent", "Install the agent as a service of this machine, or remove it."),
+    "completion": Verb(
+        _CHANGE, "completion:completion", "Print a script that completes names for bash, zsh or fish."
+    ),
     "version": Verb(_CHANGE, "version:version", "Print the version."),
 }
 
@@ -105,6 +108,10 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and answer its exit code. Never raises but for SystemExit."""
+    if arguments is None and (shell := os.environ.get("_OVERLAYNET_COMPLETE")):
+        from overlaynet.cli.completion import answer
+
+        return answer(shell)
     return run(list(sys.argv[1:] if arguments is None else arguments), App())
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from overlaynet.cli import inventory
+from overlaynet.cli import inventory, names
 from overlaynet.cli.app import App, confirm, pass_app, shared, yes_option
 from overlaynet.cli.output import members, table
 from overlaynet.cluster.cluster import Cluster, pick_hosts, read_view
@@ -152,7 +152,7 @@ def _in_short(raw: bytes) -> str:
 
 
 @network.command("apply")
-@click.argument("hosts", nargs=-1, metavar="[HOST]...")
+@click.argument("hosts", nargs=-1, metavar="[HOST]...", shell_complete=names.hosts)
 @click.option("--force", is_flag=True, help="Also where containers must be attached again after it.")
 @shared
 @pass_app

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import click
 
-from overlaynet.cli import inventory
+from overlaynet.cli import inventory, names
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.surveys import survey_hosts, what_differs
 from overlaynet.cluster.cluster import Cluster, Host, each_host, pick_hosts
@@ -25,7 +25,7 @@ Holds: TypeAlias = Mapping[tuple[str, str], str]
 
 
 @click.command()
-@click.argument("host", required=False)
+@click.argument("host", required=False, shell_complete=names.hosts)
 @shared
 @pass_app
 def diff(app: App, host: str | None) -> int:
@@ -99,7 +99,7 @@ def _many(count: int, what: str) -> str:
 
 
 @click.command()
-@click.argument("host", required=False)
+@click.argument("host", required=False, shell_complete=names.hosts)
 @shared
 @pass_app
 def repair(app: App, host: str | None) -> int:

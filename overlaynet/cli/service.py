@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from overlaynet.addr import IPAddress, IPNetwork
+from overlaynet.cli import names
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.apply import namespace_option, show, write
 from overlaynet.errors import NotFound, UsageError
@@ -159,7 +160,7 @@ def _refuse_present(app: App, service_id: str) -> None:
 
 
 @service.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names.services)
 @namespace_option
 @shared
 @pass_app

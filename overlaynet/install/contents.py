@@ -23,7 +23,9 @@ from overlaynet.install.plan import File, Link, Wanted
 
 UNIT = "overlaynet-agent.service"
 PROGRAMS = ("overlaynet", "overlaynet-agent", "overlaynet-probe")
+PAGES = ("overlaynet.1", "overlaynet-agent.1")
 BIN = PurePosixPath("/usr/local/bin")
+MAN = PurePosixPath("/usr/local/share/man/man1")
 LIB = PurePosixPath("/usr/local/lib")
 SETTINGS = PurePosixPath(DEFAULT_CONFIG_PATH)
 EXAMPLE = SETTINGS.with_name("agent.example.toml")
@@ -83,6 +85,11 @@ def programs(folder: PurePosixPath) -> Iterator[Link]:
     return (Link(BIN / name, folder / name) for name in PROGRAMS if folder != BIN)
 
 
+def pages(folder: PurePosixPath) -> Iterator[Link]:
+    """The manual pages of the version whose programs are in `folder`, where man(1) finds them."""
+    return (Link(MAN / name, folder.parent / "share/man/man1" / name) for name in PAGES if folder != BIN)
+
+
 def enabled() -> Link:
     """What `systemctl enable` makes."""
     return Link(ENABLED, UNIT_FILE)
@@ -90,7 +97,7 @@ def enabled() -> Link:
 
 def wanted(folder: PurePosixPath, *, enable: bool) -> list[Wanted]:
     """Everything of ours on a machine whose version has its programs in `folder`; not the settings."""
-    return [*files(), *programs(folder), *([enabled()] if enable else [])]
+    return [*files(), *programs(folder), *pages(folder), *([enabled()] if enable else [])]
 
 
 def modules() -> list[str]:

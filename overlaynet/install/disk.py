@@ -15,6 +15,7 @@ from overlaynet.store.disk import write_atomically
 _LIB = PurePosixPath("/usr/local/lib")
 OURS_IF_EMPTY = (
     *(_LIB / name for name in ("systemd", "tmpfiles.d", "sysctl.d", "modules-load.d")),
+    PurePosixPath("/usr/local/share/man/man1"),
     PurePosixPath("/etc/NetworkManager"),
     PurePosixPath("/etc/overlaynet"),
     PurePosixPath("/var/lib/overlaynet"),

@@ -67,7 +67,7 @@ def test_everything_is_written_once_and_a_second_time_changes_nothing(install, i
     assert (code, document["kind"], document["service"]) == (0, "AgentInstall", None)
     assert set(ops(document).values()) == {"created"}
     written = everything(image)
-    links_and_settings = len(contents.PROGRAMS) + 2
+    links_and_settings = len(contents.PROGRAMS) + len(contents.PAGES) + 2
     assert document["changes"] == len(written) == len(contents.SOURCES) + links_and_settings
     code, document = install()
     assert (code, document["changes"], document["files"], document["notes"]) == (0, 0, [], [])
