@@ -18,6 +18,7 @@ from overlaynet.cli import inventory, names, serving, surveys
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.inventory import Items
 from overlaynet.cli.output import Column, members, seconds, table
+from overlaynet.cli.watching import Watched, watch
 from overlaynet.cluster import known
 from overlaynet.cluster.cluster import pick_hosts, read_view
 from overlaynet.errors import NotFound, StoreError, UsageError
@@ -32,13 +33,14 @@ class Found(NamedTuple):
 
 class Kind(NamedTuple):
     """A kind of thing: the words for it, its columns, how to find its items, what names one (a format of its
-    members), and which of them the plain table leaves out."""
+    members), which of them the plain table leaves out, and which members say no more than that time passes."""
 
     words: tuple[str, ...]
     columns: tuple[Column, ...]
     find: Callable[[App, str | None], Found]
     name: str
     leaves_out: Callable[[Mapping[str, Any]], bool] = lambda item: False
+    fleeting: tuple[str, ...] = ()
 
     def names(self, items: Items) -> list[str]:
         """What `-o name` prints."""
@@ -180,6 +182,7 @@ KINDS: Mapping[str, Kind] = {
         ),
         _leases,
         "{key}",
+        fleeting=("expires_in_s",),
     ),
     "route": Kind(
         ("routes", "ro"),
@@ -245,9 +248,10 @@ _WORDS = {word: kind for kind, row in KINDS.items() for word in (kind, *row.word
 @click.argument("kind", shell_complete=names.kinds)
 @click.argument("name", required=False, shell_complete=names.of_kind)
 @click.option("-n", "--namespace", metavar="NS", help="Only containers, services, endpoints of this namespace.")
+@click.option("-w", "--watch", "watching", is_flag=True, help="Go on, and show what changes, until Ctrl-C.")
 @shared
 @pass_app
-def get(app: App, kind: str, name: str | None, namespace: str | None) -> int:
+def get(app: App, kind: str, name: str | None, namespace: str | None, watching: bool) -> int:
     """List what there is.
 
     KIND is one of hosts, containers, services, endpoints, leases, routes, neighs, fdb, rules and labs, in the
@@ -257,11 +261,27 @@ def get(app: App, kind: str, name: str | None, namespace: str | None) -> int:
     The plain table leaves out what the kernel enters by itself (multicast groups and the addresses of bridge
     ports in fdb, noarp entries in neighs) and, on a narrow terminal, some columns. -o wide and -o json have
     everything.
+
+    With --watch the list is looked at each second: redrawn on a terminal; into a pipe go changed rows alone, or
+    with -o json a document a line. It ends at Ctrl-C, or after --timeout, with exit code 0.
     """
     chosen = KINDS[_kind(kind)]
-    with nullcontext() if chosen is KINDS["lab"] else app.asking():
+
+    def look() -> Found:
         found = chosen.find(app, name)
-    items = [i for i in found.items if namespace is None or i.get("namespace", namespace) == namespace]
+        return found._replace(
+            items=[i for i in found.items if namespace is None or i.get("namespace", namespace) == namespace]
+        )
+
+    if watching:
+        words = app.command(" ".join(["get", kind, *([name] if name else [])]))
+        named = Watched(
+            words, lambda: look().items, chosen.name, chosen.columns, chosen.leaves_out, chosen.fleeting
+        )
+        return watch(app, named)
+    with nullcontext() if chosen is KINDS["lab"] else app.asking():
+        found = look()
+    items = found.items
     shown = [item for item in items if app.wide or not chosen.leaves_out(item)]
     app.result(
         "List",

@@ -28,8 +28,8 @@ _DESCRIPTION = (
     "overlaynet builds a container overlay network, as flannel and kube-proxy do, in network namespaces of"
     " this machine or on machines of yours, and shows what it is made of. `trace` sends a packet, captures it"
     " at every point of its way, and says which route, neighbour, forwarding entry or rule decided each step,"
-    " or where and why the packet was lost. A lab of one's own needs nothing but this program: `up` makes it and"
-    " `down` leaves nothing behind."
+    " or where and why the packet was lost. A lab of one's own needs nothing but this program: `up` makes it"
+    " and `down` leaves nothing behind."
 )
 _EXAMPLES = (
     ("Three hosts with two containers each; take it all away again:", ("overlaynet up", "overlaynet down")),
