@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from overlaynet.errors import NotPermitted, OverlayError, ToolMissing
-from overlaynet.lessons.lesson import Lesson
+from overlaynet.errors import NotPermitted, OverlayError, ToolMissing, UsageError
+from overlaynet.lessons.lesson import Lesson, Prediction
 from overlaynet.proof.way import Inconclusive
 
 PROVED, NOT_YET, INCONCLUSIVE = "proved", "not_yet", "inconclusive"
@@ -61,6 +61,14 @@ class Answer:
         }
 
 
+def _spelled(prediction: Prediction, captured: object) -> str:
+    """What was captured need not be of the kind that was asked for: then it is not what theory says either."""
+    try:
+        return prediction.read(str(captured))
+    except UsageError:
+        return str(captured)
+
+
 class _Ended(Exception):
     """A claim did not hold: what comes behind it rests on it."""
 
@@ -97,7 +105,7 @@ class Board:
         """Put a predicted value beside what theory says and what was captured. That these two agree is a claim
         of its own: a lab that behaves otherwise is not the one that the lesson is about."""
         prediction = self.lesson.prediction(name)
-        value = Measured(prediction.read(str(theory)), prediction.read(str(captured)), because)
+        value = Measured(prediction.read(str(theory)), _spelled(prediction, captured), because)
         self.values[name] = value
         if value.theory != value.captured:
             self.claims.append(

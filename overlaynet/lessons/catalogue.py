@@ -1,24 +1,46 @@
-"""The lessons there are: the folders `labs/NN-name/`, in order of their numbers.
+"""The lessons there are: the folders `labs/NN-name/`, and those of a folder of one's own, by their numbers.
 
 A lesson's name is also that of its lab. Its code is loaded when it is first needed: a list of lessons costs
-twelve short files, help costs none.
+a dozen short files, help costs none.
+
+`OVERLAYNET_LESSONS` names a folder with lessons of one's own. Their code runs with the rights of whoever types
+the command, as any program does that one starts; so nothing but that person's environment says where they are.
+No lab and no file does, and `sudo` forgets it unless told otherwise.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from overlaynet import data
-from overlaynet.errors import NotFound
+from overlaynet.errors import ConfigError, LessonFailed, NotFound, OverlayError
 from overlaynet.lab.topology import Topology
 from overlaynet.lessons import needs
 from overlaynet.lessons.lesson import Lesson
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+OWN = "OVERLAYNET_LESSONS"
 _FOLDER = re.compile(r"(?P<number>\d\d)-(?P<name>[a-z]([-a-z0-9]{0,30}[a-z0-9])?)")
+
+
+class _Source(SourceFileLoader):
+    """Leaves no compiled file beside a lesson: the folder may be another user's, or kept in git."""
+
+    def set_data(self, path: str, data: ReadableBuffer, *, _mode: int = 0o666) -> None:
+        pass
 
 
 @dataclass(frozen=True)
@@ -35,16 +57,38 @@ class Entry:
 
     @cached_property
     def lesson(self) -> Lesson:
-        """Runs the lesson's file: it is part of this program, not of what a learner wrote."""
-        file = self.folder / "lesson.py"
-        spec = importlib.util.spec_from_file_location(f"overlaynet_lesson_{self.number:02}", file)
+        """Runs the lesson's file. Raises LessonFailed."""
+        name, file = f"overlaynet_lesson_{self.number:02}", self.folder / "lesson.py"
+        spec = importlib.util.spec_from_file_location(name, file, loader=_Source(name, str(file)))
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        lesson = module.LESSON
-        assert isinstance(lesson, Lesson), f"{file} has no LESSON"
-        return lesson
+        sys.modules[name] = module  # where its dataclasses look for what their annotations mean
+        with self.own_errors("file"):
+            spec.loader.exec_module(module)
+            lesson = getattr(module, "LESSON", None)
+            if not isinstance(lesson, Lesson):
+                raise TypeError(f"LESSON is no Lesson: {lesson!r:.60}")
+            return lesson
+
+    @contextmanager
+    def own_errors(self, what: str) -> Iterator[None]:
+        """Around the lesson's own code: what goes wrong there is no verdict on the lab, and not the learner's
+        fault. Raises LessonFailed, with the last line of the lesson's that was run."""
+        try:
+            yield
+        except OverlayError:
+            raise
+        except Exception as error:
+            lines = [
+                f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(str(self.folder))
+            ]
+            line = error.lineno if isinstance(error, SyntaxError) else lines[-1].lineno if lines else None
+            where = self.folder / "lesson.py" if line is None else f"{self.folder / 'lesson.py'}:{line}"
+            raise LessonFailed(
+                f"the {what} of lesson {self.name} is broken",
+                evidence=f"{where}: {type(error).__name__}: {error}",
+            ) from error
 
     @cached_property
     def unavailable(self) -> str | None:
@@ -57,12 +101,39 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """All lessons. Raises EnvironmentProblem where this installation has none."""
-    found = []
-    for folder in sorted(data.path("labs").iterdir()):
-        match = _FOLDER.fullmatch(folder.name)
-        if match and (folder / "lesson.py").exists():
-            found.append(Entry(int(match["number"]), match["name"], folder))
+    """All lessons. Raises EnvironmentProblem where this installation has none, ConfigError where those of one's
+    own cannot be told from others."""
+    found = _inside(data.path("labs"))
+    if own := os.environ.get(OWN):
+        found += _own(Path(own), found)
+    return sorted(found, key=lambda entry: entry.number)
+
+
+def _inside(folder: Path) -> list[Entry]:
+    return [
+        Entry(int(match["number"]), match["name"], file.parent)
+        for file in sorted(folder.glob("*/lesson.py"))
+        if (match := _FOLDER.fullmatch(file.parent.name))
+    ]
+
+
+def _own(folder: Path, taken: list[Entry]) -> list[Entry]:
+    """Raises ConfigError."""
+    found = _inside(folder.absolute())
+    if not found:
+        raise ConfigError(
+            f"{OWN} names {folder}, and there is no lesson in it",
+            evidence="a lesson is a folder NN-name with a file lesson.py",
+            next=["docs/lessons.md tells how to write one"],
+        )
+    for n, entry in enumerate(found):
+        for other in (*taken, *found[:n]):
+            if entry.name == other.name or entry.number == other.number:
+                raise ConfigError(
+                    f"two lessons are called {entry.number} or {entry.name}",
+                    evidence=f"{entry.folder}\n{other.folder}",
+                    next=["give the folder of your own another number and name"],
+                )
     return found
 
 

@@ -93,8 +93,8 @@ def current(paths: Paths) -> Entry:
 def start(entry: Entry, paths: Paths, *, seed: int = 0, progress: Progress = silent) -> Started:
     """Build the lesson's lab and break it as the lesson says. If that fails the lab is taken away again.
 
-    Raises LessonUnavailable, UsageError if it is started, LabChoice if the name is taken, and what `up`
-    raises."""
+    Raises LessonUnavailable, LessonFailed, UsageError if it is started, LabChoice if the name is taken, and
+    what `up` raises."""
     if entry.unavailable is not None:
         raise LessonUnavailable(
             f"lesson {entry.name} cannot be run here", evidence=entry.unavailable, next=["overlaynet lab list"]
@@ -107,7 +107,8 @@ def start(entry: Entry, paths: Paths, *, seed: int = 0, progress: Progress = sil
         if not result.converged:
             raise LabFailed("the lab did not settle", evidence="; ".join(result.waiting))
         with _stage(entry, paths, Note(entry.name, seed)) as stage:
-            entry.lesson.start(stage)
+            with entry.own_errors("start"):
+                entry.lesson.start(stage)
             _keep(replace(Note(entry.name, seed), remembered=stage.remembered), paths)
     except BaseException:
         down(entry.name, paths)
@@ -131,22 +132,24 @@ def _refuse(entry: Entry, paths: Paths) -> None:
 def reset(entry: Entry, paths: Paths, *, progress: Progress = silent) -> Started:
     """The lab as it was at the start, with the same seed. Raises LabChoice if it is not started, and as
     `start`."""
-    note = _started(entry, paths)
+    note = started(entry, paths)
     down(entry.name, paths)
     return start(entry, paths, seed=note.seed, progress=progress)
 
 
 def check(entry: Entry, predicted: Mapping[str, str], paths: Paths) -> Checked:
-    """See how far the lesson is. Raises LabChoice if it is not started, and what looking at a lab raises."""
+    """See how far the lesson is. Raises LabChoice if it is not started, LessonFailed, and what looking at a lab
+    raises."""
     began = time.monotonic()
-    note = _started(entry, paths)
+    note = started(entry, paths)
     board = Board(entry.lesson)
-    with _stage(entry, paths, note) as stage, board.checking():
+    with _stage(entry, paths, note) as stage, entry.own_errors("check"), board.checking():
         entry.lesson.check(stage, board)
     return Checked(board.verdict, board.answers(predicted), board.claims, time.monotonic() - began)
 
 
-def _started(entry: Entry, paths: Paths) -> Note:
+def started(entry: Entry, paths: Paths) -> Note:
+    """The note in a lesson's lab. Raises LabChoice if it is not started."""
     note = note_of(entry.name, paths)
     if note is None:
         raise LabChoice(f"lesson {entry.name} is not started", next=[f"overlaynet lab start {entry.name}"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
@@ -21,28 +21,39 @@ if TYPE_CHECKING:
 
 HINTS = 3
 """From a nudge to nearly the answer."""
+_NAME = re.compile(r"[a-z][-_a-z0-9]*")
 _POINT = re.compile(r"[a-z][-a-z0-9]*:[^\s:/]{1,15}")
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """One value to predict. `kind`: ``number``, ``address``, ``mac``, ``point`` (PLACE:IFACE) or ``word``,
-    one of `choices`."""
+    one of `choices`, which are in small letters. Raises ValueError for any other."""
 
     name: str
     question: str
     kind: str = "number"
     choices: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"a prediction's name is typed before its value, and {self.name!r} cannot be")
+        if self.kind not in _READERS:
+            raise ValueError(f"{self.name} is of kind {self.kind!r}; there are {', '.join(_READERS)}")
+        if (self.kind == "word") != bool(self.choices):
+            raise ValueError(f"{self.name}: a word has choices, and nothing else has")
+        if any(choice != choice.lower() for choice in self.choices):
+            raise ValueError(f"{self.name}: choices are in small letters, not {self.choices}")
+
     def read(self, text: str) -> str:
         """What was typed in the one spelling that is compared. Raises UsageError for what is none of the
         kind."""
         try:
             return _READERS[self.kind](self, text.strip())
-        except ValueError as error:
+        except ValueError:
             raise UsageError(
                 f"{text.strip()!r} is no answer to: {self.question}",
-                evidence=str(error) or f"wanted: {self.wanted}",
+                evidence=f"wanted: {self.wanted}",
                 next=[f"overlaynet lab check --predict {self.name}={self.example}"],
             ) from None
 
@@ -62,13 +73,13 @@ def _number(_: Prediction, text: str) -> str:
 
 def _word(prediction: Prediction, text: str) -> str:
     if text.lower() not in prediction.choices:
-        raise ValueError(f"wanted: {prediction.wanted}")
+        raise ValueError(text)
     return text.lower()
 
 
 def _point(_: Prediction, text: str) -> str:
     if not _POINT.fullmatch(text):
-        raise ValueError("wanted: a place and an interface there, such as node-1:eth0")
+        raise ValueError(text)
     return text
 
 
@@ -83,7 +94,7 @@ _WANTED = {
     "number": "a whole number",
     "address": "an IP address",
     "mac": "a MAC address",
-    "point": "PLACE:IFACE",
+    "point": "PLACE:IFACE, such as node-1:eth0",
     "word": "a word",
 }
 
@@ -98,7 +109,8 @@ class Lesson:
 
     `start` makes the lab what the learner finds, `check` says how far it is; both may raise what the lab
     raises. `needs` names capabilities of the machine (`overlaynet.lessons.needs`). `minutes`, `memory_mb` and
-    `disk_mb` are what it costs a learner and a machine, as measured."""
+    `disk_mb` are what it costs a learner and a machine, as measured. Raises ValueError unless there are three
+    hints and each prediction has a name of its own."""
 
     question: str
     predictions: tuple[Prediction, ...]
@@ -108,7 +120,14 @@ class Lesson:
     minutes: int = 15
     memory_mb: int = 150
     disk_mb: int = 70
-    needs: tuple[str, ...] = field(default=())
+    needs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.hints) != HINTS:
+            raise ValueError(f"a lesson has {HINTS} hints, this one {len(self.hints)}")
+        names = [prediction.name for prediction in self.predictions]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two predictions have one name: {', '.join(names)}")
 
     def prediction(self, name: str) -> Prediction:
         """Raises UsageError."""

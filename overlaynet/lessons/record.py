@@ -2,23 +2,27 @@
 labs.
 
 It outlives labs and reboots, and `overlaynet lab report` is made from it. Predictions are kept in the order in
-which they were made, since the first one is what was believed before anything was seen.
+which they were made, since the first one is what was believed before anything was seen. What was captured for
+each is kept as well: a lesson that is started again would else forget how right that was.
 """
 
 from __future__ import annotations
 
+import fcntl
 import getpass
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from overlaynet.errors import EnvironmentProblem
 from overlaynet.lab.paths import Paths
+from overlaynet.lessons.board import PROVED
 from overlaynet.store.disk import write_atomically
 
 _ODD = re.compile(r"[^-.\w]")
@@ -27,7 +31,7 @@ _ODD = re.compile(r"[^-.\w]")
 @dataclass(slots=True)
 class Progress:
     """One learner in one lesson. Times are UTC, ISO 8601; None where it did not happen. `last` is the
-    document of the last check."""
+    document of the last check, `captured` has of each predicted value what a check found last."""
 
     started_at: str | None = None
     proved_at: str | None = None
@@ -35,7 +39,22 @@ class Progress:
     checks: int = 0
     hints: int = 0
     predictions: dict[str, list[str]] = field(default_factory=dict)
+    captured: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     last: Mapping[str, Any] | None = None
+
+    def begin(self) -> None:
+        """Take down that the lesson was started."""
+        self.starts += 1
+        self.started_at = self.started_at or now()
+
+    def note(self, checked: Mapping[str, Any]) -> None:
+        """Take down what a check found: its document (`classroom.Checked`)."""
+        self.checks += 1
+        self.last = checked
+        found = (answer for answer in checked["predictions"] if answer["captured"] is not None)
+        self.captured.update({answer["name"]: answer for answer in found})
+        if checked["verdict"] == PROVED:
+            self.proved_at = self.proved_at or now()
 
     def predict(self, given: Mapping[str, str]) -> None:
         """Take down predictions; the same one again is none."""
@@ -65,8 +84,8 @@ def now() -> str:
 
 
 def learner() -> str:
-    """Who is learning: whoever typed `sudo`, else the user."""
-    return os.environ.get("SUDO_USER") or _user()
+    """Who is learning: whoever typed `sudo`, else the user. Bytes that are no text are marked as such."""
+    return os.fsencode(os.environ.get("SUDO_USER") or _user()).decode(errors="replace")
 
 
 def _user() -> str:
@@ -78,8 +97,10 @@ def _user() -> str:
 
 
 def file_of(name: str, paths: Paths) -> Path:
-    """Where a learner's record is. No character of a name leads out of its folder."""
-    return (paths.own or paths).state_root / "lessons" / f"{_ODD.sub('_', name)}.json"
+    """Where a learner's record is. No character of a name leads out of its folder, and no two names share a
+    file: odd characters stand there as their numbers."""
+    safe = _ODD.sub(lambda odd: "".join(f"%{byte:02X}" for byte in odd[0].encode()), name)
+    return (paths.own or paths).state_root / "lessons" / f"{safe}.json"
 
 
 def load(paths: Paths, name: str | None = None) -> Record:
@@ -88,14 +109,61 @@ def load(paths: Paths, name: str | None = None) -> Record:
     file = file_of(name, paths)
     try:
         document = json.loads(file.read_text("utf-8"))
-        lessons = {key: Progress(**value) for key, value in document["lessons"].items()}
+        lessons = {key: _progress(value) for key, value in document["lessons"].items()}
     except FileNotFoundError:
         return Record(name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EnvironmentProblem(
-            f"what {name} did so far cannot be read", evidence=f"{file}: {error}", next=[f"rm {file}"]
+            f"what {name} did so far cannot be read",
+            evidence=f"{file}: {type(error).__name__}: {error}",
+            next=[f"mv {file} {file}.damaged"],
         ) from error
     return Record(name, lessons)
+
+
+_PLAIN: Mapping[str, tuple[type, ...]] = {
+    "started_at": (str, type(None)),
+    "proved_at": (str, type(None)),
+    "starts": (int,),
+    "checks": (int,),
+    "hints": (int,),
+    "predictions": (dict,),
+    "captured": (dict,),
+    "last": (dict, type(None)),
+}
+
+
+def _progress(value: Mapping[str, Any]) -> Progress:
+    """Members that are unknown here are a newer version's, and no reason to refuse the rest. Raises
+    TypeError."""
+    known = {name: value[name] for name in (f.name for f in fields(Progress)) if name in value}
+    for name, member in known.items():
+        if not isinstance(member, _PLAIN[name]):
+            raise TypeError(f"{name} is {member!r:.60}")
+    told = known.get("predictions", {}).values()
+    if not all(isinstance(values, list) and all(isinstance(v, str) for v in values) for values in told):
+        raise TypeError("predictions are lists of texts")
+    return Progress(**known)
+
+
+@contextmanager
+def changing(paths: Paths) -> Iterator[Record]:
+    """The learner's record, kept as the block leaves it. Another command that changes one waits for that long,
+    so nothing that was done meanwhile is lost. Raises EnvironmentProblem."""
+    name = learner()
+    folder = file_of(name, paths).parent
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise EnvironmentProblem("what was done cannot be kept", evidence=str(error)) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        record = load(paths, name)
+        yield record
+        save(record, paths)
+    finally:
+        os.close(descriptor)
 
 
 def save(record: Record, paths: Paths) -> None:
