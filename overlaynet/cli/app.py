@@ -159,8 +159,11 @@ class App:
             return
         from rich.console import Console
 
-        with Console(stderr=True).status(title) as status:
-            yield status.update
+        from overlaynet.lab.sandbox import register_at_join
+
+        spinner = Console(stderr=True).status(title)
+        with register_at_join(spinner.stop, spinner.start), spinner:  # it is turned by a thread
+            yield spinner.update
 
     @contextmanager
     def asking(self) -> Iterator[Cluster]:

@@ -27,8 +27,8 @@ from overlaynet.errors import OverlayError
 from overlaynet.kernel import capability, netns
 from overlaynet.kernel.conntrack import ConntrackAdapter
 from overlaynet.kernel.ipset import AffinitySetsAdapter
-from overlaynet.lab.build import CAPABILITIES
 from overlaynet.lab.paths import Paths
+from overlaynet.lab.sandbox import CAPABILITIES
 from overlaynet.lab.state import running_labs
 from overlaynet.state import VxlanGuard
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from overlaynet.errors import LabFailed, NameInvalid
 from overlaynet.kernel import netns
+from overlaynet.lab import sandbox
 from overlaynet.lab.converge import UNDERLAY_PLACE
 from overlaynet.lab.lifecycle import orphans
 from overlaynet.lab.netns_driver import PREFIX, namespace
@@ -42,7 +43,8 @@ class Leftover:
 
 def leftovers(paths: Paths) -> list[Leftover]:
     """Every lab that does not run and has left something, by name."""
-    present = netns.names()
+    present = [] if paths.own else netns.names()  # to a user who is not root they are somebody else's
+    paths = paths.mine
     found = []
     for lab in sorted(_names(paths, present)):
         why = _why(paths, lab)
@@ -87,6 +89,10 @@ def _why(paths: Paths, lab: str) -> str | None:
         return None  # whether anything of it is left only its machines know; `down` asks them
     if state.rebooted:
         return "the machine was restarted since it was up"
+    if state.ended:
+        return "its sandbox has ended"
+    if sandbox.recorded(paths.lab(lab)) is not None:
+        return None
     return None if _lives(state, lab) else "nothing of it runs"
 
 

@@ -80,7 +80,7 @@ def up(
             result = building.up(
                 wanted,
                 machines,
-                Paths.here().for_machines,
+                Paths.here().mine,
                 timeout_s=timeout_s,
                 any_network=chosen is None,
                 progress=teller(say),
@@ -107,7 +107,7 @@ def _machines(app: App, file: Path | None, driver: str | None, listed: Path | No
         return Inventory.of_vagrant()
     if listed is not None:
         return Inventory.read(listed)
-    paths = Paths.here()
+    paths = Paths.here().mine
     name = app.lab or (Topology.load(file).name if file else DEFAULT_NAME)
     known = load(paths.lab(name)) if name in running_labs(paths) else None
     if known is not None and known.on_machines and driver in (None, known.driver):
@@ -130,7 +130,7 @@ def _topology_on(
     if file is not None:
         return _topology(app, file, hosts, containers)
     name = app.lab or DEFAULT_NAME
-    if containers is None and (known := load(Paths.here().lab(name))) is not None:
+    if containers is None and (known := load(Paths.here().mine.lab(name))) is not None:
         return known.topology
     return Topology.of_hosts(machines.hosts, name, CONTAINERS if containers is None else containers)
 
@@ -145,7 +145,7 @@ def _topology(app: App, file: Path | None, hosts: int | None, containers: int | 
             )
         return Topology.load(file, app.lab)
     name = app.lab or DEFAULT_NAME
-    if hosts is None and containers is None and (known := load(Paths.here().lab(name))) is not None:
+    if hosts is None and containers is None and (known := load(Paths.here().mine.lab(name))) is not None:
         return known.topology
     return Topology.simple(name, hosts or HOSTS, CONTAINERS if containers is None else containers)
 

@@ -15,7 +15,7 @@ from overlaynet.cluster.cluster import Cluster, Host, read_view
 from overlaynet.cluster.contexts import LabCluster
 from overlaynet.core.view import View
 from overlaynet.errors import LabFailed, MachineUnreachable, NotPermitted, OverlayError, StoreUnavailable
-from overlaynet.lab.state import LOCAL
+from overlaynet.lab.state import LOCAL, LabState
 from overlaynet.lab.topology import DEFAULT_NAME
 
 _COLUMNS = (
@@ -40,10 +40,11 @@ def status(app: App) -> None:
         told = inventory.statuses(cluster, hosts)
         items = [_host(item, told[item["name"]]) for item in inventory.host_items(cluster, hosts, told)]
         view = _view(cluster)
-    rebooted = isinstance(cluster, LabCluster) and cluster.lab.state.rebooted
+    lab = cluster.lab.state if isinstance(cluster, LabCluster) else None
     members = {
-        "state": _state(items, view, rebooted=rebooted),
-        "rebooted": rebooted,
+        "state": _state(items, view, lab),
+        "rebooted": lab is not None and lab.rebooted,
+        "ended": lab is not None and lab.ended,
         "hosts": items,
         "etcd": _etcd(view),
         "network": _network(told, view),
@@ -63,10 +64,10 @@ def _host(item: Mapping[str, Any], told: Mapping[str, Any] | OverlayError) -> di
     return {**item, **counts, "services": told.get("services"), "pending": told["pending"]}
 
 
-def _state(items: Sequence[Mapping[str, Any]], view: View | OverlayError, *, rebooted: bool) -> str:
+def _state(items: Sequence[Mapping[str, Any]], view: View | OverlayError, lab: LabState | None) -> str:
     states = {item["agent"]["state"] for item in items}
-    if rebooted:
-        return "rebooted"
+    if lab is not None and lab.ended:
+        return "rebooted" if lab.rebooted else "ended"
     if states <= {"ready"}:  # agents notice later than we that etcd is gone
         return "degraded" if isinstance(view, StoreUnavailable) else "ready"
     return states.pop() if len(states) == 1 and states <= {"stopped", "unknown"} else "degraded"
@@ -153,13 +154,14 @@ def _up(lab: str) -> str:
 def status_text(name: str, members: Mapping[str, Any], *, wide: bool = False) -> str:
     """The lab's state, one line for etcd and the network, the table of hosts, and problems."""
     lines = [f"{name}: {members['state']}"]
-    if members["rebooted"]:
-        lines.append(f"the machine was restarted since; `{_up(name)}` builds the lab again")
+    if members["ended"]:
+        why = "the machine was restarted" if members["rebooted"] else "its sandbox has ended, as at a logout,"
+        lines.append(f"{why} since; `{_up(name)}` builds the lab again")
     lines += [_etcd_line(members["etcd"]), _network_line(members["network"]), ""]
     lines.append(table(_COLUMNS, members["hosts"], wide=wide))
     lines += [line for host in members["hosts"] for line in _fallbacks(host)]
     lines += ["", *map(fault_line, members["faults"])] if members["faults"] else []
-    if members["problems"] and not members["rebooted"]:
+    if members["problems"] and not members["ended"]:
         lines += ["", *(line for problem in members["problems"] for line in _problem(problem))]
     return "\n".join(lines)
 

@@ -28,14 +28,14 @@ from overlaynet.errors import (
 )
 from overlaynet.kernel.netns import path as netns_path
 from overlaynet.kernel.process import tool
-from overlaynet.lab import faultrecords
+from overlaynet.lab import faultrecords, sandbox
 from overlaynet.lab.converge import OUTSIDE_PLACE
 from overlaynet.lab.lab import Lab
 from overlaynet.lab.netns_driver import clean_environ
 from overlaynet.lab.paths import LabPaths, Paths
 from overlaynet.lab.session import ProbeSession, Session, start
 from overlaynet.lab.ssh_driver import SshDriver
-from overlaynet.lab.state import LOCAL, running_labs
+from overlaynet.lab.state import LOCAL, LabState, running_labs
 from overlaynet.lab.state import choose as choose_name
 from overlaynet.lab.state import load as load_state
 from overlaynet.lab.topology import OUTSIDE_ADDRESS
@@ -50,10 +50,14 @@ _AGENT = (sys.executable, "-P", "-m", "overlaynet_agent")
 
 
 def choose_context(lab: str | None, paths: Paths | None = None) -> Cluster:
-    """The cluster that is meant. Raises LabChoice, NameInvalid, LabFailed."""
+    """The cluster that is meant; a lab of an ordinary user's is joined (`lab.sandbox`), once for all that this
+    process does. Raises LabChoice, NameInvalid, LabFailed."""
     paths = paths or Paths.here()
     name = choose_name(lab, os.environ, paths)
-    return LocalCluster(paths) if name == LOCAL else of_lab(Lab.open(name, paths))
+    if name == LOCAL:
+        return LocalCluster(paths)
+    sandbox.join(name, paths.lab(name))
+    return of_lab(Lab.open(name, paths))
 
 
 def of_lab(lab: Lab) -> LabCluster:
@@ -78,12 +82,18 @@ def _lab_item(name: str, paths: LabPaths) -> dict[str, Any]:
         state = None
     return {
         "name": name,
-        "state": "unreadable" if state is None else "rebooted" if state.rebooted else "running",
+        "state": _state(state),
         "driver": state.driver if state else None,
         "hosts": len(state.topology.hosts) if state else None,
         "containers": len(state.topology.containers) if state else None,
         "faults": _faults(paths, on_machines=state is not None and state.on_machines),
     }
+
+
+def _state(state: LabState | None) -> str:
+    if state is None:
+        return "unreadable"
+    return "rebooted" if state.rebooted else "ended" if state.ended else "running"
 
 
 def _faults(paths: LabPaths, *, on_machines: bool) -> list[str] | None:

@@ -14,7 +14,6 @@ the mount namespace. All of that exists inside `unshare -Urnm`.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -22,11 +21,11 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
 from overlaynet.errors import KernelError, NotFound, NotPermitted, OverlayError
+from overlaynet.kernel import libc
 
 RUN = Path("/run/netns")
 """Where iproute2 keeps names (its NETNS_RUN_DIR)."""
@@ -48,8 +47,6 @@ CLONE_FLAGS = {
     "uts": 0x0400_0000,
 }
 """Kinds of namespace, by their names in /proc/PID/ns (sched.h)."""
-MS_BIND, MS_REC, MS_SHARED = 0x1000, 0x4000, 0x10_0000
-MNT_DETACH = 2
 _OWN = "/proc/thread-self/ns/net"
 
 
@@ -62,7 +59,7 @@ def new() -> int:
 
     def make() -> None:
         try:
-            _call("unshare", CLONE_NEWNET)
+            libc.call("unshare", CLONE_NEWNET)
             made.append(os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC))
         except OSError as error:
             made.append(error)
@@ -156,8 +153,8 @@ def can_make_and_enter() -> bool:
 
     def attempt() -> None:
         with suppress(OSError), open(_OWN, "rb") as home:  # noqa: PTH123 (a descriptor is what is needed)
-            _call("unshare", CLONE_NEWNET)
-            _call("setns", home.fileno(), CLONE_NEWNET)
+            libc.call("unshare", CLONE_NEWNET)
+            libc.call("setns", home.fileno(), CLONE_NEWNET)
             worked.append(True)
 
     _in_thread(attempt)
@@ -175,7 +172,7 @@ def _create(name: str) -> None:
     try:
         fd = new()
         try:
-            _mount(f"/proc/self/fd/{fd}", target, MS_BIND)
+            libc.mount(f"/proc/self/fd/{fd}", target, libc.MS_BIND)
         finally:
             os.close(fd)
     except BaseException:
@@ -199,12 +196,12 @@ def _run_directory() -> Iterator[None]:
 def _share() -> None:
     """Make /run/netns a shared mount; it has to be a mount first."""
     try:
-        _mount("", RUN, MS_SHARED | MS_REC)
+        libc.mount("", RUN, libc.MS_SHARED | libc.MS_REC)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        _mount(str(RUN), RUN, MS_BIND | MS_REC)
-        _mount("", RUN, MS_SHARED | MS_REC)
+        libc.mount(str(RUN), RUN, libc.MS_BIND | libc.MS_REC)
+        libc.mount("", RUN, libc.MS_SHARED | libc.MS_REC)
 
 
 def _enter(target: Target, flag: int = CLONE_NEWNET) -> None:
@@ -230,7 +227,7 @@ def _enter(target: Target, flag: int = CLONE_NEWNET) -> None:
 
 def _setns(fd: int, what: str, flag: int = CLONE_NEWNET) -> None:
     try:
-        _call("setns", fd, flag)
+        libc.call("setns", fd, flag)
     except OSError as error:
         raise _failed(what, error) from error
 
@@ -252,30 +249,10 @@ def _failed(what: str, error: OSError) -> OverlayError:
     )
 
 
-# --- libc: Python 3.11 has neither unshare, setns nor mount ------------------------------------------
-
-
-@lru_cache(maxsize=1)
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def _call(function: str, *arguments: int | bytes | None) -> None:
-    """A libc function that returns 0, or -1 and errno."""
-    if getattr(_libc(), function)(*arguments) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-
-
-def _mount(source: str, target: Path, flags: int) -> None:
-    """`flags` is an unsigned long (mount(2)); every one used here fits an int."""
-    _call("mount", source.encode(), os.fsencode(target), b"none", flags, None)
-
-
 def _unmount(target: Path) -> None:
     """Nothing mounted there (EINVAL) is what was wanted."""
     try:
-        _call("umount2", os.fsencode(target), MNT_DETACH)
+        libc.call("umount2", os.fsencode(target), libc.MNT_DETACH)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise

@@ -19,10 +19,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from overlaynet.errors import LabFailed, ToolMissing
 
-_START_TIME_FIELD = 22
+_PARENT_FIELD, _START_TIME_FIELD = 4, 22
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PACKAGES = {
     "etcd": "etcd-server",
     "ip": "iproute2",
@@ -47,12 +49,28 @@ class Process:
 
 def start_time(pid: int) -> int | None:
     """When the process started, in clock ticks since boot; None if there is none or it has ended."""
+    fields = _stat(pid)
+    return None if fields is None or fields[0] in "ZX" else int(fields[_START_TIME_FIELD - 3])
+
+
+def parent(pid: int) -> int:
+    """Who started the process, or looks after it since; 0 if there is nobody, or no such process."""
+    fields = _stat(pid)
+    return 0 if fields is None else int(fields[_PARENT_FIELD - 3])
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat from the third on, which is the state (proc(5))."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    state, *rest = stat[stat.rindex(")") + 2 :].split()
-    return None if state in "ZX" else int(rest[_START_TIME_FIELD - 4])
+    return stat[stat.rindex(")") + 2 :].split()
+
+
+def boot_id() -> str:
+    """A text that is different after each start of the machine (random(4))."""
+    return _BOOT_ID.read_text().strip()
 
 
 def tool(name: str) -> str:
@@ -72,20 +90,21 @@ def tool(name: str) -> str:
 def spawn(argv: Sequence[str], log: Path, environ: Mapping[str, str]) -> Process:
     """Start a detached process; both outputs are appended to `log`. Raises LabFailed or ToolMissing."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    program = tool(argv[0])
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    return _spawn(argv, (os.POSIX_SPAWN_OPEN, 1, str(log), append, 0o640), environ)
+
+
+def spawn_into(argv: Sequence[str], descriptor: int, environ: Mapping[str, str]) -> Process:
+    """The same with both outputs going to an open descriptor."""
+    return _spawn(argv, (os.POSIX_SPAWN_DUP2, descriptor, 1), environ)
+
+
+def _spawn(argv: Sequence[str], output: tuple[Any, ...], environ: Mapping[str, str]) -> Process:
+    program = tool(argv[0])
+    nothing = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+    actions = [nothing, output, (os.POSIX_SPAWN_DUP2, 1, 2)]
     try:
-        pid = os.posix_spawn(
-            program,
-            list(argv),
-            environ,
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, str(log), append, 0o640),
-                (os.POSIX_SPAWN_DUP2, 1, 2),
-            ],
-            setsid=True,
-        )
+        pid = os.posix_spawn(program, list(argv), environ, file_actions=actions, setsid=True)
     except OSError as error:
         raise LabFailed(f"{argv[0]} could not be started", evidence=str(error)) from error
     return Process(pid, start_time(pid) or 0)

@@ -38,11 +38,11 @@ def create(name: str, settings: Mapping[str, str] = NO_SETTINGS) -> None:
         for key, value in {**QUIET, **settings}.items():
             if sysctl.read(key) not in (None, value):  # None: this kernel has no such setting
                 sysctl.write(key, value)
-        _bring_up_loopback()
+        bring_up_loopback()
 
 
-def _bring_up_loopback() -> None:
-    """As `ip link set lo up` does it, without a process for each namespace (netdevice(7))."""
+def bring_up_loopback() -> None:
+    """As `ip link set lo up` does it, in the calling thread's namespace, without a process (netdevice(7))."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         answer = fcntl.ioctl(sock, _SIOCGIFFLAGS, _IFREQ.pack(b"lo", 0))
         flags = _IFREQ.unpack(answer)[1]

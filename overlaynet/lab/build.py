@@ -32,13 +32,12 @@ from overlaynet.lab.converge import BRIDGE, ETCD, UNDERLAY_PLACE, Cable, Key, Ki
 from overlaynet.lab.launch import ETCD_SOCKET_FILE, Launch
 from overlaynet.lab.netns_driver import clean_environ, entering, namespace
 from overlaynet.lab.paths import LabPaths
+from overlaynet.lab.sandbox import STOP_GRACE_S
 from overlaynet.lab.state import LabState, Running
 from overlaynet.lab.topology import UNDERLAY, UNDERLAY_ROUTER, Topology, address_mac
 from overlaynet.state import LinkInfo, Route
 from overlaynet.store.disk import write_atomically
 
-CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SETPCAP")
-"""What it takes to make, change or take away any of it."""
 UNFILTERED_BRIDGE = {
     "net/bridge/bridge-nf-call-iptables": "0",
     "net/bridge/bridge-nf-call-ip6tables": "0",
@@ -51,7 +50,6 @@ UNFINISHED = "unfinished"
 _ETCD_START_S = 20.0
 _HELPER_START_S = 20.0
 _POLL_S = 0.01
-STOP_GRACE_S = 5.0
 
 
 class Builder:
@@ -78,7 +76,7 @@ class Builder:
             parts |= self._observe_underlay(
                 parts, {c.place: c for c in (*cables(state.topology), *cables(topology))}
             )
-        if not state.rebooted:
+        if not state.ended:
             parts |= {Key(Kind.PROCESS, name): self._spec(name, r) for name, r in _alive(state.processes)}
         return parts
 

@@ -32,13 +32,13 @@ from overlaynet.errors import (
 from overlaynet.kernel import capability, process
 from overlaynet.kernel.process import Process
 from overlaynet.lab import faultkinds, faultrecords
-from overlaynet.lab.build import CAPABILITIES
 from overlaynet.lab.faultkinds import Request
 from overlaynet.lab.faultrecords import Damage, Entry, Fault
 from overlaynet.lab.faultsite import Site
 from overlaynet.lab.mending import REPAIR_S, Grip, Hand
 from overlaynet.lab.netns_driver import clean_environ
 from overlaynet.lab.paths import LabPaths, Paths
+from overlaynet.lab.sandbox import CAPABILITIES
 from overlaynet.lab.state import changing
 from overlaynet.lab.state import load as load_state
 from overlaynet.state import Key, Sysctl
@@ -248,8 +248,8 @@ def changing_faults(name: str, paths: Paths) -> Iterator[Faults]:
 def faults_of(name: str, paths: Paths) -> Faults:
     """For one who holds the lock. Raises LabChoice or LabFailed."""
     state = load_state(paths.lab(name))
-    if state is None or state.rebooted:
-        why = "was up before the machine was restarted" if state else "is not running"
+    if state is None or state.ended:
+        why = state.why_ended if state else "is not running"
         raise LabChoice(f"lab {name!r} {why}", next=[f"overlaynet up -l {name}"])
     lab = paths.lab(name)
     return Faults(lab, Site(lab, state), ProcessTimers(name, paths))

@@ -161,7 +161,7 @@ class Lab:
     def pid(self, name: str) -> int | None:
         """The process of that name (etcd, agent/HOST, command/CONTAINER), None if it does not run."""
         running = self.state.processes.get(name)
-        alive = running is not None and not self.state.rebooted and running.process.alive
+        alive = running is not None and not self.state.ended and running.process.alive
         return running.process.pid if running and alive else None
 
     def status(self) -> LabStatus:

@@ -12,6 +12,9 @@ next `up` goes on from there.
     commands       once the network is there; what has a probe is waited for
 
 What was broken on purpose is healed first: a lab is to be as its topology says.
+
+A user who is not root has the lab in a sandbox (`lab.sandbox`), which `up` makes and joins before anything
+else and `down` ends from outside, with all that is in it.
 """
 
 from __future__ import annotations
@@ -30,8 +33,8 @@ from overlaynet.client import AgentClient
 from overlaynet.core.keys import Keys
 from overlaynet.errors import AgentUnreachable, LabFailed, OverlayError, ToolMissing, TopologyError
 from overlaynet.kernel import capability, netns, process
-from overlaynet.lab import attach, cluster_store, faults
-from overlaynet.lab.build import CAPABILITIES, STOP_GRACE_S, UNFINISHED, Builder
+from overlaynet.lab import attach, cluster_store, faults, sandbox
+from overlaynet.lab.build import UNFINISHED, Builder
 from overlaynet.lab.converge import (
     COMMAND,
     ETCD,
@@ -51,6 +54,7 @@ from overlaynet.lab.converge import (
 from overlaynet.lab.launch import identity, launches
 from overlaynet.lab.netns_driver import PREFIX, NetnsDriver, namespace
 from overlaynet.lab.paths import LabPaths, Paths
+from overlaynet.lab.sandbox import STOP_GRACE_S
 from overlaynet.lab.settling import Progress, Settling, UpResult, silent
 from overlaynet.lab.state import LabState, Running, boot_id, changing, load, save
 from overlaynet.lab.topology import Container, Host, Topology
@@ -64,23 +68,32 @@ TOOLS = ("ip", "nsenter", "setpriv", "etcd", "iptables")
 
 def up(topology: Topology, paths: Paths, *, timeout_s: float, progress: Progress = silent) -> UpResult:
     """Make the lab as the topology says. Raises OverlayErrors; a lab that only takes too long is no error."""
-    require_privilege("making a lab")
+    check_before(topology)
+    paths = paths.mine
+    with changing(paths, topology.name):
+        old = load(paths.lab(topology.name))
+        _refuse_machines(topology.name, old)
+        fresh = sandbox.prepare(topology.name, paths)
+        if fresh:  # what was broken in the one before went with it
+            paths.lab(topology.name).faults_json.unlink(missing_ok=True)
+        require_privilege("making a lab")
+        try:
+            healed = faults.heal_before(topology.name, paths)
+            result = _Up(topology, paths, old, timeout_s, progress).run()
+            return replace(result, changes=result.changes + len(healed), healed=healed)
+        except BaseException:
+            if old is None and (fresh or paths.lab(topology.name).lab_json.exists()):
+                with suppress(OverlayError):
+                    _take_down(topology.name, paths, keep_logs=False)
+            raise
+
+
+def check_before(topology: Topology) -> None:
+    """What can be told before anything is touched. Raises ToolMissing, TopologyError."""
     for name in TOOLS:
         process.tool(name)
     for container in topology.containers:
         _check_command(container)
-    with changing(paths, topology.name):
-        old = load(paths.lab(topology.name))
-        _refuse_machines(topology.name, old)
-        healed = faults.heal_before(topology.name, paths)
-        try:
-            result = _Up(topology, paths, old, timeout_s, progress).run()
-            return replace(result, changes=result.changes + len(healed), healed=healed)
-        except BaseException:
-            if old is None and paths.lab(topology.name).lab_json.exists():
-                with suppress(OverlayError):
-                    _take_down(topology.name, paths, keep_logs=False)
-            raise
 
 
 def _refuse_machines(name: str, state: LabState | None) -> None:
@@ -106,7 +119,7 @@ def _check_command(container: Container) -> None:
 
 
 def require_privilege(purpose: str) -> None:
-    capability.require(*CAPABILITIES, purpose=purpose)
+    capability.require(*sandbox.CAPABILITIES, purpose=purpose)
 
 
 class _Up:
@@ -292,7 +305,9 @@ def down(name: str, paths: Paths, *, keep_logs: bool = False) -> int:
     """Take a lab away, whole or half-built; answer how many namespaces and processes there were.
 
     `keep_logs` leaves its log files. Raises LabFailed, NotPermitted, KernelError."""
-    require_privilege("taking a lab down")
+    paths = paths.home_of(name)
+    if sandbox.recorded(paths.lab(name)) is None:
+        require_privilege("taking a lab down")
     with changing(paths, name):
         with suppress(LabFailed):  # damaged: names and directories have to do
             _refuse_machines(name, load(paths.lab(name)))
@@ -306,6 +321,24 @@ def _take_down(name: str, paths: Paths, *, keep_logs: bool) -> int:
         state = load(lab)
     except LabFailed:
         state = None  # damaged: names and directories have to do
+    removed = _end_sandbox(name, paths) if sandbox.recorded(lab) else _end_parts(name, paths, state)
+    for directory in (lab.run, lab.state):
+        remove_tree(directory, keep_logs=keep_logs)
+    return removed
+
+
+def _end_sandbox(name: str, paths: Paths) -> int:
+    """All its processes, and with them its namespaces. For whoever is in there as well, their names go too."""
+    removed = sandbox.end(name, paths)
+    here = sandbox.is_here(name, paths)
+    names = [item for item in netns.names() if item.startswith(f"{PREFIX}-{name}-")] if here else []
+    for item in names:
+        netns.delete(item)
+    return removed + len(names)
+
+
+def _end_parts(name: str, paths: Paths, state: LabState | None) -> int:
+    """Its processes, etcd last, and its namespaces."""
     if state is not None:
         names = [namespace(name, place) for place in state.namespaces]
         recorded = [] if state.rebooted else [running.process for running in state.processes.values()]
@@ -319,8 +352,6 @@ def _take_down(name: str, paths: Paths, *, keep_logs: bool) -> int:
     process.stop(last, STOP_GRACE_S)
     for item in names:
         netns.delete(item)
-    for directory in (lab.run, lab.state):
-        remove_tree(directory, keep_logs=keep_logs)
     return len(names) + len(first) + len(last - set(first))
 
 

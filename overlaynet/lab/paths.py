@@ -12,10 +12,12 @@ for what lives as long as the lab runs (`/run`, gone after a reboot) and one for
     /var/lib/overlaynet/labs/LAB/etcd/                  etcd's data
     /var/lib/overlaynet/labs/LAB/hosts/HOST/            {identity,workloads,etcd}.json
 
-A lab of machines has few of these (lab.json, faults.json, traces, and ssh_config beside the second lab.json),
-and takes no rights on this machine. So a user who is not root keeps such labs where the user's files belong
-(XDG Base Directory Specification): $XDG_RUNTIME_DIR/overlaynet and $XDG_STATE_HOME/overlaynet, the latter
-~/.local/state by default. Root's labs are seen by everybody.
+A user who is not root keeps labs where the user's files belong (XDG Base Directory Specification):
+$XDG_RUNTIME_DIR/overlaynet and $XDG_STATE_HOME/overlaynet, the latter ~/.local/state by default. Beside both
+lab.json there is then sandbox.json (see `lab.sandbox`), unless the lab is one of machines. Such a lab has few
+of these files (lab.json, faults.json, traces, and ssh_config beside the second lab.json).
+
+A user's labs and root's do not meet: where none is named the user's own are meant, root's only by name.
 """
 
 from __future__ import annotations
@@ -26,8 +28,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from overlaynet.config import PathConfig
+from overlaynet.lab import marker
 
 _MACHINE = PathConfig()
+_RECORDS = ("lab.json", "sandbox.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,14 @@ class LabPaths:
         return self.run / "faults.json"
 
     @property
+    def sandbox(self) -> Path:
+        return self.run / "sandbox.json"
+
+    @property
+    def durable_sandbox(self) -> Path:
+        return self.state / "sandbox.json"
+
+    @property
     def durable_json(self) -> Path:
         return self.state / "lab.json"
 
@@ -94,7 +106,7 @@ class LabPaths:
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """The two roots under which all labs are. `own`: besides, those of a user who is not root."""
+    """The two roots under which labs are. `own`: those of a user who is not root, for whom these are root's."""
 
     run_root: Path = _MACHINE.run
     state_root: Path = _MACHINE.state
@@ -102,17 +114,20 @@ class Paths:
 
     @classmethod
     def here(cls) -> Paths:
-        """All that this user has or sees."""
-        return cls(own=None if os.geteuid() == 0 else _of_user(os.environ, Path.home()))
+        """All that this user has or sees. In a sandbox that is what its user has."""
+        if os.geteuid() != 0:
+            return cls(own=_of_user(os.environ, Path.home()))
+        sandbox = marker.here()
+        return cls(Path(sandbox.run_root), Path(sandbox.state_root)) if sandbox else cls()
 
     @property
-    def for_machines(self) -> Paths:
-        """Where a new lab of machines is kept."""
+    def mine(self) -> Paths:
+        """Where this user's labs are kept."""
         return self.own or self
 
     def home_of(self, name: str) -> Paths:
-        """The roots that the lab is under."""
-        return self.own if self.own is not None and name in self.own.names() else self
+        """The roots that the lab is under: root's only if this user has none of that name."""
+        return self if name not in self.mine.names() and name in self.roots() else self.mine
 
     @property
     def agent(self) -> PathConfig:
@@ -132,10 +147,17 @@ class Paths:
         return self.home_of(name).labs / f".{name}.lock"
 
     def names(self) -> tuple[str, ...]:
-        """Labs that have a state file: running, or left behind by a reboot or a crash."""
+        """This user's labs that have a state file: running, or left behind by a reboot or a crash."""
+        return self.own.names() if self.own else self._names()
+
+    def roots(self) -> tuple[str, ...]:
+        """Root's labs on this machine, to a user who is not root."""
+        return self._names() if self.own else ()
+
+    def _names(self) -> tuple[str, ...]:
         roots = (self.labs, self.state_root / "labs")
-        found = {file.parent.name for root in roots for file in root.glob("*/lab.json")}
-        return tuple(sorted({*found, *(self.own.names() if self.own else ())}))
+        files = (file for root in roots for kind in _RECORDS for file in root.glob(f"*/{kind}"))
+        return tuple(sorted({file.parent.name for file in files}))
 
 
 def _of_user(environ: Mapping[str, str], home: Path) -> Paths:

@@ -12,12 +12,14 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from overlaynet.errors import LabChoice, LabFailed, OverlayError
+from overlaynet.kernel import process
 from overlaynet.kernel.process import Process
+from overlaynet.lab import sandbox
 from overlaynet.lab.document import Document
 from overlaynet.lab.paths import LabPaths, Paths
 from overlaynet.lab.topology import Topology, from_document
@@ -29,7 +31,7 @@ LOCAL = "local"
 ENVIRONMENT = "OVERLAYNET_LAB"
 NETNS = "netns"
 """The driver of labs in namespaces of this machine."""
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+boot_id = process.boot_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ class Running:
 @dataclass(frozen=True, slots=True)
 class LabState:
     """A lab as it was last built: its namespaces' specs and its processes, by their names in the plan, if they
-    are on this machine. `machines`: those on which something of it may be."""
+    are on this machine. `machines`: those on which something of it may be. `sandbox_ended`: it was in one
+    that is not there any more."""
 
     topology: Topology
     boot_id: str
@@ -51,6 +54,7 @@ class LabState:
     processes: Mapping[str, Running] = field(default_factory=dict)
     driver: str = NETNS
     machines: tuple[str, ...] = ()
+    sandbox_ended: bool = False
 
     @property
     def on_machines(self) -> bool:
@@ -61,6 +65,16 @@ class LabState:
     def rebooted(self) -> bool:
         """Whether this machine, and so the lab in it, was restarted since."""
         return not self.on_machines and self.boot_id != boot_id()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of it can run any more, so that no process in it counts and `up` builds it anew."""
+        return self.rebooted or self.sandbox_ended
+
+    @property
+    def why_ended(self) -> str:
+        """What to say of a lab that has ended."""
+        return "was up before the machine was restarted" if self.rebooted else "was in a sandbox that has ended"
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -96,11 +110,6 @@ class LabState:
         )
 
 
-def boot_id() -> str:
-    """A text that is different after each start of the machine (random(4))."""
-    return _BOOT_ID.read_text().strip()
-
-
 def save(paths: LabPaths, state: LabState) -> None:
     """Write lab.json and its durable copy."""
     text = json.dumps(state.as_json(), indent=1) + "\n"
@@ -112,7 +121,8 @@ def load(paths: LabPaths) -> LabState | None:
     """The lab's state, None if there is no such lab. Raises LabFailed for a file that makes no sense."""
     for file in (paths.lab_json, paths.durable_json):
         try:
-            return LabState.from_json(json.loads(file.read_text("utf-8")), str(file))
+            state = LabState.from_json(json.loads(file.read_text("utf-8")), str(file))
+            return replace(state, sandbox_ended=sandbox.has_ended(paths))
         except FileNotFoundError:
             continue
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverlayError) as error:
@@ -147,7 +157,8 @@ def _locked(paths: Paths, name: str) -> Iterator[None]:
     finally:
         paths.lock(name).unlink(missing_ok=True)
         os.close(descriptor)
-        for empty in (paths.labs, paths.run_root):
+        home = paths.home_of(name)
+        for empty in (home.labs, home.run_root, home.state_root):
             with suppress(OSError):  # it is not empty: there are other labs
                 empty.rmdir()
 
@@ -182,12 +193,12 @@ def _is_open_as(file: Path, descriptor: int) -> bool:
 
 
 def running_labs(paths: Paths) -> tuple[str, ...]:
-    """The names of all labs that are up, or were until the machine was restarted."""
+    """The names of this user's labs that are up, or were until the machine was restarted."""
     return paths.names()
 
 
 def choose(name: str | None, environ: Mapping[str, str], paths: Paths) -> str:
-    """Which lab is meant: the one named, else the environment's, else the only one there is.
+    """Which lab is meant: the one named, else the environment's, else this user's only one.
 
     `LOCAL` if there is none but an agent of this machine's own. Raises LabChoice or NameInvalid."""
     labs = running_labs(paths)
@@ -195,17 +206,19 @@ def choose(name: str | None, environ: Mapping[str, str], paths: Paths) -> str:
     if wanted == LOCAL or (not wanted and not labs and paths.agent.socket.exists()):
         return LOCAL
     if wanted:
-        if check_name(wanted, "lab") in labs:
+        if check_name(wanted, "lab") in (*labs, *paths.roots()):
             return wanted
         raise LabChoice(
-            f"no lab {wanted!r} is running", evidence=_list(labs), next=[f"overlaynet up -l {wanted}"]
+            f"no lab {wanted!r} is running", evidence=_list(paths), next=[f"overlaynet up -l {wanted}"]
         )
     if len(labs) == 1:
         return labs[0]
     if not labs:
-        raise LabChoice("no lab is running", evidence=_list(labs), next=["overlaynet up"])
-    raise LabChoice("which lab?", evidence=_list(labs), next=[f"overlaynet status -l {lab}" for lab in labs])
+        roots = [f"sudo overlaynet status -l {lab}" for lab in paths.roots()]
+        raise LabChoice("no lab is running", evidence=_list(paths), next=["overlaynet up", *roots])
+    raise LabChoice("which lab?", evidence=_list(paths), next=[f"overlaynet status -l {lab}" for lab in labs])
 
 
-def _list(labs: tuple[str, ...]) -> str:
-    return "running: " + (", ".join(labs) or "none")
+def _list(paths: Paths) -> str:
+    told = "running: " + (", ".join(running_labs(paths)) or "none")
+    return f"{told}; root's: {', '.join(paths.roots())}" if paths.roots() else told

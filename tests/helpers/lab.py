@@ -13,8 +13,8 @@ import pytest
 
 from overlaynet.kernel import capability, netns
 from overlaynet.lab import lifecycle
-from overlaynet.lab.build import CAPABILITIES
 from overlaynet.lab.paths import Paths
+from overlaynet.lab.sandbox import CAPABILITIES
 from overlaynet.lab.topology import Topology
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from overlaynet.lab import marker, state
 from overlaynet.lab import paths as module
-from overlaynet.lab import state
 from overlaynet.lab.paths import Paths
 from overlaynet.lab.state import LabState
 from overlaynet.lab.topology import Topology
@@ -44,13 +44,25 @@ def test_without_usable_variables_all_is_in_the_home_directory(environ: dict[str
 def test_root_has_one_place_for_all_labs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.os, "geteuid", lambda: 0)
     assert Paths.here() == Paths()
-    assert Paths.here().for_machines == Paths()
+    assert Paths.here().mine == Paths()
 
 
-def test_a_users_own_labs_and_roots_are_all_seen_and_found(here: Paths) -> None:
-    save(here.for_machines, "mine", "ssh")
+def test_uid_0_in_a_sandbox_has_its_users_places_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sandbox = marker.Marker("id", "lab", str(tmp_path / "run"), str(tmp_path / "state"))
+    monkeypatch.setattr(marker, "FILE", tmp_path / "marker")
+    marker.FILE.write_text(sandbox.as_text())
+    monkeypatch.setenv("XDG_STATE_HOME", "/elsewhere")
+    for uid, found in ((0, Paths(tmp_path / "run", tmp_path / "state")), (7, None)):
+        monkeypatch.setattr(module.os, "geteuid", lambda uid=uid: uid)
+        assert (Paths.here() == found) == (found is not None)
+
+
+def test_a_user_sees_the_own_labs_and_finds_roots_by_name(here: Paths) -> None:
+    save(here.mine, "mine", "ssh")
     save(Paths(here.run_root, here.state_root), "roots")
-    assert here.names() == ("mine", "roots")
+    assert (here.names(), here.roots()) == (("mine",), ("roots",))
     assert here.own is not None
     assert here.lab("mine").run == here.own.run_root / "labs" / "mine"
     assert here.lab("roots").run == here.run_root / "labs" / "roots"
@@ -59,5 +71,9 @@ def test_a_users_own_labs_and_roots_are_all_seen_and_found(here: Paths) -> None:
     assert here.home_of("roots") == here
 
 
-def test_a_new_lab_that_is_none_of_machines_is_where_roots_are(here: Paths) -> None:
-    assert here.lab("new").run == here.run_root / "labs" / "new"
+def test_a_users_new_lab_and_one_that_root_has_as_well_are_the_users(here: Paths) -> None:
+    save(Paths(here.run_root, here.state_root), "default")
+    save(here.mine, "default")
+    assert here.own is not None
+    assert here.lab("new").run == here.own.run_root / "labs" / "new"
+    assert here.lab("default").run == here.own.run_root / "labs" / "default"
