@@ -132,20 +132,9 @@ class Builder:
         for place in places:
             if place == UNDERLAY_PLACE:
                 quiet.create(self.name(place), {**UNFILTERED_BRIDGE, **ROUTER})
-                self._make_bridge()
+                _ip(self.name(UNDERLAY_PLACE), bridge_lines())
             else:
                 quiet.create(self.name(place))
-
-    def _make_bridge(self) -> None:
-        _ip(
-            self.name(UNDERLAY_PLACE),
-            [
-                f"link add name {BRIDGE} address {address_mac(UNDERLAY_ROUTER)} type bridge"
-                " stp_state 0 forward_delay 0 mcast_snooping 0",
-                f"addr add {UNDERLAY_ROUTER}/{UNDERLAY.prefixlen} brd + dev {BRIDGE}",
-                f"link set dev {BRIDGE} up",
-            ],
-        )
 
     def remove_namespaces(self, places: Iterable[str]) -> None:
         """End whatever still lives in them, then take their names away."""
@@ -159,27 +148,10 @@ class Builder:
     def make_cables(self, wanted: Sequence[Cable]) -> None:
         """All ports in one call, then each far end."""
         if wanted:
-            _ip(self.name(UNDERLAY_PLACE), [line for cable in wanted for line in self._port_lines(cable)])
+            ports = [line for cable in wanted for line in port_lines(cable, self.name(cable.place))]
+            _ip(self.name(UNDERLAY_PLACE), ports)
         for cable in wanted:
-            _ip(
-                self.name(cable.place),
-                [
-                    f"addr add {cable.address} brd + dev eth0",
-                    "link set dev eth0 up",
-                    f"route add default via {cable.gateway} dev eth0",
-                ],
-            )
-
-    def _port_lines(self, cable: Cable) -> list[str]:
-        lines = [
-            f"link add name {cable.port} address {cable.port_mac} type veth"
-            f" peer name eth0 address {cable.mac} netns {self.name(cable.place)}"
-        ]
-        if cable.port_address is None:
-            lines.append(f"link set dev {cable.port} master {BRIDGE}")
-        else:
-            lines.append(f"addr add {cable.port_address} brd + dev {cable.port}")
-        return [*lines, f"link set dev {cable.port} up"]
+            _ip(self.name(cable.place), end_lines(cable))
 
     def remove_cables(self, unwanted: Iterable[Cable]) -> None:
         """By either end, for the other may be in a namespace that lost its name."""
@@ -272,6 +244,41 @@ class View:
         bridge = self.links.get(BRIDGE)
         address = IPv4Interface((UNDERLAY_ROUTER, UNDERLAY.prefixlen))
         return bridge is not None and bridge.up and self.has(BRIDGE, address)
+
+
+# --- lines of `ip` --------------------------------------------------------------------------------
+
+
+def bridge_lines() -> list[str]:
+    """The underlay's bridge, in its namespace."""
+    return [
+        f"link add name {BRIDGE} address {address_mac(UNDERLAY_ROUTER)} type bridge"
+        " stp_state 0 forward_delay 0 mcast_snooping 0",
+        f"addr add {UNDERLAY_ROUTER}/{UNDERLAY.prefixlen} brd + dev {BRIDGE}",
+        f"link set dev {BRIDGE} up",
+    ]
+
+
+def port_lines(cable: Cable, netns: str) -> list[str]:
+    """A cable's port in the underlay, with its far end in the namespace `netns`."""
+    lines = [
+        f"link add name {cable.port} address {cable.port_mac} type veth"
+        f" peer name eth0 address {cable.mac} netns {netns}"
+    ]
+    if cable.port_address is None:
+        lines.append(f"link set dev {cable.port} master {BRIDGE}")
+    else:
+        lines.append(f"addr add {cable.port_address} brd + dev {cable.port}")
+    return [*lines, f"link set dev {cable.port} up"]
+
+
+def end_lines(cable: Cable) -> list[str]:
+    """A cable's far end, in its place."""
+    return [
+        f"addr add {cable.address} brd + dev eth0",
+        "link set dev eth0 up",
+        f"route add default via {cable.gateway} dev eth0",
+    ]
 
 
 # --- steps ----------------------------------------------------------------------------------------

@@ -299,23 +299,23 @@ def making(damage: Damage) -> list[Words]:
         words += [Words(name.rpartition("/")[2], f"kill -9 {_role(name)}") for name in damage.ends]
     words += [Words(link.place, _link_words(link, link.after)) for link in damage.links]
     words += [
-        Words(e.place, _entry_words(e.before, e.after)) for e in damage.entries if not _goes_along(e, damage)
+        Words(e.place, entry_words(e.before, e.after)) for e in damage.entries if not _goes_along(e, damage)
     ]
     for edit in damage.edits:
-        words += [Words(edit.place, line) for line in _rule_words(edit.change)]
+        words += [Words(edit.place, line) for line in rule_words(edit.change)]
     return words
 
 
 def mending(damage: Damage) -> list[Words]:
     """What a person would type to undo it; what an agent does by itself is said in one line."""
     words = [Words(link.place, _link_words(link, link.before)) for link in reversed(damage.links)]
-    words += [Words(e.place, _entry_words(e.after, e.before)) for e in damage.entries if not e.owned]
+    words += [Words(e.place, entry_words(e.after, e.before)) for e in damage.entries if not e.owned]
     for edit in damage.edits:
         if not edit.owned:
             back = rule_change(
                 edit.change.table, edit.change.chain, edit.change.have or (), edit.change.want or ()
             )
-            words += [Words(edit.place, line) for line in _rule_words(back)]
+            words += [Words(edit.place, line) for line in rule_words(back)]
     words += [Words(name.rpartition("/")[2], f"start {_role(name)}") for name in damage.ends]
     return words + [Words(host, "its agent puts back what it looks after") for host in damage.owners]
 
@@ -336,7 +336,8 @@ def _link_words(link: LinkChange, value: int) -> str:
     return f"ip link set dev {link.device} {state}"
 
 
-def _entry_words(before: Object | None, after: Object | None) -> str:
+def entry_words(before: Object | None, after: Object | None) -> str:
+    """The command that makes `after` of `before`, either of which may be none."""
     obj = before if after is None else after
     verb = "del" if after is None else "replace"
     match obj:
@@ -356,7 +357,7 @@ def _entry_words(before: Object | None, after: Object | None) -> str:
     raise TypeError(f"a fault changes no {obj!r}")
 
 
-def _rule_words(change: RuleChange) -> list[str]:
+def rule_words(change: RuleChange) -> list[str]:
     """Rules off by their numbers, last first, and then on."""
     want, have = change.want or (), change.have or ()
     where = f"iptables -t {change.table}"
