@@ -13,7 +13,6 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import click
@@ -27,8 +26,8 @@ from overlaynet.errors import OverlayError
 from overlaynet.kernel import capability, netns
 from overlaynet.kernel.conntrack import ConntrackAdapter
 from overlaynet.kernel.ipset import AffinitySetsAdapter
+from overlaynet.lab import sandbox, unprivileged
 from overlaynet.lab.paths import Paths
-from overlaynet.lab.sandbox import CAPABILITIES
 from overlaynet.lab.state import running_labs
 from overlaynet.state import VxlanGuard
 
@@ -70,7 +69,8 @@ def doctor(app: App) -> int:
     Exit code 1 if something that everything depends on is missing.
     """
     with app.progress("looking"):
-        found = [*checks(Paths.here()), *machinechecks.checks(Paths.here(), app.lab if app.named else None)]
+        machines = list(machinechecks.checks(Paths.here(), app.lab if app.named else None))
+        found = [*checks(Paths.here()), *machines]
     counts = {state: sum(check.state == state for check in found) for state in (OK, WARN, FAIL)}
     members = {**counts, "checks": [asdict(check) for check in found]}
     app.result("Doctor", members, lambda: doctor_text(members), [c.name for c in found if c.state != OK])
@@ -88,25 +88,35 @@ def doctor_text(members: Mapping[str, Any]) -> str:
 
 
 def checks(paths: Paths) -> Iterator[Check]:
-    """Everything, in the order in which it would stop a lab."""
-    yield _privilege()
+    """Everything, in the order in which it would stop a lab. What is about this very host is looked at first,
+    for an ordinary user tries the rest in a sandbox, from which there is no way back."""
+    here = [_nftables(), *surroundings.checks()]
+    labs = [_labs(paths), _leftovers(paths)]
+    yield _sandbox(paths) if sandbox.is_wanted() else _privilege()
     yield _kernel()
     yield _tried("namespaces", netns.can_make_and_enter, "network namespaces can be made and entered")
     yield from map(_tool, _tools(a_host=surroundings.is_service_installed()))
     if netns.can_make_and_enter():
         yield from _features()
-    yield _nftables()
-    yield from surroundings.checks()
+    yield from here
     yield _user_namespaces()
-    yield _labs(paths)
-    yield _leftovers(paths)
+    yield from labs
 
 
 def _privilege() -> Check:
-    missing = sorted(set(CAPABILITIES) - capability.effective())
+    missing = sorted(set(sandbox.CAPABILITIES) - capability.effective())
     if missing:
         return Check("privilege", FAIL, "missing: " + ", ".join(missing), "sudo overlaynet doctor")
     return Check("privilege", OK, "all capabilities a lab needs")
+
+
+def _sandbox(paths: Paths) -> Check:
+    """Whether an ordinary user can have labs, found out by being in a sandbox from here on."""
+    try:
+        sandbox.visit(paths.mine)
+    except OverlayError as error:
+        return Check("privilege", FAIL, f"{error.message} ({error.evidence})", next(iter(error.next), None))
+    return Check("privilege", OK, "none needed: your labs are in user namespaces of yours, without sudo")
 
 
 def _kernel() -> Check:
@@ -217,14 +227,14 @@ def _nftables() -> Check:
 
 
 def _user_namespaces() -> Check:
-    limit = Path("/proc/sys/user/max_user_namespaces")
-    try:
-        most = int(limit.read_text())
-    except (OSError, ValueError):
-        return Check("user-namespaces", WARN, f"{limit} cannot be read; labs without root are not possible")
-    if most == 0:
-        return Check("user-namespaces", WARN, "switched off; labs without root are not possible")
-    return Check("user-namespaces", OK, f"up to {most}; `unshare -Urnm` gives a lab without root")
+    """As far as settings tell: it is tried only by whoever needs them."""
+    found = unprivileged.facts()
+    obstacle = unprivileged.foreseen(found)
+    if obstacle is not None:
+        return Check("user-namespaces", WARN, f"{obstacle.message} ({obstacle.evidence})", obstacle.next[0])
+    return Check(
+        "user-namespaces", OK, f"up to {found.limit('user')}; ordinary users can have labs without root"
+    )
 
 
 def _labs(paths: Paths) -> Check:

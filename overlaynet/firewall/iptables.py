@@ -55,6 +55,7 @@ LINE_S = 0.01
 LOCK_WAIT_S = 5
 
 _SYSTEM_PATH = "/usr/sbin:/sbin"
+_PHYSDEV = "*filter\n-A FORWARD -m physdev --physdev-in lo\nCOMMIT\n"
 _CAPABILITIES = 1 << 12 | 1 << 13  # CAP_NET_ADMIN, CAP_NET_RAW (linux/capability.h)
 
 
@@ -188,6 +189,13 @@ class Iptables:
             except (ValueError, KeyError, TypeError) as error:
                 raise FirewallError("nft does not speak JSON as we know it", evidence=text[:200]) from error
         return {"nftables": found}
+
+    def load_bridge_filter(self) -> None:
+        """Have the kernel load br_netfilter, without the rights that modprobe takes: the match `physdev` asks
+        for it when the first rule with it is checked (physdev_mt_check() in net/netfilter/xt_physdev.c, since
+        Linux 5.0). The rule does nothing, and stays in the namespace where this is called: use one to be thrown
+        away. Raises FirewallError, ToolMissing."""
+        self._run([self._chosen().restore, "--noflush"], _PHYSDEV)
 
     # --- which variant ----------------------------------------------------------------------------
 

@@ -5,7 +5,8 @@ then, with all rights, and asks for none of the asker's but those the request ne
 for a kind of device in rtnl_newlink(), net/core/rtnetlink.c). So when it refuses, the module is not installed,
 is blacklisted, or loading was switched off (kernel.modules_disabled).
 
-br_netfilter is asked for by nothing: its settings are simply absent without it.
+br_netfilter is asked for by none of our requests: its settings are simply absent without it. Only a rule with
+the match `physdev` asks for it, once (`Iptables.load_bridge_filter`).
 """
 
 from __future__ import annotations

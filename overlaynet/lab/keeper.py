@@ -1,9 +1,8 @@
-"""Keeps a user's sandbox: ``python -m overlaynet.lab.keeper MARKER``; with ``--inside`` one that is there
-already.
+"""Keeps a user's sandbox: ``python -m overlaynet.lab.keeper ID LAB RUN STATE new|inside``.
 
-It makes the namespaces, says in one line of JSON that they are there or which step was refused, and then
-waits to be ended. All others of the lab join it. It holds nothing of the caller's: no terminal, no directory,
-no pipe.
+The words are those of the sandbox's marker. It makes the namespaces (``inside``: it is in them already), says
+in one line of JSON that they are there or which step was refused, and then waits to be ended. All others of
+the lab join it. It holds nothing of the caller's: no terminal, no directory, no pipe.
 """
 
 from __future__ import annotations
@@ -15,18 +14,20 @@ import sys
 from collections.abc import Sequence
 
 from overlaynet.kernel import userns
-from overlaynet.lab.marker import FILE
+from overlaynet.lab.marker import FILE, Marker
+
+NEW, INSIDE = "new", "inside"
 
 
 def main(arguments: Sequence[str]) -> int:
     """Make the sandbox and keep it until a signal ends this process; 1 if it could not be made."""
-    text, *inside = arguments
+    *words, where = arguments
     os.chdir("/")
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        if not inside:
+        if where != INSIDE:
             userns.isolate()
-            FILE.write_text(text, "utf-8")
+            FILE.write_text(Marker(*words).as_text(), "utf-8")
     except userns.Refused as refused:
         _say({"step": refused.step, "errno": refused.number})
         return 1

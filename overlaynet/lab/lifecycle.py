@@ -32,7 +32,8 @@ from typing import Any
 from overlaynet.client import AgentClient
 from overlaynet.core.keys import Keys
 from overlaynet.errors import AgentUnreachable, LabFailed, OverlayError, ToolMissing, TopologyError
-from overlaynet.kernel import capability, netns, process
+from overlaynet.firewall.iptables import Iptables
+from overlaynet.kernel import capability, netns, process, sysctl
 from overlaynet.lab import attach, cluster_store, faults, sandbox
 from overlaynet.lab.build import UNFINISHED, Builder
 from overlaynet.lab.converge import (
@@ -60,6 +61,7 @@ from overlaynet.lab.state import LabState, Running, boot_id, changing, load, sav
 from overlaynet.lab.topology import Container, Host, Topology
 from overlaynet.store.disk import write_identity
 
+BRIDGE_FILTER = "net/bridge/bridge-nf-call-iptables"
 TOOLS = ("ip", "nsenter", "setpriv", "etcd", "iptables")
 
 
@@ -74,8 +76,9 @@ def up(topology: Topology, paths: Paths, *, timeout_s: float, progress: Progress
         old = load(paths.lab(topology.name))
         _refuse_machines(topology.name, old)
         fresh = sandbox.prepare(topology.name, paths)
-        if fresh:  # what was broken in the one before went with it
-            paths.lab(topology.name).faults_json.unlink(missing_ok=True)
+        if fresh:
+            paths.lab(topology.name).faults_json.unlink(missing_ok=True)  # they went with the sandbox before
+            _load_bridge_filter()
         require_privilege("making a lab")
         try:
             healed = faults.heal_before(topology.name, paths)
@@ -86,6 +89,19 @@ def up(topology: Topology, paths: Paths, *, timeout_s: float, progress: Progress
                 with suppress(OverlayError):
                     _take_down(topology.name, paths, keep_logs=False)
             raise
+
+
+def _load_bridge_filter() -> None:
+    """Services need br_netfilter on their hosts, and who is in a sandbox cannot load it but by asking for it.
+    If that fails, agents tell what is missing, as they do where root has not loaded it."""
+    if sysctl.read(BRIDGE_FILTER) is not None:
+        return
+    spare = netns.new()
+    try:
+        with netns.entered(spare), suppress(OverlayError):
+            Iptables().load_bridge_filter()
+    finally:
+        os.close(spare)
 
 
 def check_before(topology: Topology) -> None:

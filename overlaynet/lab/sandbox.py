@@ -29,13 +29,14 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from overlaynet.errors import LabFailed
 from overlaynet.kernel import capability, process, userns
 from overlaynet.kernel.process import Process
 from overlaynet.lab import marker, unprivileged
+from overlaynet.lab.keeper import INSIDE, NEW
 from overlaynet.lab.marker import Marker
 from overlaynet.lab.netns_driver import clean_environ
 from overlaynet.lab.paths import LabPaths, Paths
@@ -212,7 +213,7 @@ def _made(name: str, paths: Paths, here: Marker | None) -> Sandbox:
         root.mkdir(mode=_OPEN, parents=True, exist_ok=True)
         root.chmod(_OPEN)
     mine = here or Marker(secrets.token_hex(16), name, str(paths.run_root), str(paths.state_root))
-    keeper = _started([mine.as_text(), *(["--inside"] if here else [])], name)
+    keeper = _started([*astuple(mine), INSIDE if here else NEW], name)
     return Sandbox(mine.id, keeper, process.boot_id())
 
 
@@ -236,6 +237,16 @@ def _started(words: list[str], name: str) -> Process:
     if document["step"] is not None:
         raise unprivileged.refusal(document["step"], document["errno"], unprivileged.facts(), name)
     return keeper
+
+
+def visit(paths: Paths) -> None:
+    """Be in a sandbox of no lab until this process ends, to try what works there. Raises SandboxRefused."""
+    mine = Marker(secrets.token_hex(16), "", str(paths.run_root), str(paths.state_root))
+    keeper = _started([*astuple(mine), NEW], "")
+    try:
+        _join("", Sandbox(mine.id, keeper, process.boot_id()))
+    finally:
+        process.kill([keeper])
 
 
 def end(name: str, paths: Paths) -> int:

@@ -214,7 +214,7 @@ def choose(name: str | None, environ: Mapping[str, str], paths: Paths) -> str:
     if len(labs) == 1:
         return labs[0]
     if not labs:
-        roots = [f"sudo overlaynet status -l {lab}" for lab in paths.roots()]
+        roots = ["sudo overlaynet get labs"] if paths.roots() else []
         raise LabChoice("no lab is running", evidence=_list(paths), next=["overlaynet up", *roots])
     raise LabChoice("which lab?", evidence=_list(paths), next=[f"overlaynet status -l {lab}" for lab in labs])
 
