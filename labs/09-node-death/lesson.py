@@ -1,9 +1,9 @@
 """What happens when a node dies?
 
-Nobody says so: what is not renewed runs out. A node's record lives for seconds, and its endpoints go with it; its
-subnet lives for a day, and so do the routes that its peers have to it. At the start the only endpoint of a service was
-on a node that is dead. The learner gives the service a second one elsewhere and the node its power back; then the
-check kills the node once more, while red calls all the time.
+Nobody says so: what is not renewed runs out. A node's record lives for seconds, and its endpoints go with it;
+its subnet lives for a day, and so do the routes that its peers have to it. At the start the only endpoint of a
+service was on a node that is dead. The learner gives the service a second one elsewhere and the node its power
+back; then the check kills the node once more, while red calls all the time.
 """
 
 import time
@@ -74,7 +74,7 @@ def _call(stage: Stage) -> bool:
 
 
 def _answers(stage: Stage) -> int:
-    """How many of `CALLS` calls are answered, by the packets that red receives. AssertionError unless all are."""
+    """How many of `CALLS` calls are answered, by the packets at red. AssertionError unless all are."""
     with stage.net.capture("red", "tcp port 80") as packets:
         told = list(takewhile(bool, (_call(stage) for _ in range(CALLS))))
     sent = packets.where(tcp(dport=80, flags="S"))
@@ -143,10 +143,10 @@ LESSON = Lesson(
     ),
     hints=(
         "Two things are wrong: a node without power, and a service whose only endpoint was there. "
-        "`overlaynet status` tells of both, `overlaynet get containers -o wide` who could answer instead.",
-        "green runs the same server as blue. `overlaynet describe svc/web` says which label a container must have "
-        "to be chosen; it is given when a container is attached, so detach green first. Power comes back by "
-        "`overlaynet heal`. One of the two is not enough: the check kills node-2 again.",
+        "`overlaynet status` tells of both, `overlaynet get containers` who could answer instead.",
+        "green runs the same server as blue. `overlaynet describe svc/web` says which label a container must "
+        "have to be chosen; it is given when a container is attached, so detach green first. Power comes "
+        "back by `overlaynet heal`. One of the two is not enough: the check kills node-2 again.",
         "overlaynet detach green; overlaynet attach green --label KEY=VALUE, with the selector of svc/web; "
         "overlaynet heal.",
     ),
