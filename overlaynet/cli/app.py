@@ -108,6 +108,20 @@ class App:
             case _:
                 self.echo(text() if callable(text) else text)
 
+    def explain(self, blocks: Callable[[Any], Iterable[Any]]) -> None:
+        """Tell the command lines that `cli/commands.py`, given to `blocks`, makes of it, if they are wanted."""
+        if self.explaining:
+            from overlaynet.cli import commands
+
+            commands.tell(self, blocks(commands))
+
+    def explain_store(self) -> None:
+        """The same of all that is asked of etcd from now on."""
+        if self.explaining:
+            from overlaynet.cli import commands
+
+            commands.follow_store(self)
+
     def _advise(self, error: OverlayError) -> None:
         """The etcd of a lab on this machine is the lab's to start again; any other is not ours. Next commands
         are about the lab that was asked about."""

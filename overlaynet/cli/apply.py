@@ -43,6 +43,7 @@ def apply(app: App, files: tuple[str, ...], namespace: str | None) -> None:
     them, are taken apart. Nothing is written unless all of it is right. A service that asks for no VIP or
     nodePort keeps the one it has, or is given one. An object is replaced as a whole.
     """
+    app.explain_store()
     found = [manifest for file in files for manifest in read(_text(file), file)]
     if not found:
         raise UsageError("there is no object to apply", evidence=", ".join(files))

@@ -84,6 +84,7 @@ def capture(
             source = stack.enter_context(probes)
             refuse(source.arm())
             _announce(app, found, job)
+            app.explain(lambda commands: commands.capturing(found, text))
             job.run(source, interrupted, _telling(app, live, stack))
     return _report(app, job, target, live)
 

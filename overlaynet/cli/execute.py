@@ -33,7 +33,9 @@ def execute(app: App, name: str, command: Sequence[str]) -> int:
     try:
         if not argv:
             raise UsageError("no command was given", next=[f"overlaynet exec {name} -- ip address"])
-        return run_in(app, name, with_addresses(argv, known.addresses(app.cluster)))
+        line = with_addresses(argv, known.addresses(app.cluster))
+        app.explain(lambda commands: commands.running(app, name, line))
+        return run_in(app, name, line)
     except OverlayError as error:
         app.fail(error)
         return COULD_NOT_START

@@ -85,6 +85,7 @@ def break_(
         "repaired_s": made.repaired_s,
     }
     app.result("Fault", document, lambda: made_text(made, app.command), [fault.id])
+    app.explain(lambda commands: commands.of_words(faultrecords.making(damage)))
 
 
 def made_text(made: Made, command: Callable[[str], str]) -> str:
@@ -132,6 +133,8 @@ def heal(app: App, fault: tuple[str, ...], everything: bool) -> None:
         left = faults.all
     document = {"items": [one.as_item() for one in healed], "left": [one.as_item() for one in left]}
     app.result("Healed", document, lambda: healed_text(healed, left), [one.id for one in healed])
+    mended = [words for one in healed for words in faultrecords.mending(one.damage)]
+    app.explain(lambda commands: commands.of_words(mended))
 
 
 def healed_text(healed: Sequence[Fault], left: Sequence[Fault]) -> str:

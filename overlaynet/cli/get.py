@@ -42,6 +42,16 @@ class Kind(NamedTuple):
     leaves_out: Callable[[Mapping[str, Any]], bool] = lambda item: False
     fleeting: tuple[str, ...] = ()
 
+    @property
+    def on_hosts(self) -> bool:
+        """Whether each host holds its own of it."""
+        return "{host}" in self.name
+
+    @property
+    def in_store(self) -> bool:
+        """Whether etcd holds it."""
+        return self.find in (_containers, _leases, _services, _endpoints)
+
     def names(self, items: Items) -> list[str]:
         """What `-o name` prints."""
         return [self.name.format_map(item) for item in items]
@@ -273,6 +283,8 @@ def get(app: App, kind: str, name: str | None, namespace: str | None, watching: 
             items=[i for i in found.items if namespace is None or i.get("namespace", namespace) == namespace]
         )
 
+    if chosen.in_store:
+        app.explain_store()
     if watching:
         words = app.command(" ".join(["get", kind, *([name] if name else [])]))
         named = Watched(
@@ -282,6 +294,8 @@ def get(app: App, kind: str, name: str | None, namespace: str | None, watching: 
     with nullcontext() if chosen is KINDS["lab"] else app.asking():
         found = look()
     items = found.items
+    if chosen.on_hosts:
+        app.explain(lambda commands: commands.showing(_kind(kind), items, pick_hosts(app.cluster, name)))
     shown = [item for item in items if app.wide or not chosen.leaves_out(item)]
     app.result(
         "List",

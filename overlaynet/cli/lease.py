@@ -29,6 +29,7 @@ def lease() -> None:
 @pass_app
 def list_(app: App) -> None:
     """List leases: the same as `get leases`."""
+    app.explain_store()
     kind = KINDS["lease"]
     items = kind.find(app, None).items
     app.result("List", {"items": items}, lambda: table(kind.columns, items, wide=app.wide), kind.names(items))
@@ -44,6 +45,7 @@ def reserve(app: App, subnet: str, public_ip: str, node_id: str | None) -> None:
     """Set SUBNET aside for one host: a lease that never expires."""
     from overlaynet.store import codec
 
+    app.explain_store()
     wanted = _subnet(subnet)
     view = read_view(app.cluster)
     _check_fits(wanted, view)
@@ -71,6 +73,7 @@ def delete(app: App, key: str, yes: bool) -> None:
     A living host claims a subnet again at once; its containers keep their addresses only if it gets the
     same one.
     """
+    app.explain_store()
     view = read_view(app.cluster)
     item = _find(key, view)
     short = item.key.rsplit("/", 1)[-1]

@@ -96,6 +96,7 @@ def up(
         "waiting": list(result.waiting),
     }
     app.result("Up", members, lambda: up_text(items, result, app.command), [wanted.name])
+    app.explain(lambda commands: commands.of_cluster(app, Lab.open(result.lab)))
     return 0 if result.converged else NOT_CONVERGED
 
 

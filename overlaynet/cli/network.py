@@ -53,6 +53,7 @@ def show(app: App) -> None:
     from overlaynet.store import codec
 
     key = app.cluster.keys().network_config
+    app.explain_store()
     store = app.cluster.store()
     try:
         item = _read(store, key)
@@ -120,6 +121,7 @@ def set_(app: App, file: Path, yes: bool) -> None:
     It is checked first, and written as it stands. Hosts that have one in force keep it until
     `overlaynet network apply`.
     """
+    app.explain_store()
     raw = _input(file)
     config = _parse(file, raw)
     outside = _outside(app, config)

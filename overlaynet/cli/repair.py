@@ -47,6 +47,7 @@ def diff(app: App, host: str | None) -> int:
     hosts += [{"host": n, "changes": [], "error": e.as_json()} for n, e in found.errors.items()]
     count = sum(len(item["changes"]) for item in hosts)
     names = [f"{h['host']}:{c['object']}:{c['key']}" for h in hosts for c in h["changes"]]
+    app.explain(lambda commands: commands.looking(picked))
     app.result("Diff", {"count": count, "hosts": hosts}, lambda: diff_text(hosts, app.command), names)
     return 1 if count else found.exit_code
 
@@ -110,6 +111,7 @@ def repair(app: App, host: str | None) -> int:
     firewall refused something.
     """
     hosts = pick_hosts(app.cluster, host)
+    app.explain(lambda commands: commands.repairing(survey_hosts(app, hosts, need_plan=True).surveys))
     with app.progress("repairing"):
         found = each_host(hosts, lambda h: _repair(app.cluster, h.name, app.timeout(REPAIR_TIMEOUT_S)))
         holds = _holds(app.cluster, hosts)

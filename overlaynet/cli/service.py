@@ -107,6 +107,7 @@ def create(
     namespace: str | None,
 ) -> None:
     """Create the service NAME; its VIP and nodePorts are chosen unless they are given."""
+    app.explain_store()
     made = Service(
         name=name,
         namespace=namespace or DEFAULT_NAMESPACE,
@@ -167,6 +168,7 @@ def _refuse_present(app: App, service_id: str) -> None:
 def delete(app: App, name: str, namespace: str | None) -> None:
     """Delete the service NAME (or NAMESPACE/NAME) with all it holds: its VIP, its nodePorts, and the
     EndpointSlices that name it."""
+    app.explain_store()
     service_id = name if "/" in name else f"{namespace or DEFAULT_NAMESPACE}/{name}"
     keys, store = app.cluster.keys(), app.cluster.store()
     try:

@@ -46,6 +46,7 @@ def trace(
     for file in write:
         write_picture(file, found, saved)
     _show(app, found, verbose=verbose)
+    app.explain(lambda commands: commands.of_trace(found))
     app.note_written(write)
     return EXIT[found.verdict]
 
