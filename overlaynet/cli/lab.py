@@ -9,18 +9,19 @@ from typing import Any
 
 import click
 
-from overlaynet.cli import names
+from overlaynet.cli import names, output
 from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.lifecycle import teller
 from overlaynet.cli.output import Column, member, members, table
+from overlaynet.cli.pictures import check_files, write_file
 from overlaynet.errors import PredictFirst, UsageError
 from overlaynet.lab.paths import Paths
-from overlaynet.lessons import classroom, record
+from overlaynet.lessons import classroom, record, report
 from overlaynet.lessons.board import INCONCLUSIVE, PROVED, Answer, Claim
 from overlaynet.lessons.catalogue import Entry, entries, find
 from overlaynet.lessons.classroom import Checked, Started
 from overlaynet.lessons.lesson import HINTS, Prediction
-from overlaynet.lessons.record import Progress, Record
+from overlaynet.lessons.record import Progress
 
 EXIT_CODES = {PROVED: 0, INCONCLUSIVE: 4}
 NOT_PROVED = 1
@@ -58,7 +59,7 @@ def listing(app: App) -> None:
     paths = Paths.here()
     done = record.load(paths)
     started = {entry.name for entry in classroom.running(paths)}
-    items = [_item(entry, done.lessons.get(entry.name), started) for entry in entries()]
+    items = [_item(entry, done.lessons.get(entry.name, Progress()), started) for entry in entries()]
     app.result(
         "Lessons",
         {"learner": done.learner, "items": items},
@@ -67,13 +68,13 @@ def listing(app: App) -> None:
     )
 
 
-def _item(entry: Entry, progress: Progress | None, started: set[str]) -> dict[str, Any]:
+def _item(entry: Entry, progress: Progress, started: set[str]) -> dict[str, Any]:
     lesson = entry.lesson
     return {
         "number": entry.number,
         "lesson": entry.name,
         "question": lesson.question,
-        "state": _state(entry, progress),
+        "state": report.state(progress, entry.unavailable),
         "lab": "up" if entry.name in started else None,
         "unavailable": entry.unavailable,
         "minutes": lesson.minutes,
@@ -81,14 +82,6 @@ def _item(entry: Entry, progress: Progress | None, started: set[str]) -> dict[st
         "disk_mb": lesson.disk_mb,
         "readme": str(entry.readme),
     }
-
-
-def _state(entry: Entry, progress: Progress | None) -> str | None:
-    if progress is not None and progress.proved_at is not None:
-        return "proved"
-    if entry.unavailable is not None:
-        return "not here"
-    return "started" if progress is not None and progress.started_at is not None else None
 
 
 def listing_text(items: Sequence[Mapping[str, Any]], app: App) -> str:
@@ -114,11 +107,8 @@ def start(app: App, lesson: str, seed: int) -> None:
     entry, paths = find(lesson), Paths.here()
     with app.progress(f"lesson {entry.name}") as say:
         started = classroom.start(entry, paths, seed=seed, progress=teller(say))
-    done = record.load(paths)
-    progress = done.of(entry.name)
-    progress.starts += 1
-    progress.started_at = progress.started_at or record.now()
-    record.save(done, paths)
+    with record.changing(paths) as done:
+        done.of(entry.name).begin()
     _result(app, entry, started)
 
 
@@ -203,21 +193,28 @@ def check(app: App, lesson: str | None, given: Sequence[str]) -> int:
     paths = Paths.here()
     entry = _entry(app, lesson, paths)
     app.lab = entry.name
-    done = record.load(paths)
-    progress = done.of(entry.name)
-    progress.predict(entry.lesson.read(given))
-    _ask(app, entry, progress)
-    record.save(done, paths)
+    classroom.started(entry, paths)
+    _predict(entry, entry.lesson.read(given), paths)
+    _ask(app, entry, paths)
+    predicted = record.load(paths).of(entry.name).predicted([p.name for p in entry.lesson.predictions])
     with app.progress(f"checking lesson {entry.name}"):
-        checked = classroom.check(entry, progress.predicted([p.name for p in entry.lesson.predictions]), paths)
-    _note(done, entry, checked, paths)
+        checked = classroom.check(entry, predicted, paths)
+    with record.changing(paths) as done:
+        done.of(entry.name).note(checked.as_json())
     document = {"lesson": entry.name, "number": entry.number, **checked.as_json()}
     app.result("LessonCheck", document, lambda: checked_text(entry, checked), [checked.verdict])
     return EXIT_CODES.get(checked.verdict, NOT_PROVED)
 
 
-def _ask(app: App, entry: Entry, progress: Progress) -> None:
+def _predict(entry: Entry, given: Mapping[str, str], paths: Paths) -> None:
+    """Take down what was predicted, at once: what comes next may fail, or be interrupted."""
+    with record.changing(paths) as done:
+        done.of(entry.name).predict(given)
+
+
+def _ask(app: App, entry: Entry, paths: Paths) -> None:
     """Have predicted what was not yet: on a terminal by asking. Raises PredictFirst."""
+    progress = record.load(paths).of(entry.name)
     missing = [p for p in entry.lesson.predictions if not progress.predictions.get(p.name)]
     if not missing:
         return
@@ -230,7 +227,7 @@ def _ask(app: App, entry: Entry, progress: Progress) -> None:
         )
     app.note("First predict what the packets will show. It is kept as you type it, right or wrong.")
     for prediction in missing:
-        progress.predict({prediction.name: _asked(prediction)})
+        _predict(entry, {prediction.name: _asked(prediction)}, paths)
 
 
 def _asked(prediction: Prediction) -> str:
@@ -242,15 +239,6 @@ def _asked(prediction: Prediction) -> str:
 
     question = f"{prediction.question} ({prediction.wanted})"
     return str(click.prompt(question, value_proc=read, err=True))
-
-
-def _note(done: Record, entry: Entry, checked: Checked, paths: Paths) -> None:
-    progress = done.of(entry.name)
-    progress.checks += 1
-    progress.last = checked.as_json()
-    if checked.verdict == PROVED:
-        progress.proved_at = progress.proved_at or record.now()
-    record.save(done, paths)
 
 
 _WORDS = {True: "right", False: "wrong", None: "not captured yet"}
@@ -304,10 +292,88 @@ def hint(app: App, lesson: str | None) -> None:
     """The next hint of three, from a nudge to nearly the answer."""
     paths = Paths.here()
     entry = _entry(app, lesson, paths)
-    done = record.load(paths)
-    progress = done.of(entry.name)
-    progress.hints = min(progress.hints + 1, HINTS)
-    record.save(done, paths)
-    text = entry.lesson.hints[progress.hints - 1]
-    document = {"lesson": entry.name, "level": progress.hints, "of": HINTS, "hint": text}
-    app.result("LessonHint", document, f"hint {progress.hints} of {HINTS}: {text}", [str(progress.hints)])
+    with record.changing(paths) as done:
+        level = done.of(entry.name).hint()
+    text = entry.lesson.hints[level - 1]
+    document = {"lesson": entry.name, "level": level, "of": HINTS, "hint": text}
+    app.result("LessonHint", document, f"hint {level} of {HINTS}: {text}", [str(level)])
+
+
+# --- reporting ------------------------------------------------------------------------------------
+
+_HTML, _JSON = ".html", ".json"
+_REPORT: tuple[Column, ...] = (
+    member("", "number"),
+    *members("LESSON", "STATE", "STARTS", "CHECKS", "HINTS"),
+    Column("RIGHT AT FIRST", lambda item: _right_first(item)),
+    Column("PROVED", lambda item: report.when(item["proved_at"])),
+)
+_CLASS: tuple[Column, ...] = (
+    *members("LEARNER", "MACHINE", "PROVED"),
+    Column("HINTS", lambda item: sum(lesson["hints"] for lesson in item["items"])),
+    Column("RIGHT AT FIRST", lambda item: _right_first(*item["items"])),
+    Column("MADE", lambda item: report.when(item["made_at"])),
+)
+
+
+@lab.command("report")
+@click.argument("files", type=click.Path(path_type=Path), nargs=-1, metavar="[FILE.json]...")
+@click.option(
+    "-w",
+    "--write",
+    "written",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Write FILE.html, or of one learner FILE.json.",
+)
+@shared
+@pass_app
+def reporting(app: App, files: Sequence[Path], written: Sequence[Path]) -> None:
+    """What you did in each lesson, to hand in; or what learners did, from the files that they wrote.
+
+    `overlaynet lab report -w NAME.json` is a learner's to send, `overlaynet lab report *.json -w class.html`
+    the teacher's to read.
+    """
+    check_files(written, [_HTML] if len(files) > 1 else [_HTML, _JSON])
+    found = [(file.name, report.read(file)) for file in files] or [("", _own_report())]
+    for file in written:
+        write_file(file, _written(found, file.suffix).encode())
+    if len(found) == 1:
+        _, one = found[0]
+        app.result(report.KIND, one, lambda: report_text(one, app), [i["lesson"] for i in one["items"]])
+    else:
+        learners = [one for _, one in found]
+        names = [one["learner"] for one in learners]
+        app.result("LessonReports", {"items": learners}, lambda: class_text(learners, app), names)
+    app.note_written(written)
+
+
+def _own_report() -> dict[str, Any]:
+    members = report.report(record.load(Paths.here()), entries())
+    return output.document(report.KIND, None, members)
+
+
+def _written(found: Sequence[tuple[str, Mapping[str, Any]]], form: str) -> str:
+    from overlaynet.lessons.page import class_page, learner_page
+
+    if form == _JSON:
+        return output.to_json(found[0][1]) + "\n"
+    return class_page(found) if len(found) > 1 else learner_page(found[0][1])
+
+
+def _right_first(*items: Mapping[str, Any]) -> str | None:
+    right, known = map(sum, zip(*map(report.right_first, items), strict=True))
+    return f"{right} of {known}" if known else None
+
+
+def report_text(one: Mapping[str, Any], app: App) -> str:
+    """Who, and a table of the lessons."""
+    who = f"{one['learner']}: {report.headline([one])}"
+    return "\n".join([who, table(_REPORT, one["items"], wide=app.wide, width=app.width)])
+
+
+def class_text(learners: Sequence[Mapping[str, Any]], app: App) -> str:
+    """A line for each learner."""
+    who = f"{len(learners)} learners: {report.headline(learners)}"
+    return "\n".join([who, table(_CLASS, learners, wide=app.wide, width=app.width)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -19,9 +19,13 @@ Pictured: TypeAlias = Trace | Prediction
 def check_pictures(files: Iterable[Path], *, bundles: bool) -> None:
     """Find out before anything is sent what could not be written after it. Raises UsageError for a name whose
     end says nothing, EnvironmentProblem."""
+    check_files(files, [*_FORMS, *([BUNDLE] if bundles else [])])
+
+
+def check_files(files: Iterable[Path], ends: Sequence[str]) -> None:
+    """The same for files of other things, whose names have these ends."""
     for file in files:
-        if file.suffix not in _FORMS and not (bundles and file.suffix == BUNDLE):
-            ends = [*_FORMS, *([BUNDLE] if bundles else [])]
+        if file.suffix not in ends:
             raise UsageError(
                 f"{str(file)!r} does not say what to write",
                 evidence=f"its name ends in one of: {' '.join(ends)}",

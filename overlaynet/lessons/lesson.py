@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HINTS = 3
 """From a nudge to nearly the answer."""
 _NAME = re.compile(r"[a-z][-_a-z0-9]*")
-_POINT = re.compile(r"[a-z][-a-z0-9]*:[^\s:/]{1,15}")
+_POINT = re.compile(r"[a-z][-a-z0-9]*:[!-.0-9;-~]{1,15}")
 
 
 @dataclass(frozen=True, slots=True)

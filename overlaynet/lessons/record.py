@@ -23,6 +23,7 @@ from typing import Any
 from overlaynet.errors import EnvironmentProblem
 from overlaynet.lab.paths import Paths
 from overlaynet.lessons.board import PROVED
+from overlaynet.lessons.lesson import HINTS
 from overlaynet.store.disk import write_atomically
 
 _ODD = re.compile(r"[^-.\w]")
@@ -46,6 +47,11 @@ class Progress:
         """Take down that the lesson was started."""
         self.starts += 1
         self.started_at = self.started_at or now()
+
+    def hint(self) -> int:
+        """Take down that one more hint was asked for; the last one again is none. Answers which it is."""
+        self.hints = min(self.hints + 1, HINTS)
+        return self.hints
 
     def note(self, checked: Mapping[str, Any]) -> None:
         """Take down what a check found: its document (`classroom.Checked`)."""

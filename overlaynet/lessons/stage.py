@@ -11,13 +11,15 @@ from typing import Any
 
 from overlaynet.cluster.breaking import changing_faults
 from overlaynet.cluster.contexts import LabCluster
-from overlaynet.errors import LabFailed, OverlayError
+from overlaynet.errors import AgentUnreachable, LabFailed, OverlayError
 from overlaynet.lab.faultkinds import Request
 from overlaynet.lab.lab import Lab
 from overlaynet.proof.network import Network
 
 POLL_S = 0.1
 COMMAND_S = 60.0
+HOLD_S = 60.0
+"""After which a hold of a check that was ended ends as well."""
 
 
 class Stage:
@@ -98,6 +100,21 @@ class Stage:
             yield
         finally:
             self.heal(fault)
+
+    @contextmanager
+    def held(self, host: str, kind: str, key: str) -> Iterator[None]:
+        """For the length of the block the host's agent, if one runs, leaves this object alone (`kind` and `key`
+        as in docs/agent-api.md), so that a check may change it. Afterwards the agent puts right what is wrong."""
+        what = {"kind": kind, "key": key}
+        try:
+            self.lab.agent(host).post("/v1/hold", {**what, "for_s": HOLD_S, "reason": "a lesson's check"})
+        except AgentUnreachable:
+            yield
+            return
+        try:
+            yield
+        finally:
+            self.lab.agent(host).post("/v1/release", what)
 
     def until(self, condition: Callable[[], bool], words: str, seconds: float = 20.0) -> None:
         """Wait for something that comes by itself. AssertionError with these words if it does not; an error

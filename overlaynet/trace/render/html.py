@@ -39,8 +39,8 @@ def html(what: Trace | Prediction) -> str:
     return page(_title(stories[0]), [*body, *_repeat(what.question, None)])
 
 
-def page(title: str, body: Iterable[str]) -> str:
-    """A whole document around these blocks."""
+def page(title: str, body: Iterable[str], looks: str = "") -> str:
+    """A whole document around these blocks; `looks`: rules of style that only they need."""
     head = [
         "<!DOCTYPE html>",
         '<html lang="en">',
@@ -49,7 +49,7 @@ def page(title: str, body: Iterable[str]) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{text(title)}</title>",
-        f"<style>\n{style()}</style>",
+        f"<style>\n{style()}{looks}</style>",
         "</head>",
         "<body>",
         "<main>",
