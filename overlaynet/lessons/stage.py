@@ -104,7 +104,7 @@ class Stage:
     @contextmanager
     def held(self, host: str, kind: str, key: str) -> Iterator[None]:
         """For the length of the block the host's agent, if one runs, leaves this object alone (`kind` and `key`
-        as in docs/agent-api.md), so that a check may change it. Afterwards the agent puts right what is wrong."""
+        as in docs/agent-api.md), so that a check may change it. Afterwards it puts right what is wrong."""
         what = {"kind": kind, "key": key}
         try:
             self.lab.agent(host).post("/v1/hold", {**what, "for_s": HOLD_S, "reason": "a lesson's check"})
