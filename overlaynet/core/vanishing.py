@@ -16,8 +16,9 @@ look like, and are believed at once. These are not:
 A node that writes itself in again writes its containers too. What is still missing `TOGETHER_S` later has
 been detached meanwhile.
 
-The store tells of one revision's deletions key by key, those of containers before or after that of their
-node. So a container's going is remembered until its node's may have been told.
+The store tells of one revision's deletions prefix by prefix, those of containers before or after that of their
+node. So a container's going is remembered until its node's may have been told; and the last one of a service
+stays in use for that moment, `APART_S`, or calls would be refused in it.
 
 What stays is in `View.kept`, for all, or in `View.last`, for one service each.
 """
@@ -35,6 +36,10 @@ from overlaynet.core.serviceindex import selects
 from overlaynet.core.view import View
 from overlaynet.events import Changed, Gone, Synced
 from overlaynet.model import NodeRecord, Stored, Workload
+
+APART_S = 0.5
+"""Between the news of a container's going and that of its node's, if both went at one revision. They come right
+behind each other, but whoever tells or hears them may be slow."""
 
 Held: TypeAlias = tuple[str, str]
 """The service that a record is kept for, by key (empty: for all), and the record's key."""
@@ -62,6 +67,8 @@ class Vanishing:
     """No deadline is earlier; so what happens often need not look at all of them."""
     _withdrawn: dict[str, Lapse] = field(default_factory=dict)
     """By node, the containers that were deleted at its newest revision of that kind."""
+    _undecided: set[Held] = field(default_factory=set)
+    """What stays for the moment in which nobody knows yet whether its node has lapsed."""
 
     def at_stake(self, event: Synced | Changed | Gone) -> Sequence[Stored[Any]]:
         """The records that this event may take away."""
@@ -108,8 +115,8 @@ class Vanishing:
 
     def stale(self) -> list[str]:
         """Keys of the containers, services and slices that stay in use, in order."""
-        nodes = self.view.keys.nodes
-        return sorted({key for _, key in self.until if not key.startswith(nodes)})
+        nodes, doubted = self.view.keys.nodes, self.until.keys() - self._undecided
+        return sorted({key for _, key in doubted if not key.startswith(nodes)})
 
     # --- what happened ----------------------------------------------------------------------------
 
@@ -136,6 +143,17 @@ class Vanishing:
         if waiting is None or waiting.revision != revision:
             waiting = self._withdrawn[item.value.node] = Lapse(now, revision, {})
         waiting.records[item.key] = item
+        self._await_node(item, now)
+
+    def _await_node(self, item: Stored[Workload], now: float) -> None:
+        """One that was told to go has gone as it was meant to."""
+        for key in self.view.index.choosing(item.value):
+            service = self.view.index.services[key].value
+            was_usable = not item.value.terminating and has_usable(service, (item.value,), ())
+            if was_usable and not self._has_usable(key):
+                self.view.last.setdefault(key, {})[item.key] = item.value
+                self._undecided.add((key, item.key))
+                self._hold((key, item.key), now + APART_S)
 
     def _missing(self, gone: Sequence[Stored[Any]], revision: int, now: float) -> None:
         """A listing lacks them. A node that is missing has lapsed, and its containers with it."""
@@ -193,8 +211,16 @@ class Vanishing:
             for item in lapse.records.values():
                 if isinstance(item.value, Workload) and selects(service, item.value):
                     self.view.last.setdefault(key, {})[item.key] = item.value
+                    self._decide((key, item.key))
                     self._hold((key, item.key), self.until.get((key, item.key), now + HOLD_DOWN_S))
         self.view.index.touched.add(key)
+
+    def _decide(self, held: Held) -> None:
+        """It has lapsed, and stays for as long as what has."""
+        if held in self._undecided:
+            self._undecided.discard(held)
+            del self.until[held]
+            self._soonest = min(self.until.values(), default=math.inf)
 
     def _hold(self, held: Held, until: float) -> None:
         self.until[held] = until
@@ -204,6 +230,7 @@ class Vanishing:
 
     def _drop(self, held: Held) -> None:
         del self.until[held]
+        self._undecided.discard(held)
         service, key = held
         if not service:
             self.view.let_go(key)

@@ -23,6 +23,7 @@ from helpers.model import (
 
 from overlaynet.core.departures import HOLD_DOWN_S
 from overlaynet.core.engine import Engine
+from overlaynet.core.vanishing import APART_S
 from overlaynet.errors import StoreUnavailable
 from overlaynet.events import (
     Attached,
@@ -127,6 +128,10 @@ def test_last_container_that_is_detached_serves_no_more(store):
     one, two = with_pods(store, 2)
     two.hear(Detached(pod(2, 2).id))
     two.settle()
+    one.settle()
+    assert codes(one) == []
+    assert one.engine.deadline() == APART_S
+    one.wait(APART_S)
     assert leads_to(one) == []
     assert codes(one) == []
 

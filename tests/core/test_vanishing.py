@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from overlaynet.core.departures import HOLD_DOWN_S, TOGETHER_S
 from overlaynet.core.services import members_of
-from overlaynet.core.vanishing import Vanishing
+from overlaynet.core.vanishing import APART_S, Vanishing
 from overlaynet.core.view import View
 from overlaynet.events import Changed, Gone, Synced
 from overlaynet.model import NodeRecord, Workload
@@ -98,10 +98,41 @@ def test_last_endpoints_stay_when_their_host_dies_and_only_so_long(node_first):
     assert world.used == []
 
 
-def test_last_endpoints_that_were_detached_are_gone_at_once():
+def test_last_endpoints_that_were_detached_are_gone_once_no_death_of_their_host_was_told():
     world = World(pod(2, 2), pod(2, 3))
     world.gone(key_of(pod(2, 2)))
+    assert world.used == ["2.3"]
     world.gone(key_of(pod(2, 3)))
+    assert world.used == ["2.3?"]
+    assert world.vanishing.stale() == []  # that is no trouble to tell of
+    world.wait(APART_S)
+    assert world.used == []
+    assert world.vanishing.deadline() is None
+
+
+def test_last_endpoint_is_in_use_at_any_time_while_its_hosts_death_is_told_bit_by_bit():
+    world = World(pod(2, 2))
+    world.gone(key_of(pod(2, 2)))
+    assert world.used == ["2.2?"]
+    world.wait(APART_S / 2)
+    world.hear(Gone(key_of(node(2)), world.revision))
+    assert world.used == ["2.2?"]
+    assert world.vanishing.deadline() == world.now + HOLD_DOWN_S
+    world.wait(APART_S)
+    assert world.used == ["2.2?"]
+    assert world.vanishing.stale() == [key_of(pod(2, 2))]
+
+
+def test_last_endpoint_that_was_told_to_go_is_gone_at_once():
+    world = World(pod(2, 2))
+    world.put(pod(2, 2, ready=False, terminating=True))
+    world.gone(key_of(pod(2, 2)))
+    assert world.used == []
+
+
+def test_endpoint_that_served_nobody_is_gone_at_once():
+    world = World(pod(2, 2, ready=False, serving=False))
+    world.gone(key_of(pod(2, 2)))
     assert world.used == []
 
 
@@ -109,6 +140,7 @@ def test_detached_first_and_host_dead_after_is_no_lapse():
     world = World(pod(2, 2))
     world.gone(key_of(pod(2, 2)))
     world.dies(2)
+    world.wait(APART_S)
     assert world.used == []
 
 
@@ -132,6 +164,7 @@ def test_last_one_detached_after_a_death_leaves_nothing():
     world = World(pod(2, 2), pod(3, 2))
     world.dies(2)
     world.gone(key_of(pod(3, 2)))
+    world.wait(APART_S)
     assert world.used == []
 
 
@@ -143,6 +176,7 @@ def test_usable_endpoint_ends_the_use_of_the_last_known_ones_for_good():
     world.put(pod(3, 2))
     assert world.used == ["3.2"]
     world.gone(key_of(pod(3, 2)))
+    world.wait(APART_S)
     assert world.used == []
 
 
