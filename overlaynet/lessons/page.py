@@ -147,8 +147,8 @@ def class_page(reports: Sequence[tuple[str, Report]]) -> str:
     body = [
         f"<h1>{text(count_of(len(reports), 'learner'))}</h1>",
         f'<p class="verdict">{text(headline(documents))}</p>',
-        '<p class="quiet">✓ proved, … begun, ∅ cannot be run on that machine; 3/4: three of four values were predicted '
-        "right at first; h2: two hints were asked for.</p>",
+        '<p class="quiet">✓ proved, … begun, ∅ cannot be run on that machine; 3/4: three of four values were '
+        "predicted right at first; h2: two hints were asked for.</p>",
         *_grid(reports, lessons),
         *_misbeliefs(documents, lessons),
     ]
@@ -252,6 +252,7 @@ time { white-space: nowrap; }
 .grid thead th:not(:first-child):not(:last-child) span { writing-mode: vertical-rl; transform: rotate(180deg); }
 .grid tbody tr:last-child > * { border-top: 2px solid var(--edge); }
 code.right { text-decoration: underline; font-weight: 700; color: var(--good); }
+.wide { position: relative; }
 .spoken { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 @media print {
   @page { margin: 12mm; }
