@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import click
 
@@ -75,14 +76,22 @@ def check_target(app: App, target: str) -> None:
 
 
 @click.command()
-@click.argument("name", shell_complete=names.places)
+@click.argument("name", required=False, shell_complete=names.places)
 @shared
 @pass_app
-def shell(app: App, name: str) -> int:
-    """Open a shell in the network namespace of a container or host.
+def shell(app: App, name: str | None) -> int:
+    """Open a shell in the network namespace of a container or host, or a prompt for the verbs.
 
-    Names of containers and hosts are there as variables that hold their addresses: ping $web_3
+    With NAME: a shell there. Names of containers and hosts are variables that hold their addresses: ping $web_3
+
+    Without: a prompt at which the verbs need no `overlaynet` in front, and `web-1 ping -c1 web-3` is short for
+    `exec web-1 -- ping -c1 web-3`. It has history and completion; help, exit and Ctrl-D do what they say. From
+    a pipe it reads lines as a script. The exit code is that of the last line.
     """
+    if name is None:
+        from overlaynet.cli import prompt
+
+        return prompt.session(app)
     addresses = known.addresses(app.cluster)
     check_target(app, name)
     if sys.stdin.isatty():
@@ -90,7 +99,20 @@ def shell(app: App, name: str) -> int:
             f"in {name}; addresses: " + "  ".join(f"${variable(n)}={ip}" for n, ip in sorted(addresses.items()))
         )
     bash = shutil.which("bash") if app.cluster.one_machine else "bash"
-    return run_in(app, name, shell_argv(name, app.cluster.name, addresses, bash))
+    argv = shell_argv(name, app.cluster.name, addresses, bash)
+    return run_in(app, name, [*argv[:1], *_history(app), *argv[1:]])
+
+
+def _history(app: App) -> list[str]:
+    """Where bash keeps what was typed, apart from the user's own. Another machine's files are not ours."""
+    if not app.cluster.one_machine:
+        return []
+    from overlaynet.cli.prompt import history_file
+
+    file = history_file("shell_history")
+    with suppress(OSError):
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return [f"HISTFILE={file}"]
 
 
 def variable(name: str) -> str:

@@ -89,6 +89,11 @@ def lines() -> Mapping[str, Any]:
     return _read(LINES)
 
 
+def all_places(lab: str | None) -> Iterator[str]:
+    """Wherever a command can be run."""
+    return (name for name, _ in _places(named(lab)))
+
+
 # --- completers -----------------------------------------------------------------------------------
 
 

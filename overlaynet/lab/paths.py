@@ -116,7 +116,7 @@ class Paths:
     def here(cls) -> Paths:
         """All that this user has or sees. In a sandbox that is what its user has."""
         if os.geteuid() != 0:
-            return cls(own=_of_user(os.environ, Path.home()))
+            return cls(own=of_user(os.environ, Path.home()))
         sandbox = marker.here()
         return cls(Path(sandbox.run_root), Path(sandbox.state_root)) if sandbox else cls()
 
@@ -160,7 +160,7 @@ class Paths:
         return tuple(sorted({file.parent.name for file in files}))
 
 
-def _of_user(environ: Mapping[str, str], home: Path) -> Paths:
+def of_user(environ: Mapping[str, str], home: Path) -> Paths:
     """Relative paths in these variables are invalid, and count for nothing. Without a directory for what ends
     with the session, all of it is with the durable files."""
     state = _absolute(environ.get("XDG_STATE_HOME")) or home / ".local" / "state"

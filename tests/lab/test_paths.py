@@ -28,7 +28,7 @@ def save(paths: Paths, name: str, driver: str = "netns") -> None:
 
 def test_roots_are_those_of_the_users_own_files(tmp_path: Path) -> None:
     environ = {"XDG_RUNTIME_DIR": "/run/user/7", "XDG_STATE_HOME": "/home/u/state"}
-    found = module._of_user(environ, tmp_path)
+    found = module.of_user(environ, tmp_path)
     assert (found.run_root, found.state_root) == (
         Path("/run/user/7/overlaynet"),
         Path("/home/u/state/overlaynet"),
@@ -37,7 +37,7 @@ def test_roots_are_those_of_the_users_own_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("environ", [{}, {"XDG_RUNTIME_DIR": "run", "XDG_STATE_HOME": "state"}])
 def test_without_usable_variables_all_is_in_the_home_directory(environ: dict[str, str], tmp_path: Path) -> None:
-    found, base = module._of_user(environ, tmp_path), tmp_path / ".local/state/overlaynet"
+    found, base = module.of_user(environ, tmp_path), tmp_path / ".local/state/overlaynet"
     assert (found.run_root, found.state_root) == (base / "run", base)
 
 
