@@ -18,6 +18,7 @@ from pathlib import Path
 
 from overlaynet.errors import SandboxRefused
 from overlaynet.kernel.userns import MAP, MOUNTS, NETWORK, USER
+from overlaynet.lab.topology import DEFAULT_NAME
 
 ADVICE = "docs/rootless.md"
 _LIMITS = {USER: "user", MOUNTS: "mnt", NETWORK: "net"}
@@ -63,12 +64,13 @@ def _number(name: str) -> int | None:
 
 
 def refusal(step: str, number: int, found: Facts, lab: str = "") -> SandboxRefused:
-    """The error for a step that was refused with this errno. `lab`: the words that choose the lab."""
+    """The error for a step that was refused with this errno. `lab`: which one was to be made."""
     reason, steps = _reason(step, number, found)
+    chosen = f" -l {lab}" if lab not in ("", DEFAULT_NAME) else ""
     return SandboxRefused(
         f"this machine gives you no lab without root: {reason}",
         evidence=f"{step}: {os.strerror(number)}{_told(found)}",
-        next=[*steps, f"sudo overlaynet up {lab}".rstrip()],
+        next=[*steps, f"sudo overlaynet up{chosen}"],
     )
 
 
