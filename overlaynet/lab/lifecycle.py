@@ -61,6 +61,7 @@ from overlaynet.lab.state import LabState, Running, boot_id, changing, load, sav
 from overlaynet.lab.topology import Container, Host, Topology
 from overlaynet.store.disk import write_identity
 
+LONGEST_SOCKET = 107
 BRIDGE_FILTER = "net/bridge/bridge-nf-call-iptables"
 TOOLS = ("ip", "nsenter", "setpriv", "etcd", "iptables")
 
@@ -70,8 +71,8 @@ TOOLS = ("ip", "nsenter", "setpriv", "etcd", "iptables")
 
 def up(topology: Topology, paths: Paths, *, timeout_s: float, progress: Progress = silent) -> UpResult:
     """Make the lab as the topology says. Raises OverlayErrors; a lab that only takes too long is no error."""
-    check_before(topology)
     paths = paths.mine
+    check_before(topology, paths.lab(topology.name))
     with changing(paths, topology.name):
         old = load(paths.lab(topology.name))
         _refuse_machines(topology.name, old)
@@ -104,8 +105,10 @@ def _load_bridge_filter() -> None:
         os.close(spare)
 
 
-def check_before(topology: Topology) -> None:
+def check_before(topology: Topology, lab: LabPaths) -> None:
     """What can be told before anything is touched. Raises ToolMissing, TopologyError."""
+    _check_sockets([lab.host(host.name).socket for host in topology.hosts])
+    _check_sockets([lab.host(c.host).probe_socket(c.name) for c in topology.containers if c.needs_helper])
     for name in TOOLS:
         process.tool(name)
     for container in topology.containers:
@@ -118,6 +121,17 @@ def _refuse_machines(name: str, state: LabState | None) -> None:
         raise TopologyError(
             f"lab {name!r} is on machines, reached by {state.driver}",
             next=[f"overlaynet down -l {name}", "overlaynet up -l ANOTHER_NAME"],
+        )
+
+
+def _check_sockets(sockets: Iterable[Path]) -> None:
+    longest = max(sockets, key=lambda path: len(os.fsencode(path)), default=Path())
+    length = len(os.fsencode(longest))
+    if length > LONGEST_SOCKET:
+        raise TopologyError(
+            "the path of a socket would be too long for the kernel",
+            evidence=f"{longest} has {length} bytes; unix(7) allows {LONGEST_SOCKET}",
+            next=["shorter names, or a shorter directory: XDG_RUNTIME_DIR=/run/user/$(id -u) overlaynet up"],
         )
 
 

@@ -21,6 +21,7 @@ from overlaynet.kernel.userns import MAP, MOUNTS, NETWORK, USER
 from overlaynet.lab.topology import DEFAULT_NAME
 
 ADVICE = "docs/rootless.md"
+_UNFILTERED = " ".join(f"--security-opt {what}=unconfined" for what in ("seccomp", "apparmor", "systempaths"))
 _LIMITS = {USER: "user", MOUNTS: "mnt", NETWORK: "net"}
 _PERMISSION = (errno.EPERM, errno.EACCES)
 _FILTER = 2
@@ -100,8 +101,7 @@ def _reason(step: str, number: int, found: Facts) -> tuple[str, list[str]]:
         steps = [f"add an AppArmor profile for overlaynet as in {ADVICE}", f"sudo sysctl -w {setting}=0"]
         return "AppArmor takes all rights from user namespaces that programs without a profile make", steps
     if found.filtered and number in (*_PERMISSION, errno.ENOSYS):
-        steps = ["docker run --security-opt seccomp=unconfined --security-opt systempaths=unconfined ..."]
-        return "a seccomp filter, as containers have, forbids namespaces", steps
+        return "a seccomp filter, as containers have, forbids namespaces", [f"docker run {_UNFILTERED} ..."]
     return "the kernel refused a step", [f"see the distributions in {ADVICE}"]
 
 

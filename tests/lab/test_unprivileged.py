@@ -68,7 +68,8 @@ CASES = [
         errno.EPERM,
         Facts(filtered=True, most=PLENTY),
         "a seccomp filter",
-        "docker run --security-opt seccomp=unconfined --security-opt systempaths=unconfined ...",
+        "docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined"
+        " --security-opt systempaths=unconfined ...",
         id="container-eperm",
     ),
     pytest.param(
@@ -76,7 +77,8 @@ CASES = [
         errno.ENOSYS,
         Facts(filtered=True),
         "a seccomp filter",
-        "docker run --security-opt seccomp=unconfined --security-opt systempaths=unconfined ...",
+        "docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined"
+        " --security-opt systempaths=unconfined ...",
         id="container-enosys",
     ),
     pytest.param(
