@@ -80,20 +80,24 @@ class Entry:
         except OverlayError:
             raise
         except Exception as error:
-            lines = [
-                f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(str(self.folder))
-            ]
-            line = error.lineno if isinstance(error, SyntaxError) else lines[-1].lineno if lines else None
-            where = self.folder / "lesson.py" if line is None else f"{self.folder / 'lesson.py'}:{line}"
+            words = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}"
             raise LessonFailed(
                 f"the {what} of lesson {self.name} is broken",
-                evidence=f"{where}: {type(error).__name__}: {error}",
+                evidence=f"{self._line_of(error)}: {words}",
             ) from error
+
+    def _line_of(self, error: Exception) -> str:
+        """``FILE:LINE``; the file alone where no line of it was run."""
+        file = str(self.folder / "lesson.py")
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        line = error.lineno if isinstance(error, SyntaxError) else next(reversed(lines), None)
+        return file if line is None else f"{file}:{line}"
 
     @cached_property
     def unavailable(self) -> str | None:
-        """Why it cannot be run on this machine, or None."""
-        return needs.missing(self.lesson.needs)
+        """Why it cannot be run on this machine, or None. Raises LessonFailed."""
+        with self.own_errors("file"):
+            return needs.missing(self.lesson.needs)
 
     def topology(self) -> Topology:
         """Its lab. Raises TopologyError."""

@@ -37,6 +37,9 @@ NEEDS: Mapping[str, Callable[[], str | None]] = {"wireguard": _wireguard}
 
 
 def missing(needs: tuple[str, ...]) -> str | None:
-    """The first reason why a lesson with these needs cannot be run here."""
+    """The first reason why a lesson with these needs cannot be run here. Raises ValueError for a need that is
+    none."""
+    if unknown := [need for need in needs if need not in NEEDS]:
+        raise ValueError(f"nobody knows how to look for {', '.join(unknown)}; there are {', '.join(NEEDS)}")
     reasons = (NEEDS[need]() for need in needs)
     return next((reason for reason in reasons if reason is not None), None)

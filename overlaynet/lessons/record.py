@@ -106,7 +106,7 @@ def file_of(name: str, paths: Paths) -> Path:
     """Where a learner's record is. No character of a name leads out of its folder, and no two names share a
     file: odd characters stand there as their numbers."""
     safe = _ODD.sub(lambda odd: "".join(f"%{byte:02X}" for byte in odd[0].encode()), name)
-    return (paths.own or paths).state_root / "lessons" / f"{safe}.json"
+    return paths.mine.state_root / "lessons" / f"{safe}.json"
 
 
 def load(paths: Paths, name: str | None = None) -> Record:
@@ -142,6 +142,8 @@ _PLAIN: Mapping[str, tuple[type, ...]] = {
 def _progress(value: Mapping[str, Any]) -> Progress:
     """Members that are unknown here are a newer version's, and no reason to refuse the rest. Raises
     TypeError."""
+    if not isinstance(value, dict):
+        raise TypeError(f"a lesson is {value!r:.60}")
     known = {name: value[name] for name in (f.name for f in fields(Progress)) if name in value}
     for name, member in known.items():
         if not isinstance(member, _PLAIN[name]):
