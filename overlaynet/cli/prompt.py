@@ -101,7 +101,13 @@ class Prompt:
         raise Leave(self.last)
 
     def _help(self) -> int:
-        self.app.echo(HELP + "\nverbs: " + " ".join(_verbs()))
+        from overlaynet.cli.main import VERBS
+
+        groups = dict.fromkeys(verb.group for verb in VERBS.values())
+        lines = (
+            f"  {group:<14}  {' '.join(n for n, v in VERBS.items() if v.group == group)}" for group in groups
+        )
+        self.app.echo("\n".join([HELP, *lines]))
         return 0
 
     def _overlaynet(self, *words: str) -> int:
