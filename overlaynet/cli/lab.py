@@ -22,6 +22,7 @@ from overlaynet.lessons.catalogue import Entry, entries, find
 from overlaynet.lessons.classroom import Checked, Started
 from overlaynet.lessons.lesson import HINTS, Prediction
 from overlaynet.lessons.record import Progress
+from overlaynet.trace.render.text import count_of
 
 EXIT_CODES = {PROVED: 0, INCONCLUSIVE: 4}
 NOT_PROVED = 1
@@ -159,9 +160,10 @@ def _prediction_item(prediction: Prediction) -> dict[str, Any]:
 def started_text(entry: Entry, started: Started) -> str:
     """The question, where to read, what to predict."""
     lesson = entry.lesson
+    size = f"{count_of(started.hosts, 'host')}, {count_of(started.containers, 'container')}"
     lines = [
         f"lesson {entry.number}, {entry.name}: {lesson.question}",
-        f"  lab      {started.hosts} hosts, {started.containers} containers, ready in {started.ready_s:.1f} s",
+        f"  lab      {size}, ready in {started.ready_s:.1f} s",
         f"  read     {shown(entry.readme)}",
     ]
     width = max((len(p.name) for p in lesson.predictions), default=0)
