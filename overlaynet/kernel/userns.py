@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -71,10 +70,10 @@ def join(pid: int) -> None:
 
 
 def is_alone(within_s: float = _LAST_THREADS_S) -> bool:
-    """Whether this process has one thread only. One that has just ended may need a moment to be gone."""
+    """Whether this process has one thread only. One that was told to end may need a moment to be gone."""
     deadline = time.monotonic() + within_s
     while sum(1 for _ in Path("/proc/self/task").iterdir()) > 1:
-        if threading.active_count() > 1 or time.monotonic() > deadline:
+        if time.monotonic() > deadline:
             return False
         time.sleep(0.001)
     return True

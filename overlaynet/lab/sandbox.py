@@ -28,7 +28,7 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -265,9 +265,11 @@ def end(name: str, paths: Paths) -> int:
 
 
 def forget(lab: LabPaths) -> None:
-    """Remove the record."""
+    """Remove the record, and the directories if there is nothing else in them."""
     for file in (lab.sandbox, lab.durable_sandbox):
         file.unlink(missing_ok=True)
+        with suppress(OSError):
+            file.parent.rmdir()
 
 
 def processes(name: str, paths: Paths) -> list[Process]:

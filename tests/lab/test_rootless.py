@@ -163,6 +163,12 @@ def test_a_command_inside_finds_the_lab_again_without_its_environment(ada: Learn
     assert (other.returncode, "OVL-203" in other.stderr) == (3, True)
 
 
+def test_on_a_terminal_the_thread_that_shows_progress_is_in_nobodys_way(ada: Learner) -> None:
+    line = " ".join((*OVERLAYNET, "up", "-l", "ada"))
+    done = ada.run("env", "TERM=xterm", "script", "--quiet", "--return", "--command", line, "/dev/null")
+    assert (done.returncode, "0 changes; lab ada is as described" in done.stdout) == (0, True), done.stdout
+
+
 def test_a_script_on_the_python_interface_proves_its_claim(ada: Learner) -> None:
     script = CLONE / "labs" / "verify_service_nat.py"
     done = ada.run("env", "OVERLAYNET_LAB=shared", sys.executable, "-P", script)

@@ -122,7 +122,7 @@ def test_a_process_is_not_alone_while_it_has_another_thread() -> None:
     thread = threading.Thread(target=go.wait)
     thread.start()
     try:
-        assert not userns.is_alone()
+        assert not userns.is_alone(0.05)
     finally:
         go.set()
         thread.join()
