@@ -31,6 +31,7 @@ _PACKAGES = {
     "nsenter": "util-linux",
     "setpriv": "util-linux",
     "iptables": "iptables",
+    "wg": "wireguard-tools",
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Mapping
 
-from overlaynet.errors import OverlayError
+from overlaynet.errors import OverlayError, ToolMissing
 from overlaynet.kernel import capability
 from overlaynet.kernel.process import tool
 
@@ -32,7 +32,15 @@ def _wireguard() -> str | None:
     return f"this kernel has no WireGuard: {done.stderr.strip()}" if done.returncode else None
 
 
-NEEDS: Mapping[str, Callable[[], str | None]] = {"wireguard": _wireguard}
+def _wg() -> str | None:
+    try:
+        tool("wg")
+    except ToolMissing as error:
+        return f"{error.message}; {error.next[0]}"
+    return None
+
+
+NEEDS: Mapping[str, Callable[[], str | None]] = {"wireguard": _wireguard, "wg": _wg}
 """Each answers why it is not there, or None."""
 
 
