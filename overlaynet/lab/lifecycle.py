@@ -336,7 +336,7 @@ def down(name: str, paths: Paths, *, keep_logs: bool = False) -> int:
 
     `keep_logs` leaves its log files. Raises LabFailed, NotPermitted, KernelError."""
     paths = paths.home_of(name)
-    if sandbox.recorded(paths.lab(name)) is None:
+    if not sandbox.holds(name, paths):
         require_privilege("taking a lab down")
     with changing(paths, name):
         with suppress(LabFailed):  # damaged: names and directories have to do
@@ -351,7 +351,8 @@ def _take_down(name: str, paths: Paths, *, keep_logs: bool) -> int:
         state = load(lab)
     except LabFailed:
         state = None  # damaged: names and directories have to do
-    removed = _end_sandbox(name, paths) if sandbox.recorded(lab) else _end_parts(name, paths, state)
+    in_sandbox = sandbox.holds(name, paths)
+    removed = _end_sandbox(name, paths) if in_sandbox else _end_parts(name, paths, state)
     for directory in (lab.run, lab.state):
         remove_tree(directory, keep_logs=keep_logs)
     return removed

@@ -86,6 +86,12 @@ def recorded(lab: LabPaths) -> Sandbox | None:
         return Sandbox("", Process(0, 0), "")
 
 
+def holds(name: str, paths: Paths) -> bool:
+    """Whether whatever there is of the lab besides files is in a sandbox: it has one, or its user can have a
+    lab in no other way. `paths`: those that it is under."""
+    return recorded(paths.lab(name)) is not None or (is_wanted() and paths == Paths.here().own)
+
+
 def has_ended(lab: LabPaths) -> bool:
     """Whether the lab had a sandbox which nobody can join any more.
 
