@@ -174,11 +174,7 @@ def session(app: App) -> int:
         return _lines(Prompt(app, _child_without_input), sys.stdin)
     prompt = Prompt(app, _child)
     app.note("help lists what can be typed, Tab completes, exit or Ctrl-D ends")
-    with_history = Readline(prompt, history_file())
-    try:
-        return _lines(prompt, _typed(prompt))
-    finally:
-        with_history.save()
+    return _lines(prompt, _typed(prompt, Readline(prompt, history_file())))
 
 
 def _lines(prompt: Prompt, lines: Iterator[str]) -> int:
@@ -190,11 +186,14 @@ def _lines(prompt: Prompt, lines: Iterator[str]) -> int:
     return prompt.last
 
 
-def _typed(prompt: Prompt) -> Iterator[str]:
-    """What is typed at the prompt, until Ctrl-D. Ctrl-C begins a new line."""
+def _typed(prompt: Prompt, readline: Readline) -> Iterator[str]:
+    """What is typed at the prompt, until Ctrl-D. Ctrl-C begins a new line. Each line is history at once, for a
+    terminal may be closed."""
     while True:
         try:
-            yield input(f"{prompt.lab or 'overlaynet'}> ")
+            text = input(f"{prompt.lab or 'overlaynet'}> ")
+            readline.save()
+            yield text
         except KeyboardInterrupt:
             click.echo()
         except EOFError:
