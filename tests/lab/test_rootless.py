@@ -248,7 +248,7 @@ def forbidden(users: list[Learner]) -> Learner:
     """A user on a machine that allows no user namespaces: inside a user namespace of the test's own, in which
     ids are the same and the limit is 0 (it is each namespace's own setting)."""
     cleo = users[2]
-    return Learner(cleo.uid, cleo.home, (sys.executable, "-c", FORBIDDING, *cleo.door))
+    return Learner(cleo.uid, cleo.home, (*cleo.door, sys.executable, "-c", FORBIDDING))
 
 
 FORBIDDING = """
