@@ -71,7 +71,7 @@ privileged() { capable $CAP_NET_ADMIN && capable $CAP_NET_RAW && capable $CAP_SY
 
 # --- Debian packages ----------------------------------------------------------------------------
 
-# The packages that would bring what is missing, on one line.
+# The packages that would bring what is missing, on one line. curl is for people: lessons call their servers by it.
 missing_packages() {
     lacking=
     system_python >/dev/null || lacking="python3 python3-venv"
@@ -82,6 +82,7 @@ ip iproute2
 iptables iptables
 etcd etcd-server
 ping iputils-ping
+curl curl
 EOF
     printf '%s' "${lacking# }"
 }
