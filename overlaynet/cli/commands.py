@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from overlaynet.model import Workload
     from overlaynet.probe.survey import Survey
     from overlaynet.proof.points import Spot
-    from overlaynet.trace.model import Trace
+    from overlaynet.trace.model import Hop, Trace
 
 _TABLES = ("ip", "bridge", "sysctl", "iptables", "iptables-save", "ipset", "conntrack", "nft")
 TYPED = frozenset({*_TABLES, "etcdctl", "tcpdump", "ping", "bash"})
@@ -270,12 +270,17 @@ def capturing(found: Iterable[Spot], text: str) -> Iterator[Block]:
         yield Block(spot.point.place, (f"tcpdump -n -i {spot.point.iface}",))
 
 
-def of_trace(found: Trace) -> Iterator[Block]:
-    """The entries that decided, a capture at each point, and the packet."""
-    hops = [*found.forward, *found.reply]
+def deciding(hops: Sequence[Hop]) -> Iterator[Block]:
+    """What shows the entries that decide about a packet, place by place."""
     for place in dict.fromkeys(hop.place for hop in hops):
         decided = (why.command for hop in hops if hop.place == place for why in hop.why)
         yield Block(place, tuple(dict.fromkeys(decided)))
+
+
+def of_trace(found: Trace) -> Iterator[Block]:
+    """The entries that decided, a capture at each point, and the packet."""
+    hops = [*found.forward, *found.reply]
+    yield from deciding(hops)
     for point in dict.fromkeys((hop.place, hop.iface) for hop in hops):
         yield Block(point[0], (f"tcpdump -n -i {point[1]}",))
     yield Block(found.question.source, (_sending(found),))

@@ -36,12 +36,18 @@ def explain(app: App, /, file: File | None, verbose: bool, write: tuple[File, ..
     for picture in write:
         write_picture(picture, prediction)
     _show(app, prediction, verbose=verbose)
+    app.explain(lambda commands: commands.deciding([hop for way in _ways(prediction) for hop in way.hops]))
     app.note_written(write)
     return _exit_code(prediction)
 
 
+def _ways(prediction: Prediction) -> list[Path]:
+    """Every way there, and every way back."""
+    return [way for path in prediction.paths for way in (path, path.reply) if way is not None]
+
+
 def _exit_code(prediction: Prediction) -> int:
-    ways = [way for path in prediction.paths for way in (path, path.reply) if way is not None]
+    ways = _ways(prediction)
     if any(_is_sure(way) and way.outcome != DELIVERED for way in ways):
         return 1
     return 0 if ways and not prediction.unread and all(map(_is_sure, ways)) else INCONCLUSIVE

@@ -66,6 +66,7 @@ def watch(app: App, watched: Watched) -> int:
         raise UsageError(f"-o {app.format} has no form for a change", next=[f"{watched.words} --watch -o json"])
     show = _lines if app.format == "json" else _Screen() if sys.stdout.isatty() else _Rows()
     end = time.monotonic() + app.timeout(float("inf"))
+    app.timeout_s = None  # a look has as long as it has without --watch
     before: dict[Id, Item] = {}
     try:
         while True:

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from overlaynet.cli import watching
+from overlaynet.cli import surveys, watching
 from overlaynet.cli.app import App
 from overlaynet.cli.output import members
 from overlaynet.cli.watching import ADDED, CHANGED, REMOVED, Event, Watched, _Screen, events, identified
@@ -119,10 +119,18 @@ def test_form_without_a_line_for_a_change_is_refused(run, form):
     assert (code, "--watch -o json" in out + err) == (2, True)
 
 
-def test_timeout_ends_it(run):
+def test_timeout_ends_it_and_not_a_look(run, cluster, monkeypatch):
+    given, probe = [], cluster.probe
+
+    def timed(host, job, timeout_s):
+        given.append(timeout_s)
+        return probe(host, job, timeout_s)
+
+    monkeypatch.setattr(cluster, "probe", timed)
     began = time.monotonic()
-    assert run("get", "hosts", "--watch", "--timeout", "0.2")[0] == 0
+    assert run("get", "routes", "node-1", "--watch", "--timeout", "0.2")[0] == 0
     assert time.monotonic() - began < 5
+    assert set(given) == {surveys.TIMEOUT_S}
 
 
 # --- on a terminal --------------------------------------------------------------------------------
