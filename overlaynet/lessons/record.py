@@ -32,7 +32,8 @@ _ODD = re.compile(r"[^-.\w]")
 @dataclass(slots=True)
 class Progress:
     """One learner in one lesson. Times are UTC, ISO 8601; None where it did not happen. `last` is the
-    document of the last check, `captured` has of each predicted value what a check found last."""
+    document of the last check; `captured` has of each predicted value what a check found first, since another
+    seed may make it another."""
 
     started_at: str | None = None
     proved_at: str | None = None
@@ -57,8 +58,9 @@ class Progress:
         """Take down what a check found: its document (`classroom.Checked`)."""
         self.checks += 1
         self.last = checked
-        found = (answer for answer in checked["predictions"] if answer["captured"] is not None)
-        self.captured.update({answer["name"]: answer for answer in found})
+        for answer in checked["predictions"]:
+            if answer["captured"] is not None:
+                self.captured.setdefault(answer["name"], answer)
         if checked["verdict"] == PROVED:
             self.proved_at = self.proved_at or now()
 

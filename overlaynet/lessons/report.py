@@ -100,7 +100,7 @@ def _done(progress: Progress, asked: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _prediction(name: str, question: str, progress: Progress) -> dict[str, Any]:
-    """The first is what was believed; theory and capture are those of the last check that got so far."""
+    """The first is what was believed; theory and capture are those of the first check that got so far."""
     told: Sequence[str | None] = progress.predictions.get(name) or [None]
     found = progress.captured.get(name, {})
     captured = found.get("captured")

@@ -69,6 +69,14 @@ def test_first_prediction_stays_the_first_and_the_same_again_is_none():
     assert progress.predicted(["ttl", "last"]) == {"ttl": "64"}
 
 
+def test_first_capture_stays_as_the_first_prediction_does():
+    """With another seed another value may be right, and the first one was not about that."""
+    progress = Progress()
+    progress.note(CHECKED)
+    progress.note(CHECKED | {"predictions": [{"name": "ttl", "captured": "7"}]})
+    assert progress.captured["ttl"]["captured"] == "62"
+
+
 def test_capture_is_kept_when_a_later_check_does_not_come_so_far():
     progress = Progress()
     progress.note(CHECKED)
