@@ -128,3 +128,14 @@ class Stage:
                 last = f" ({error})"
             assert time.monotonic() < deadline, f"{words}: not within {seconds:g} s{last}"
             time.sleep(POLL_S)
+
+    def until_served(self, host: str, *containers: str) -> None:
+        """Wait until rules of a host lead to each of these containers. A lab is there before the servers in its
+        containers listen, and these are no endpoints until then."""
+        wanted = {f"--to-destination {self.net.address_of(name)}:" for name in containers}
+
+        def served() -> bool:
+            rules = self.run(host, "iptables", "-w", "-t", "nat", "-S")
+            return all(words in rules for words in wanted)
+
+        self.until(served, f"{host} leads no service to {', '.join(containers)}")
