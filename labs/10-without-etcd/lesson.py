@@ -188,5 +188,6 @@ LESSON = Lesson(
     start=start,
     check=check,
     minutes=15,
+    memory_mb=100,
     disk_mb=130,
 )
