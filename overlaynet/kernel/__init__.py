@@ -10,5 +10,6 @@
 - `attach`   a container's veth pair
 - `sysctl`, `netns`, `capability`  /proc/sys, named namespaces, what this process may do
 - `quiet`    namespaces in which nothing happens by itself
+- `userns`   namespaces of somebody who is not root
 - `process`  processes that are started detached, and stopping exactly those
 """
