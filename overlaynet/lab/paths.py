@@ -5,6 +5,7 @@ for what lives as long as the lab runs (`/run`, gone after a reboot) and one for
 
     /run/overlaynet/labs/LAB/lab.json                   what the lab is
     /run/overlaynet/labs/LAB/faults.json                what is broken in it on purpose
+    /run/overlaynet/labs/LAB/looks                      how often it was looked into, if that counts
     /run/overlaynet/labs/LAB/etcd.sock                  etcd, for those who are not on the underlay
     /run/overlaynet/labs/LAB/{etcd,CONTAINER}.log       what processes said
     /run/overlaynet/labs/LAB/hosts/HOST/                agent.{toml,sock,pid,log} subnet.env xtables.lock
@@ -69,6 +70,10 @@ class LabPaths:
     @property
     def faults_json(self) -> Path:
         return self.run / "faults.json"
+
+    @property
+    def looks(self) -> Path:
+        return self.run / "looks"
 
     @property
     def sandbox(self) -> Path:
@@ -165,6 +170,7 @@ def of_user(environ: Mapping[str, str], home: Path) -> Paths:
     with the session, all of it is with the durable files."""
     state = _absolute(environ.get("XDG_STATE_HOME")) or home / ".local" / "state"
     run = _absolute(environ.get("XDG_RUNTIME_DIR"))
+    run = run if run and os.access(run, os.W_OK) else None  # after su(1) it is another's, after a logout gone
     return Paths(run / "overlaynet" if run else state / "overlaynet" / "run", state / "overlaynet")
 
 

@@ -27,15 +27,18 @@ def save(paths: Paths, name: str, driver: str = "netns") -> None:
 
 
 def test_roots_are_those_of_the_users_own_files(tmp_path: Path) -> None:
-    environ = {"XDG_RUNTIME_DIR": "/run/user/7", "XDG_STATE_HOME": "/home/u/state"}
+    environ = {"XDG_RUNTIME_DIR": str(tmp_path), "XDG_STATE_HOME": "/home/u/state"}
     found = module.of_user(environ, tmp_path)
     assert (found.run_root, found.state_root) == (
-        Path("/run/user/7/overlaynet"),
+        tmp_path / "overlaynet",
         Path("/home/u/state/overlaynet"),
     )
 
 
-@pytest.mark.parametrize("environ", [{}, {"XDG_RUNTIME_DIR": "run", "XDG_STATE_HOME": "state"}])
+@pytest.mark.parametrize(
+    "environ",
+    [{}, {"XDG_RUNTIME_DIR": "run", "XDG_STATE_HOME": "state"}, {"XDG_RUNTIME_DIR": "/run/user/none"}],
+)
 def test_without_usable_variables_all_is_in_the_home_directory(environ: dict[str, str], tmp_path: Path) -> None:
     found, base = module.of_user(environ, tmp_path), tmp_path / ".local/state/overlaynet"
     assert (found.run_root, found.state_root) == (base / "run", base)
