@@ -24,6 +24,7 @@ _DNAT = re.compile(r"^\[(\d+):\d+\] -A .* -j DNAT ", re.MULTILINE)
 
 def start(stage: Stage) -> None:
     """Kill the proxy, and take away what it wrote for services in table nat."""
+    stage.until_served("node-1", "green", "blue")
     stage.break_("agent", "node-1")
     chains = _SERVICE_CHAINS.findall(_nat(stage))
     for chain in chains:

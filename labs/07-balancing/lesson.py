@@ -67,6 +67,7 @@ def start(stage: Stage) -> None:
     def iptables(*words: str) -> None:
         stage.run("node-1", "iptables", "-w", "-t", "nat", *words)
 
+    stage.until_served("node-1", *SERVERS)
     iptables("-N", CHAIN)
     for server in SERVERS:
         third = ["-m", "statistic", "--mode", "random", "--probability", "0.33333"]

@@ -35,4 +35,4 @@ def test_rule_that_keeps_the_port_leads_to_one_where_nobody_listens(learner: Lea
     claims = learner.checks(code=1)["claims"]
     assert [claim["verdict"] for claim in claims] == ["fail"]
     assert "10.244.2.2:80 > 10.244.1.2:" in claims[0]["evidence"]
-    assert "its flags are RA, not SA" in claims[0]["evidence"]
+    assert " tcp RA " in claims[0]["evidence"]
