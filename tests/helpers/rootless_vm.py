@@ -48,3 +48,17 @@ def unload_bridge_filter(vm: Vm) -> None:
 
 def is_loaded(vm: Vm, module: str) -> bool:
     return module in {line.split()[0] for line in vm.run("lsmod").splitlines()[1:]}
+
+
+def has_a_lab_without_sudo(learner: VmLearner) -> None:
+    """The user's whole way: a lab of two hosts, a packet that is proved, and nothing left behind.
+    br_netfilter is not loaded at the start, and the user has the kernel do it."""
+    unload_bridge_filter(learner.vm)
+    up = learner.json("up", "--hosts", "2", "--containers", "1", "--timeout", "120")
+    assert up.get("converged"), up
+    assert is_loaded(learner.vm, BRIDGE_FILTER)
+    trace = learner.json("trace", "web-1", "web-2")
+    assert trace.get("verdict") == "proved", trace
+    down = learner.overlaynet("down")
+    assert down.returncode == 0, down.stderr
+    assert learner.left() == ""
