@@ -56,10 +56,15 @@ def retype(sessions: Sequence[Typed], directory: Path, environ: Mapping[str, str
             check=False,
             timeout=120,
         )
-        expected = re.compile(_pattern(typed.said))
-        said = "".join(f"{_plain(line)}\n" for line in done.stdout.rstrip().splitlines())
-        shown = f"$ {typed.command}\n{done.stdout}"
-        assert expected.fullmatch(said), f"{shown}\nthe page has\n" + "\n".join(typed.said)
+        compare(typed, done.stdout)
+
+
+def compare(typed: Typed, came: str) -> None:
+    """AssertionError unless what came back is what the page says."""
+    expected = re.compile(_pattern(typed.said))
+    said = "".join(f"{_plain(line)}\n" for line in came.rstrip().splitlines())
+    shown = f"$ {typed.command}\n{came}"
+    assert expected.fullmatch(said), f"{shown}\nthe page has\n" + "\n".join(typed.said)
 
 
 def _pattern(said: Sequence[str]) -> str:
