@@ -172,8 +172,7 @@ LESSON = Lesson(
         ),
         Prediction(
             "led-to",
-            "green and blue serve web, and etcd dies. blue is unwired from node-2. To how many containers does "
-            "node-1 lead calls of svc/web?",
+            "etcd is dead, and blue is unwired from node-2. To how many containers does node-1 lead calls?",
         ),
         Prediction(
             "writes", "etcd is back. How many times does node-1's agent write to the kernel because of it?"
