@@ -226,13 +226,13 @@ _SHOWING = {
 
 
 def showing(kind: str, items: Iterable[Mapping[str, Any]], hosts: Iterable[Host]) -> Iterator[Block]:
-    """What shows a kind's entries on each host: of routes, those of every table that one is in."""
+    """What shows a kind's entries on each host: of routes, those of every table that one is in, and of main."""
     found = list(items)
     for host in hosts:
         lines = list(_SHOWING.get(kind, ()))
         if kind == "route":
             own = [item for item in found if item["host"] == host.name]
-            tables = dict.fromkeys((item["table"], ":" in item["dst"]) for item in own)
+            tables = dict.fromkeys([("main", False), *((item["table"], ":" in item["dst"]) for item in own)])
             lines = [f"ip {'-6 ' * six}route show table {table}" for table, six in tables]
         yield Block(host.name, tuple(lines))
 

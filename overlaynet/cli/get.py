@@ -287,9 +287,7 @@ def get(app: App, kind: str, name: str | None, namespace: str | None, watching: 
         app.explain_store()
     if watching:
         if chosen.on_hosts:
-            app.explain(
-                lambda commands: commands.showing(_kind(kind), look().items, pick_hosts(app.cluster, name))
-            )
+            app.explain(lambda commands: commands.showing(_kind(kind), (), pick_hosts(app.cluster, name)))
         words = app.command(" ".join(["get", kind, *([name] if name else [])]))
         named = Watched(
             words, lambda: look().items, chosen.name, chosen.columns, chosen.leaves_out, chosen.fleeting

@@ -78,6 +78,11 @@ def test_kernel_kinds_name_what_shows_them(run, kind, line):
     assert blocks(run("get", kind, "node-1", "--explain-commands")[2]) == {"node-1": [line]}
 
 
+def test_list_that_follows_names_once_what_shows_it(run):
+    code, _, err = run("get", "routes", "node-1", "--watch", "--timeout", "0.1", "--explain-commands")
+    assert (code, blocks(err)) == (0, {"node-1": ["ip route show table main"]})
+
+
 def test_kinds_of_etcd_name_its_keys(run):
     told = blocks(run("get", "leases", "--explain-commands")[2])["node-1"]
     assert f"{ETCDCTL} get --prefix /coreos.com/network/subnets/" in told
