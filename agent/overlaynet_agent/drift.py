@@ -290,8 +290,10 @@ class Drift:
         """Leave an object alone from now on."""
         self.holds.place(hold)
         self.reconciler.leave = self.holds.keys
-        log.warning(
-            "hold placed kind=%s object=%s reason=%r until=%s", hold.kind, hold.text, hold.reason, hold.until
+        log.log(
+            _level(hold),
+            "hold placed kind=%s object=%s reason=%r until=%s",
+            *(hold.kind, hold.text, hold.reason, hold.until),
         )
 
     def release(self, kind: str, text: str) -> Hold:
@@ -309,11 +311,15 @@ class Drift:
 
     def _ended(self, hold: Hold, how: str) -> None:
         self.reconciler.leave = self.holds.keys
-        log.warning("hold over how=%s kind=%s object=%s", how, hold.kind, hold.text)
+        log.log(_level(hold), "hold over how=%s kind=%s object=%s", how, hold.kind, hold.text)
         if hold.kind == Kind.LINK:
             self.look = "release"
         elif hold.key is not None:
             self.suspect(hold.key, "release")
+
+
+def _level(hold: Hold) -> int:
+    return logging.DEBUG if hold.quiet else logging.WARNING
 
 
 def _is_at(link: LinkInfo | None, ifindex: int) -> bool:

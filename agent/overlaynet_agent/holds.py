@@ -24,12 +24,13 @@ _CHAIN = re.compile(r"(filter|nat|mangle|raw) ([A-Za-z0-9_.:-]{1,28})")
 @dataclass(frozen=True, slots=True)
 class Hold:
     """`text` names the object within its kind, as the plan document does; `until` is in the loop's
-    monotonic seconds, None for ever."""
+    monotonic seconds, None for ever. `quiet`: the log does not tell of it."""
 
     kind: str
     text: str
     reason: str
     until: float | None
+    quiet: bool = False
 
     @property
     def key(self) -> Key | None:
@@ -86,7 +87,7 @@ class Holds:
 
 def parse_hold(body: Mapping[str, Any], now: float) -> Hold:
     """A client's request. Raises UsageError."""
-    kind, text = parse_name(body, {"for_s", "reason"})
+    kind, text = parse_name(body, {"for_s", "reason", "quiet"})
     for_s, reason = body.get("for_s"), body.get("reason") or ""
     if for_s is not None and not _is_duration(for_s):
         raise UsageError("for_s must be seconds above 0, or null for ever", evidence=repr(for_s))
@@ -94,7 +95,9 @@ def parse_hold(body: Mapping[str, Any], now: float) -> Hold:
         raise UsageError(
             f"a reason is one line of at most {MAX_REASON} characters", evidence=repr(reason)[:MAX_REASON]
         )
-    return Hold(kind, text, reason, None if for_s is None else now + for_s)
+    if not isinstance(quiet := body.get("quiet", False), bool):
+        raise UsageError("quiet must be true or false", evidence=repr(quiet)[:MAX_REASON])
+    return Hold(kind, text, reason, None if for_s is None else now + for_s, quiet)
 
 
 def parse_name(body: Mapping[str, Any], more: frozenset[str] | set[str] = frozenset()) -> tuple[str, str]:

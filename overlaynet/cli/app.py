@@ -29,6 +29,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 PATIENCE_S = 1.0
 """What takes no longer needs no progress."""
 PROGRAM = "overlaynet "
+LOOKS = frozenset({"trace", "explain", "capture", "verify", "diff", "repair"})
+"""Verbs that find out by themselves what is wrong; `get` and `exec` show what any host shows."""
 _SAYS_LAB = re.compile(r" (?:-l|--lab|--help|labs|doctor|clean)\b")
 """A command that names its lab, or is about none."""
 
@@ -42,10 +44,11 @@ def choose(lab: str | None) -> Cluster:
 
 @dataclass(slots=True)
 class App:
-    """One call of the command line. `timeout_s` is None where the verb's own default holds; `named` says
-    that the lab was chosen by an option, so that a next command must choose it as well."""
+    """One call of the command line. `verb`: what is being run. `timeout_s` is None where the verb's own default
+    holds; `named` says that the lab was chosen by an option, so that a next command must choose it as well."""
 
     lab: str | None = None
+    verb: str = ""
     format: str = "table"
     quiet: bool = False
     colour: bool | None = None
@@ -62,7 +65,17 @@ class App:
         if self._cluster is None:
             self._cluster = self.pick(self.lab)
             self.lab = self._cluster.name
+            self._count_look(self._cluster)
         return self._cluster
+
+    def _count_look(self, cluster: Cluster) -> None:
+        """Some lessons ask to be found out with few looks."""
+        if self.verb in LOOKS:
+            from overlaynet.cluster.contexts import LabCluster
+            from overlaynet.lab import looks
+
+            if isinstance(cluster, LabCluster):
+                looks.count(cluster.lab.paths, self.verb)
 
     @property
     def wide(self) -> bool:

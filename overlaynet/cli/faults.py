@@ -21,7 +21,7 @@ from overlaynet.cluster.contexts import LabCluster
 from overlaynet.errors import UsageError
 from overlaynet.lab import faultkinds, faultrecords
 from overlaynet.lab.faultkinds import Request
-from overlaynet.lab.faultrecords import Fault
+from overlaynet.lab.faultrecords import HIDDEN, Fault
 from overlaynet.lab.faults import Made
 
 _KIND_COLUMNS = (*members("KIND"), *members("TARGET=usage", wide=True), *members("WHAT", "EXAMPLE"))
@@ -145,6 +145,8 @@ def healed_text(healed: Sequence[Fault], left: Sequence[Fault]) -> str:
 
 def fault_line(item: Mapping[str, Any]) -> str:
     """One fault that there is, in a line."""
+    if item["kind"] == HIDDEN:
+        return f"hidden  {item['id']}, to be found: overlaynet lab check"
     until = "until healed" if item["until"] is None else f"until {item['until']}"
     return f"broken  {item['id']} {item['kind']} {item['target']}".rstrip() + f", {until}: {item['object']}"
 

@@ -115,14 +115,15 @@ def start(app: App, lesson: str, seed: int) -> None:
 
 @lab.command()
 @lesson_argument
+@click.option("--seed", type=click.IntRange(min=0), help="Another one, for what is left to chance.")
 @shared
 @pass_app
-def reset(app: App, lesson: str | None) -> None:
+def reset(app: App, lesson: str | None, seed: int | None) -> None:
     """Make a lesson's lab what it was at its start. What you predicted and proved stays recorded."""
     paths = Paths.here()
     entry = _entry(app, lesson, paths)
     with app.progress(f"lesson {entry.name}") as say:
-        started = classroom.reset(entry, paths, progress=teller(say))
+        started = classroom.reset(entry, paths, seed=seed, progress=teller(say))
     _result(app, entry, started)
 
 
@@ -196,8 +197,9 @@ def check(app: App, lesson: str | None, given: Sequence[str]) -> int:
     entry = _entry(app, lesson, paths)
     app.lab = entry.name
     classroom.started(entry, paths)
-    _predict(entry, entry.lesson.read(given), paths)
-    _ask(app, entry, paths)
+    told = entry.lesson.read(given)
+    _predict(entry, told, paths)
+    _ask(app, entry, told, paths)
     predicted = record.load(paths).of(entry.name).predicted([p.name for p in entry.lesson.predictions])
     with app.progress(f"checking lesson {entry.name}"):
         checked = classroom.check(entry, predicted, paths)
@@ -214,10 +216,10 @@ def _predict(entry: Entry, given: Mapping[str, str], paths: Paths) -> None:
         done.of(entry.name).predict(given)
 
 
-def _ask(app: App, entry: Entry, paths: Paths) -> None:
+def _ask(app: App, entry: Entry, given: Mapping[str, str], paths: Paths) -> None:
     """Have predicted what was not yet: on a terminal by asking. Raises PredictFirst."""
-    progress = record.load(paths).of(entry.name)
-    missing = [p for p in entry.lesson.predictions if not progress.predictions.get(p.name)]
+    told = given if entry.lesson.asks_each_time else record.load(paths).of(entry.name).predictions
+    missing = [p for p in entry.lesson.predictions if not told.get(p.name)]
     if not missing:
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()) or app.format in ("json", "yaml"):
@@ -271,10 +273,10 @@ def verdict_lines(entry: Entry, checked: Checked) -> list[str]:
     held = sum(claim.verdict == "pass" for claim in checked.claims)
     if checked.verdict == PROVED:
         said = f"PROVED  {held} of {held} claims, in {checked.duration_s:.1f} s"
-        return [said, f"next: overlaynet down -l {entry.name}"]
+        return [said, f"next: {checked.next or f'overlaynet down -l {entry.name}'}"]
     word = SAID.get(checked.verdict, NOT_YET)
     said = f"{word}  claims that hold: {held}; what comes after the last one rests on it"
-    return [said, f"next: overlaynet lab hint {entry.name}"]
+    return [said, f"next: {checked.next or f'overlaynet lab hint {entry.name}'}"]
 
 
 def claim_lines(claim: Claim) -> list[str]:

@@ -83,6 +83,7 @@ class Verbs(click.Group):
         if name not in VERBS:
             return None
         module, _, attribute = VERBS[name].where.partition(":")
+        ctx.ensure_object(App).verb = name
         command = getattr(import_module(f"overlaynet.cli.{module}"), attribute)
         assert isinstance(command, click.Command)
         return command

@@ -44,7 +44,7 @@ def of_machines(cluster: MachineCluster) -> Faults:
 def heal_all(cluster: MachineCluster) -> tuple[Fault, ...]:
     """For `up` and `down`, who hold the lock and begin with a lab in which nothing is broken. Raises LabFailed,
     MachineUnreachable."""
-    return of_machines(cluster).heal((), time.time()) if cluster.has_faults() else ()
+    return of_machines(cluster).heal((), time.time(), hidden=True) if cluster.has_faults() else ()
 
 
 class _Known:

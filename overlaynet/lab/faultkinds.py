@@ -307,6 +307,12 @@ def _plan_node(ground: Ground, request: Request) -> Damage:
     )
 
 
+def _plan_server(ground: Ground, request: Request) -> Damage:
+    serving = {c.name: c for c in ground.topology.containers if c.command}
+    name = _place(ground, request.words[0], serving, "container with a command")
+    return Damage(f"command of {name}", (command_of(name),), serving[name].host, ends=(command_of(name),))
+
+
 def _plan_agent(ground: Ground, request: Request) -> Damage:
     host = _host(ground, request.words[0])
     return Damage(f"agent of {host}", (agent_of(host),), host, ends=(agent_of(host),))
@@ -623,6 +629,11 @@ KINDS: Mapping[str, FaultKind] = {
         "HOST", (1,),
         "A host dies, with its containers and without a word.",
         "overlaynet break node node-2", _plan_node,
+    ),
+    "server": FaultKind(
+        "CONTAINER", (1,),
+        "Kill what a container serves with.",
+        "overlaynet break server web-1", _plan_server,
     ),
     "agent": FaultKind(
         "HOST", (1,),

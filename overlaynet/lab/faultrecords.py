@@ -14,9 +14,10 @@ The file lies in /run: what is broken in namespaces and processes does not outli
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any, NamedTuple
@@ -30,6 +31,8 @@ from overlaynet.store.disk import write_atomically
 
 UP, MTU = "up", "mtu"
 """What a `LinkChange` changes: 1 or 0, or bytes."""
+HIDDEN = "hidden"
+"""What is told of a fault that is to be found, in the place of its kind."""
 
 
 class LinkChange(NamedTuple):
@@ -110,7 +113,8 @@ class Damage:
 @dataclass(frozen=True, slots=True)
 class Fault:
     """`target`: the words it was asked for with. `since`: seconds since 1970; `for_s`: seconds after which it
-    ends by itself, None for never; `timer`: the process that sees to that."""
+    ends by itself, None for never; `timer`: the process that sees to that. `hidden`: it is to be found, so that
+    nothing that is printed tells which it is."""
 
     id: str
     kind: str
@@ -119,11 +123,12 @@ class Fault:
     damage: Damage
     for_s: float | None = None
     timer: Process | None = None
+    hidden: bool = False
 
     @property
     def words(self) -> str:
         """What was asked for: ``fdb node-1 node-2``."""
-        return f"{self.kind} {self.target}".rstrip()
+        return HIDDEN if self.hidden else f"{self.kind} {self.target}".rstrip()
 
     @property
     def until(self) -> float | None:
@@ -136,6 +141,8 @@ class Fault:
 
     def as_item(self) -> dict[str, Any]:
         """For the command line's documents."""
+        if self.hidden:
+            return replace(self, hidden=False, kind=HIDDEN, target="", damage=Damage(HIDDEN, ())).as_item()
         damage = self.damage
         return {
             "id": self.id,
@@ -204,6 +211,10 @@ def save(paths: LabPaths, faults: Sequence[Fault]) -> None:
 
 
 def _document(fault: Fault) -> dict[str, Any]:
+    """Of a hidden fault nobody reads by accident what it is."""
+    if fault.hidden:
+        told = json.dumps(_document(replace(fault, hidden=False)))
+        return {"id": fault.id, "kind": HIDDEN, "target": "", HIDDEN: base64.b64encode(told.encode()).decode()}
     return {
         "id": fault.id,
         "kind": fault.kind,
@@ -244,6 +255,8 @@ def _edit_document(edit: Edit) -> dict[str, Any]:
 
 
 def _fault(item: Mapping[str, Any]) -> Fault:
+    if HIDDEN in item:
+        return replace(_fault(json.loads(base64.b64decode(item[HIDDEN]))), hidden=True)
     timer = None if item["timer"] is None else Process(*item["timer"])
     return Fault(item["id"], item["kind"], item["target"], item["since"], damage_of(item), item["for_s"], timer)
 

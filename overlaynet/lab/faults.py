@@ -91,18 +91,29 @@ class Faults:
     # --- breaking -----------------------------------------------------------------------------
 
     def make(
-        self, kind: str, request: Request, now: float, for_s: float | None = None, *, hold: bool = True
+        self,
+        kind: str,
+        request: Request,
+        now: float,
+        for_s: float | None = None,
+        *,
+        hold: bool = True,
+        hidden: bool = False,
     ) -> Made:
-        """Break something. `now` in seconds since 1970. Raises UsageError, NotFound and what making it raises;
-        then nothing is left of it."""
+        """Break something. `now` in seconds since 1970. Where a fault is hidden only more of these are made:
+        what is refused beside it would tell what it is.
+
+        Raises UsageError, NotFound and what making it raises; then nothing is left of it."""
         self.heal_over(now)
         present = self.all
+        if not hidden:
+            _refuse_hidden(present, "nothing else is broken here on purpose")
         request = replace(request, ident=faultrecords.free_id(present))
         damage = self._beside(faultkinds.plan(self.grip, kind, request), present)
         looked_after = bool(damage.holds)
         if not hold:
             damage = replace(damage, holds=())
-        fault = Fault(request.ident, kind, _target(request), now, damage, for_s)
+        fault = Fault(request.ident, kind, _target(request), now, damage, for_s, hidden=hidden)
         self._refuse_conflict(fault, present)
         self.grip.allow(damage)
         if fault.for_s is not None:
@@ -146,6 +157,8 @@ class Faults:
         for held in fault.damage.holds:
             reason = f"fault {fault.id}: {fault.words}"
             body = {"kind": held.kind, "key": held.key, "for_s": left_s, "reason": reason[:200]}
+            if fault.hidden:
+                body["quiet"] = True
             with suppress(AgentUnreachable, NotFound):
                 self.grip.agent(held.host).post("/v1/hold", body)
                 taken.append(held)
@@ -173,15 +186,26 @@ class Faults:
 
     # --- healing ------------------------------------------------------------------------------
 
-    def heal(self, idents: Sequence[str], now: float) -> tuple[Fault, ...]:
+    def heal(self, idents: Sequence[str], now: float, *, hidden: bool = False) -> tuple[Fault, ...]:
         """Heal these, or all, newest first, and whatever is over. Answers those that were meant, in that order.
 
-        Raises NotFound; LabFailed if something could not be undone, which then stays recorded."""
+        Raises NotFound; UsageError for a hidden fault, unless those are meant as well; LabFailed if something
+        could not be undone, which then stays recorded."""
         present = self.all
         chosen = [faultrecords.find(present, ident) for ident in idents] or list(present)
+        if not hidden:
+            _refuse_hidden(chosen, "it is healed once it is named")
         over = [fault for fault in present if fault.is_over(now) and fault not in chosen]
         self._heal([*over, *chosen], now)
         return tuple(sorted(chosen, key=_newest_first))
+
+    def break_again(self, idents: Sequence[str]) -> None:
+        """Have what somebody has mended by hand be as these faults left it. Raises NotFound, and as `make`."""
+        for fault in (faultrecords.find(self.all, ident) for ident in idents):
+            self.grip.kill(fault.damage.kills)
+            self.grip.end(fault.damage.ends)
+            self._placed(fault, time.time())
+            self.hand.do(fault.damage)
 
     def heal_over(self, now: float) -> None:
         """Heal those whose time is up. Raises as `heal`."""
@@ -216,6 +240,13 @@ class Faults:
             if started.intersection(fault.damage.owners):
                 self._placed(fault, time.time())
                 self.hand.do(fault.damage)
+
+
+def _refuse_hidden(faults: Iterable[Fault], why: str) -> None:
+    """Raises UsageError."""
+    if hidden := [fault.id for fault in faults if fault.hidden]:
+        few = "a fault is" if len(hidden) == 1 else f"{len(hidden)} faults are"
+        raise UsageError(f"{few} hidden in this lab", evidence=why, next=["overlaynet lab check"])
 
 
 def _is_shared(entry: Entry, found: Mapping[tuple[str, Key], object]) -> bool:
@@ -259,7 +290,7 @@ def heal_before(name: str, paths: Paths) -> tuple[Fault, ...]:
     """For `up`, which holds the lock, and goes on to start whatever does not run: heal all there are."""
     if not paths.lab(name).faults_json.exists():
         return ()
-    return replace(faults_of(name, paths), revive=False).heal((), time.time())
+    return replace(faults_of(name, paths), revive=False).heal((), time.time(), hidden=True)
 
 
 def end_timers(paths: LabPaths) -> None:

@@ -34,6 +34,7 @@ JOB_S = 30.0
 AGENT_START_S = 60.0
 POLL_S = 0.2
 BARRED: Mapping[str, str] = {
+    "server": "what containers on machines run is started by `overlaynet up` alone",
     "node": "a machine that is dead cannot be healed over ssh; switch it off and on: vagrant halt, vagrant up",
     "etcd": "the machines' etcd is not the lab's; `break partition HOST etcd` cuts a host off from it",
 }

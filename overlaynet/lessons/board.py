@@ -75,9 +75,13 @@ class _Ended(Exception):
 
 @dataclass(slots=True)
 class Board:
-    """Written by one check of one lesson."""
+    """Written by one check of one lesson. `predicted`: what the learner said last, for lessons in which that is
+    all there is to do. `more`: members of the check's document; `next`: what to type after the verdict."""
 
     lesson: Lesson
+    predicted: Mapping[str, str] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)
+    next: str | None = None
     claims: list[Claim] = field(default_factory=list)
     values: dict[str, Measured] = field(default_factory=dict)
 

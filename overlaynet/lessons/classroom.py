@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from overlaynet.cluster.contexts import LabCluster, choose_context
@@ -47,12 +48,15 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a check found."""
+    """What a check found. `more`: members of its document that are the lesson's own; `next`: what to type, if
+    the lesson has something to say of that."""
 
     verdict: str
     answers: list[Answer]
     claims: list[Claim]
     duration_s: float
+    more: Mapping[str, Any] = field(default_factory=dict)
+    next: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -60,6 +64,7 @@ class Checked:
             "predictions": [answer.as_json() for answer in self.answers],
             "claims": [{"text": c.text, "verdict": c.verdict, "evidence": c.evidence} for c in self.claims],
             "duration_s": round(self.duration_s, 3),
+            **self.more,
         }
 
 
@@ -129,23 +134,27 @@ def _refuse(entry: Entry, paths: Paths) -> None:
     )
 
 
-def reset(entry: Entry, paths: Paths, *, progress: Progress = silent) -> Started:
-    """The lab as it was at the start, with the same seed. Raises LabChoice if it is not started, and as
-    `start`."""
+def reset(entry: Entry, paths: Paths, *, seed: int | None = None, progress: Progress = silent) -> Started:
+    """The lab as it was at the start, with the same seed unless another is given. Raises LabChoice if it is not
+    started, and as `start`."""
     note = started(entry, paths)
     down(entry.name, paths)
-    return start(entry, paths, seed=note.seed, progress=progress)
+    return start(entry, paths, seed=note.seed if seed is None else seed, progress=progress)
 
 
 def check(entry: Entry, predicted: Mapping[str, str], paths: Paths) -> Checked:
-    """See how far the lesson is. Raises LabChoice if it is not started, LessonFailed, and what looking at a lab
-    raises."""
+    """See how far the lesson is. What the check remembers the next one finds. Raises LabChoice if it is not
+    started, LessonFailed, and what looking at a lab raises."""
     began = time.monotonic()
     note = started(entry, paths)
-    board = Board(entry.lesson)
-    with _stage(entry, paths, note) as stage, entry.own_errors("check"), board.checking():
-        entry.lesson.check(stage, board)
-    return Checked(board.verdict, board.answers(predicted), board.claims, time.monotonic() - began)
+    board = Board(entry.lesson, predicted)
+    with _stage(entry, paths, note) as stage:
+        with entry.own_errors("check"), board.checking():
+            entry.lesson.check(stage, board)
+        if stage.remembered != dict(note.remembered or {}):
+            _keep(replace(note, remembered=stage.remembered), paths)
+    took_s = time.monotonic() - began
+    return Checked(board.verdict, board.answers(predicted), board.claims, took_s, board.more, board.next)
 
 
 def started(entry: Entry, paths: Paths) -> Note:
@@ -159,7 +168,7 @@ def started(entry: Entry, paths: Paths) -> Note:
 def _stage(entry: Entry, paths: Paths, note: Note) -> Stage:
     cluster = choose_context(entry.name, paths)
     assert isinstance(cluster, LabCluster)
-    return Stage(cluster, note.seed, dict(note.remembered or {}))
+    return Stage(cluster, note.seed, deepcopy(dict(note.remembered or {})))
 
 
 def _keep(note: Note, paths: Paths) -> None:

@@ -109,7 +109,8 @@ class Lesson:
 
     `start` makes the lab what the learner finds, `check` says how far it is; both may raise what the lab
     raises. `needs` names capabilities of the machine (`overlaynet.lessons.needs`). `minutes`, `memory_mb` and
-    `disk_mb` are what it costs a learner and a machine, as measured. Raises ValueError unless there are three
+    `disk_mb` are what it costs a learner and a machine, as measured. `asks_each_time`: what was predicted once
+    says nothing of the next check. Raises ValueError unless there are three
     hints and each prediction has a name of its own."""
 
     question: str
@@ -121,6 +122,7 @@ class Lesson:
     memory_mb: int = 150
     disk_mb: int = 70
     needs: tuple[str, ...] = ()
+    asks_each_time: bool = False
 
     def __post_init__(self) -> None:
         if len(self.hints) != HINTS:

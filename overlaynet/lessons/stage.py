@@ -80,16 +80,18 @@ class Stage:
         to: str | None = None,
         action: str | None = None,
         hold: bool = True,
+        hidden: bool = False,
     ) -> str:
-        """As `overlaynet break` does it (docs/faults.md); `action`: ``DROP`` or ``REJECT``. Answers the
-        fault's id."""
+        """As `overlaynet break` does it (docs/faults.md); `action`: ``DROP`` or ``REJECT``; `hidden`: it is to
+        be found, and neither told of nor healed before. Answers the fault's id."""
+        request = Request(target, wrong, to, action)
         with changing_faults(self.cluster) as faults:
-            return faults.make(kind, Request(target, wrong, to, action), time.time(), hold=hold).fault.id
+            return faults.make(kind, request, time.time(), hold=hold, hidden=hidden).fault.id
 
-    def heal(self, *ids: str) -> None:
-        """As `overlaynet heal` does it; without names, all faults."""
+    def heal(self, *ids: str, hidden: bool = False) -> None:
+        """As `overlaynet heal` does it; without names, all faults. `hidden`: those as well."""
         with changing_faults(self.cluster) as faults:
-            faults.heal(ids, time.time())
+            faults.heal(ids, time.time(), hidden=hidden)
 
     @contextmanager
     def broken(self, kind: str, *target: str, wrong: bool = False, to: str | None = None) -> Iterator[None]:

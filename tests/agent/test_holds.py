@@ -55,6 +55,17 @@ def test_plan_tells_of_what_is_held(one: Agent):
     assert [change["key"] for change in one.get("/v1/plan")["changes"]] == ["net/ipv4/ip_forward"]
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_log_tells_of_holds_that_are_not_quiet(one: Agent, quiet: bool, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    one.ask("POST", "/v1/hold", {**HOLD, "quiet": quiet})
+    one.ask("POST", "/v1/release", {"kind": HOLD["kind"], "key": HOLD["key"]})
+    told = [
+        record.getMessage().partition(" kind=")[0] for record in caplog.records if "hold " in record.message
+    ]
+    assert told == ([] if quiet else ["hold placed", "hold over how=released"])
+
+
 def test_hold_does_not_survive_the_agent(one: Agent):
     one.ask("POST", "/v1/hold", HOLD)
     two = one.restart().until_ready()
@@ -67,6 +78,7 @@ def test_hold_does_not_survive_the_agent(one: Agent):
     [
         pytest.param({**HOLD, "kind": "ghost"}, 400, "OVL-100", id="no-such-kind"),
         pytest.param({**HOLD, "key": 7}, 400, "OVL-100", id="key-is-no-text"),
+        pytest.param({**HOLD, "quiet": 1}, 400, "OVL-100", id="quiet-is-a-number"),
         pytest.param({**HOLD, "for_s": 0}, 400, "OVL-100", id="for-no-time"),
         pytest.param({**HOLD, "for_s": -1}, 400, "OVL-100", id="for-less-than-no-time"),
         pytest.param({**HOLD, "for_s": True}, 400, "OVL-100", id="for-true"),

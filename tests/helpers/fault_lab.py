@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ class FakeAgent:
 class FakeGrip(NamespaceGround):
     """`overlaynet.lab.faults.Grip`."""
 
-    built: Topology = field(default_factory=lambda: Topology.simple("fake", hosts=2, containers=1))
+    built: Topology = field(default_factory=lambda: _topology())
     kernels: dict[str, FakeKernel] = field(default_factory=dict)
     filters: dict[str, FakeFirewall] = field(default_factory=dict)
     agents: dict[str, FakeAgent] = field(default_factory=dict)
@@ -188,6 +188,13 @@ def fake_faults(tmp_path: Path, grip: FakeGrip) -> Faults:
     paths = LabPaths(tmp_path / "run" / "fake", tmp_path / "state" / "fake")
     paths.run.mkdir(parents=True, exist_ok=True)
     return Faults(paths, grip, FakeTimers("fake", Paths()))
+
+
+def _topology() -> Topology:
+    """Two hosts with a container each, of which web-1 serves."""
+    plain = Topology.simple("fake", hosts=2, containers=1)
+    first, *others = plain.containers
+    return replace(plain, containers=(replace(first, command=("serve",)), *others))
 
 
 def _seen(kernel: FakeKernel) -> object:

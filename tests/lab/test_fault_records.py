@@ -38,6 +38,7 @@ REQUESTS = {
     "link-container": ("link", Request(("web-1",))),
     "mtu": ("mtu", Request(("node-1:eth0", "1400"))),
     "node": ("node", Request(("node-2",))),
+    "server": ("server", Request(("web-1",))),
     "agent": ("agent", Request(("node-2",))),
     "etcd": ("etcd", Request(())),
     "route": ("route", Request(("node-1", "node-2"))),
@@ -521,3 +522,70 @@ def test_file_is_json_that_names_schema_and_kind(faults) -> None:
     faults.make(*REQUESTS["fdb"], NOW)
     document = json.loads(faults.paths.faults_json.read_text())
     assert (document["schema"], document["kind"]) == ("overlaynet/v1", "Faults")
+
+
+# --- hidden ---------------------------------------------------------------------------------------
+
+
+def hide(faults: Faults, name: str) -> None:
+    kind, request = REQUESTS[name]
+    faults.make(kind, request, NOW, hidden=True)
+
+
+@ANY
+def test_hidden_fault_is_told_nowhere(faults, grip, name) -> None:
+    """Not by what `status` and `get labs` show, nor by the reasons of holds, nor by its record at a glance."""
+    hide(faults, name)
+    (fault,) = faults.all
+    kind, request = REQUESTS[name]
+    held = [body for agent in grip.agents.values() for body in agent.held.values()]
+    assert (fault.kind, fault.damage.holds == (), fault.words) == (kind, held == [], "hidden")
+    assert all((body["reason"], body["quiet"]) == ("fault f1: hidden", True) for body in held)
+    item = fault.as_item()
+    assert (item["id"], item["kind"], item["target"], item["host"], item["hold"]) == (
+        "f1",
+        "hidden",
+        "",
+        None,
+        [],
+    )
+    (on_disk,) = json.loads(faults.paths.faults_json.read_text())["faults"]
+    assert set(on_disk) == {"id", "kind", "target", "hidden"}
+    assert all(f'"{word}"' not in json.dumps(on_disk) for word in (kind, *request.words))
+
+
+@ANY
+def test_hidden_fault_is_healed_by_those_who_know_of_it(faults, grip, name) -> None:
+    before = grip.everything()
+    hide(faults, name)
+    for idents in ((), ("f1",)):
+        with pytest.raises(UsageError, match="a fault is hidden in this lab") as raised:
+            faults.heal(idents, NOW)
+        assert list(raised.value.next) == ["overlaynet lab check"]
+    assert ids(faults) == ["f1"]
+    faults.heal((), NOW, hidden=True)
+    assert (grip.everything(), faults.all) == (before, ())
+
+
+def test_beside_a_hidden_fault_only_hidden_ones_are_made(faults) -> None:
+    """What is refused for it is on the same object would tell which that is; so all is."""
+    hide(faults, "fdb")
+    for name in ("fdb", "neigh"):
+        with pytest.raises(UsageError, match="a fault is hidden in this lab"):
+            faults.make(*REQUESTS[name], NOW)
+    hide(faults, "neigh")
+    with pytest.raises(UsageError, match="2 faults are hidden in this lab"):
+        faults.heal((), NOW)
+
+
+@pytest.mark.parametrize("name", ["fdb", "route-wrong", "link-vxlan", "rule-drop", "rule-service", "server"])
+def test_what_was_mended_by_hand_is_broken_again(faults, grip, name) -> None:
+    before = grip.everything()
+    hide(faults, name)
+    broken, times = grip.everything(), len(grip.ended)
+    (fault,) = faults.all
+    faults.hand.undo(fault.damage)
+    faults.break_again(["f1"])
+    assert (grip.everything(), len(grip.ended)) == (broken, 2 * times)
+    faults.heal((), NOW, hidden=True)
+    assert grip.everything() == before
