@@ -77,11 +77,13 @@ def up(topology: Topology, paths: Paths, *, timeout_s: float, progress: Progress
         old = load(paths.lab(topology.name))
         _refuse_machines(topology.name, old)
         fresh = sandbox.prepare(topology.name, paths)
-        if fresh:
-            paths.lab(topology.name).faults_json.unlink(missing_ok=True)  # they went with the sandbox before
-            _load_bridge_filter()
-        require_privilege("making a lab")
         try:
+            require_privilege("making a lab")
+            if fresh:
+                paths.lab(topology.name).faults_json.unlink(
+                    missing_ok=True
+                )  # they went with the sandbox before
+                _load_bridge_filter()
             healed = faults.heal_before(topology.name, paths)
             result = _Up(topology, paths, old, timeout_s, progress).run()
             return replace(result, changes=result.changes + len(healed), healed=healed)

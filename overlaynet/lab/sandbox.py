@@ -47,7 +47,7 @@ CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SETPCAP")
 STOP_GRACE_S = 5.0
 
 _KEEPER = (sys.executable, "-P", "-m", "overlaynet.lab.keeper")
-_OPEN = 0o700
+_PRIVATE = 0o700
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +107,13 @@ def is_wanted() -> bool:
 
 def is_here(name: str, paths: Paths) -> bool:
     """Whether this process is in a sandbox of that lab."""
-    here = marker.here() if os.geteuid() == 0 else None
+    here = _here()
     return here is not None and _is_of(here, name, paths)
+
+
+def _here() -> Marker | None:
+    """The sandbox that this process is in. Whoever is in one has uid 0."""
+    return marker.here() if os.geteuid() == 0 else None
 
 
 def _is_of(found: Marker, name: str, paths: Paths) -> bool:
@@ -136,7 +141,7 @@ def join(name: str, lab: LabPaths) -> None:
 
     Raises LabFailed in another lab's sandbox, and in a process with several threads."""
     found = recorded(lab)
-    here = marker.here() if os.geteuid() == 0 else None
+    here = _here()
     if found is None or not found.alive or (here is not None and here.id == found.id):
         return
     if here is not None:
@@ -190,7 +195,7 @@ def prepare(name: str, paths: Paths) -> bool:
 
     Nothing is done where there is no need of one. Raises SandboxRefused, LabFailed."""
     lab = paths.lab(name)
-    here = marker.here() if os.geteuid() == 0 else None
+    here = _here()
     if here is None and not is_wanted():
         return False
     if here is not None and here.lab != name:
@@ -216,8 +221,8 @@ def prepare(name: str, paths: Paths) -> bool:
 def _made(name: str, paths: Paths, here: Marker | None) -> Sandbox:
     """A new sandbox; or, for a process that is in one, a new keeper for that. Raises SandboxRefused."""
     for root in (paths.run_root, paths.state_root):
-        root.mkdir(mode=_OPEN, parents=True, exist_ok=True)
-        root.chmod(_OPEN)
+        root.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+        root.chmod(_PRIVATE)
     mine = here or Marker(secrets.token_hex(16), name, str(paths.run_root), str(paths.state_root))
     keeper = _started([*astuple(mine), INSIDE if here else NEW], name)
     return Sandbox(mine.id, keeper, process.boot_id())
