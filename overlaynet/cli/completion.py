@@ -96,8 +96,11 @@ def completion(app: App, kind: str) -> None:
       zsh   overlaynet completion zsh > a folder of $fpath/_overlaynet
       fish  overlaynet completion fish > ~/.config/fish/completions/overlaynet.fish
 
-    For this shell alone: source <(overlaynet completion bash), and in fish
-    overlaynet completion fish | source
+    For this session alone, in bash and zsh, and in fish:
+
+    \b
+      source <(overlaynet completion bash)
+      overlaynet completion fish | source
     """
     script = SCRIPTS[kind]
     app.result("Completion", {"shell": kind, "script": script}, script.rstrip("\n"), [kind])

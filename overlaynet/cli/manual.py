@@ -50,10 +50,12 @@ _EXAMPLES = (
 )
 _ENVIRONMENT = (
     ("OVERLAYNET_LAB", "The lab that is meant, where no option names one."),
+    ("OVERLAYNET_LESSONS", "A folder with lessons of one's own, whose code runs when they are used."),
     ("NO_COLOR", "If it is set to anything, output is plain text."),
     (
         "XDG_RUNTIME_DIR, XDG_STATE_HOME",
-        "Where labs and the history of a user who is not root are kept, in a folder `overlaynet` of each.",
+        "Where a user who is not root has labs, in a folder `overlaynet` of each; the second, by default"
+        " ~/.local/state, holds everybody's history.",
     ),
 )
 _FILES = (
@@ -133,7 +135,7 @@ def _options(params: Iterable[click.Option]) -> Iterator[str]:
 
 def _paragraphs(help: str) -> Iterator[str]:
     """click's own marks: a paragraph behind a line with \\b keeps its lines."""
-    for paragraph in help.split("\n\n"):
+    for paragraph in map(str.strip, help.split("\n\n")):
         if paragraph.startswith("\b\n"):
             yield from _example(line.strip() for line in paragraph.splitlines()[1:])
         else:
