@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import secrets
 import sys
 from collections.abc import Callable, Iterator
@@ -166,6 +167,7 @@ def _enter(name: str, sandbox: Sandbox) -> None:
             evidence="setns(2): a user namespace is entered only by a process of one thread",
             next=["choose the lab before the first thread is started, or in a process of its own"],
         )
+    os.environ.setdefault("USER", _user())  # inside, the name of the uid is root's
     try:
         userns.join(sandbox.keeper.pid)
     except OSError as error:
@@ -177,6 +179,13 @@ def _enter(name: str, sandbox: Sandbox) -> None:
     here = marker.here()
     if here is None or here.id != sandbox.id:  # its keeper ended just now, and another has its process id
         raise LabFailed(f"the sandbox of lab {name!r} has just ended", next=[f"overlaynet up -l {name}"])
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def _elsewhere(name: str, here: Marker) -> LabFailed:
