@@ -98,7 +98,7 @@ class Learner:
 
 
 def ended(command: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
-    out, err = command.communicate("", timeout=60)
+    out, err = command.communicate("", timeout=120)
     return subprocess.CompletedProcess(command.args, command.returncode, out, err)
 
 
