@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from overlaynet.cli import main as program
+from overlaynet.cli import main as verbs
 from overlaynet.cli import names, tree
 from overlaynet.cli.app import App
 from overlaynet.cli.completion import SCRIPTS, Completer, answer
@@ -144,9 +145,9 @@ def test_bash_replaces_only_what_follows_a_colon(paths: Paths, monkeypatch, caps
 
 def test_lines_are_those_of_the_verbs() -> None:
     """Else: python -m overlaynet.cli.manual"""
-    rebuilt = tree.read("overlaynet", tree.written(program.cli))
+    rebuilt = tree.read("overlaynet", tree.written(verbs.cli))
     assert tree.written(rebuilt) == names.lines()["commands"]
-    assert tree.written(program.cli) == names.lines()["commands"]
+    assert tree.written(verbs.cli) == names.lines()["commands"]
 
 
 def test_answer_loads_neither_a_verb_nor_what_talks_to_kernels_and_stores() -> None:
@@ -171,14 +172,47 @@ def test_script_names_the_program_and_the_variable(run, shell: str) -> None:
     assert f"_OVERLAYNET_COMPLETE={shell}" in out or f"_OVERLAYNET_COMPLETE {shell}" in out
 
 
+@pytest.mark.parametrize("shell", SCRIPTS)
+def test_script_is_one_that_its_shell_understands(shell: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}")
+    done = subprocess.run([shell, "-n"], input=SCRIPTS[shell], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.fixture
-def bash(tmp_path: Path):
-    """bash with our script, completing a line; labs are those of an empty run directory."""
+def program(tmp_path: Path) -> Path:
+    """The command, where a shell looks for it."""
+    file = tmp_path / "overlaynet"
+    file.write_text(f"#!/bin/sh\nexec {sys.executable} -m overlaynet.cli.main\n")
+    file.chmod(0o755)
+    return file
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+def test_fish_completes_by_the_script_and_shows_the_help(program: Path, tmp_path: Path) -> None:
+    environ = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [
+            "fish",
+            "--no-config",
+            "-c",
+            "source -; complete -C 'overlaynet --quie'; complete -C 'overlaynet verify is'",
+        ],
+        input=SCRIPTS["fish"],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == "--quiet\tThe result alone, no progress.\nisolation\n", done.stderr
+
+
+@pytest.fixture
+def bash(program: Path):
+    """bash with our script, completing a line."""
 
     def complete(line: str, point: int | None = None) -> list[str]:
-        program = tmp_path / "overlaynet"
-        program.write_text(f"#!/bin/sh\nexec {sys.executable} -m overlaynet.cli.main\n")
-        program.chmod(0o755)
         script = (
             f"source /dev/stdin; COMP_LINE=$1; COMP_POINT=$2; _overlaynet {program} 2>/dev/null;"
             'printf "%s\\n" "${COMPREPLY[@]}"'
