@@ -283,10 +283,11 @@ def of_kind(ctx: click.Context, incomplete: str) -> Iterable[tuple[str, str]]:
 
 @completer
 def lessons(ctx: click.Context, incomplete: str) -> Iterator[tuple[str, str]]:
-    """The folders `labs/NN-name`, by name."""
+    """The folders `NN-name` of labs/ and of one's own lessons, by name."""
     from overlaynet import data
 
-    for folder in sorted(data.path("labs").glob("[0-9][0-9]-*")):
+    roots = [data.path("labs"), *map(Path, filter(None, [os.environ.get("OVERLAYNET_LESSONS")]))]
+    for folder in sorted((f for root in roots for f in root.glob("[0-9][0-9]-*")), key=lambda f: f.name):
         number, _, name = folder.name.partition("-")
         yield name, f"lesson {int(number)}"
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from helpers.classroom import entry, write_lesson
 
+from overlaynet.cli.app import App
+from overlaynet.cli.completion import Completer
 from overlaynet.errors import ConfigError, LessonFailed, NotFound, TopologyError
 from overlaynet.lessons import needs
 from overlaynet.lessons.catalogue import OWN, entries, find
@@ -109,7 +111,7 @@ def test_need_that_nobody_knows_is_a_mistake_of_the_lessons_author(lessons: Path
     write_lesson(lessons, 5, "dark", needs=("moon",))
     with pytest.raises(LessonFailed) as caught:
         _ = find("dark").unavailable
-    assert caught.value.evidence.endswith("nobody knows how to look for moon; there are wireguard")
+    assert "nobody knows how to look for moon; there are wireguard" in caught.value.evidence
 
 
 def test_lessons_of_ones_own_stand_among_the_others(lessons: Path, own: Path):
@@ -153,3 +155,9 @@ def test_no_folder_is_looked_at_where_none_is_named(lessons: Path, own: Path, mo
     monkeypatch.chdir(own)
     monkeypatch.setenv(OWN, "")
     assert [e.name for e in entries()] == ["vxlan", "mtu"]
+
+
+def test_tab_completes_lessons_of_ones_own_as_well(lessons: Path, own: Path):
+    write_lesson(own, 2, "mine")
+    words = [item.value for item in Completer(App()).words("overlaynet lab start ")]
+    assert words == ["mine", "vxlan", "mtu"]
