@@ -133,7 +133,7 @@ def heal(app: App, fault: tuple[str, ...], everything: bool) -> None:
         left = faults.all
     document = {"items": [one.as_item() for one in healed], "left": [one.as_item() for one in left]}
     app.result("Healed", document, lambda: healed_text(healed, left), [one.id for one in healed])
-    mended = [words for one in healed for words in faultrecords.mending(one.damage)]
+    mended = [words for one in healed if not one.hidden for words in faultrecords.mending(one.damage)]
     app.explain(lambda commands: commands.of_words(mended))
 
 
