@@ -17,6 +17,7 @@ from overlaynet.lessons.report import (
     Column,
     believed,
     columns,
+    found,
     headline,
     item_of,
     right_first,
@@ -101,6 +102,9 @@ def _lesson(item: Mapping[str, Any]) -> Iterator[str]:
         [_prediction(prediction) for prediction in item["predictions"] if prediction["first"] is not None],
         "predictions",
     )
+    yield from _table(
+        "What was hidden", ("seed", "looks", "found"), [_seed(seed) for seed in item["seeds"]], "seeds"
+    )
     if item["claims"]:
         yield "<p>The last check:</p>"
         yield '<ul class="claims">'
@@ -130,6 +134,10 @@ def _prediction(prediction: Mapping[str, Any]) -> Sequence[str]:
     )
 
 
+def _seed(seed: Mapping[str, Any]) -> Sequence[str]:
+    return str(seed["seed"]), str(seed["looks"]), text(found(seed))
+
+
 def _claim(claim: Mapping[str, Any]) -> str:
     word, tone = VERDICTS[claim["verdict"]]
     evidence = "<br>".join(map(text, claim["evidence"].splitlines()))
@@ -151,6 +159,7 @@ def class_page(reports: Sequence[tuple[str, Report]]) -> str:
         "predicted right at first; h2: two hints were asked for.</p>",
         *_grid(reports, lessons),
         *_misbeliefs(documents, lessons),
+        *_scores(documents),
     ]
     return page(f"{count_of(len(reports), 'learner')}: {headline(documents)}", body, _STYLE)
 
@@ -212,6 +221,21 @@ def _question(question: Believed) -> Sequence[str]:
         ", ".join(said),
         f"{question.right} of {question.judged}" if question.judged else "",
     )
+
+
+def _scores(reports: Sequence[Report]) -> Iterator[str]:
+    """Whoever named all that a seed had hidden comes first, after the fewest looks."""
+    scores = [
+        (seed["seed"], seed["verdict"] != PROVED, seed["looks"], n, seed)
+        for n, report in enumerate(reports)
+        for item in report["items"]
+        for seed in item["seeds"]
+    ]
+    rows = [
+        (str(number), text(reports[n]["learner"]), str(looks), text(found(seed)))
+        for number, _, looks, n, seed in sorted(scores, key=lambda score: score[:4])
+    ]
+    yield from _table("What was hidden, and who found it", ("seed", "learner", "looks", "found"), rows, "seeds")
 
 
 def _underline(right: bool) -> str:

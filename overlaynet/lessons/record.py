@@ -26,6 +26,7 @@ from overlaynet.lessons.board import PROVED
 from overlaynet.lessons.lesson import HINTS
 from overlaynet.store.disk import write_atomically
 
+_SCORE = {"seed", "verdict", "looks", "faults"}
 _ODD = re.compile(r"[^-.\w]")
 
 
@@ -33,7 +34,8 @@ _ODD = re.compile(r"[^-.\w]")
 class Progress:
     """One learner in one lesson. Times are UTC, ISO 8601; None where it did not happen. `last` is the
     document of the last check; `captured` has of each predicted value what a check found first, since another
-    seed may make it another."""
+    seed may make it another. `seeds`: where something is left to chance, what the last check of each seed told
+    until it was proved."""
 
     started_at: str | None = None
     proved_at: str | None = None
@@ -42,6 +44,7 @@ class Progress:
     hints: int = 0
     predictions: dict[str, list[str]] = field(default_factory=dict)
     captured: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    seeds: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     last: Mapping[str, Any] | None = None
 
     def begin(self) -> None:
@@ -61,6 +64,9 @@ class Progress:
         for answer in checked["predictions"]:
             if answer["captured"] is not None:
                 self.captured.setdefault(answer["name"], answer)
+        seed = str(checked.get("seed"))
+        if _SCORE <= checked.keys() and self.seeds.get(seed, {}).get("verdict") != PROVED:
+            self.seeds[seed] = {name: checked[name] for name in sorted(_SCORE)}
         if checked["verdict"] == PROVED:
             self.proved_at = self.proved_at or now()
 
@@ -137,6 +143,7 @@ _PLAIN: Mapping[str, tuple[type, ...]] = {
     "hints": (int,),
     "predictions": (dict,),
     "captured": (dict,),
+    "seeds": (dict,),
     "last": (dict, type(None)),
 }
 

@@ -94,9 +94,14 @@ def _done(progress: Progress, asked: Mapping[str, str]) -> dict[str, Any]:
         "predictions": [_prediction(name, question, progress) for name, question in asked.items()],
         "verdict": last.get("verdict"),
         "claims": list(last.get("claims", ())),
-        "looks": last.get("looks"),
-        "faults": last.get("faults"),
+        "seeds": sorted(progress.seeds.values(), key=lambda seed: seed["seed"]),
     }
+
+
+def found(seed: Mapping[str, Any]) -> str:
+    """``1 of 2: fdb_wrong at node-1``, of the faults that a seed had hidden."""
+    named = [f"{fault['kind']} at {fault['place']}" for fault in seed["faults"] if fault["found"]]
+    return ": ".join(filter(None, [f"{len(named)} of {len(seed['faults'])}", ", ".join(named)]))
 
 
 def _prediction(name: str, question: str, progress: Progress) -> dict[str, Any]:

@@ -160,8 +160,7 @@ def item(lesson: str = "vxlan", **members: Any) -> dict[str, Any]:
         "predictions": [],
         "verdict": None,
         "claims": [],
-        "looks": None,
-        "faults": None,
+        "seeds": [],
         **members,
     }
 

@@ -107,7 +107,9 @@ def everything(word: str) -> dict[str, Any]:
         **dict.fromkeys(("name", "question", "first", "last", "theory", "captured", "because"), word)
     )
     claim = {"text": word, "verdict": "fail", "evidence": word}
-    done = proved(question=word) | {"predictions": [asked], "claims": [claim], "lesson": word}
+    fault = {"kind": word, "place": word, "found": True}
+    seeds = [{"seed": 1, "verdict": "proved", "looks": 2, "faults": [fault]}]
+    done = proved(question=word, seeds=seeds) | {"predictions": [asked], "claims": [claim], "lesson": word}
     return handed_in(word, done, machine=word, version=word)
 
 
@@ -144,3 +146,20 @@ def test_tables_can_be_read_aloud():
 def test_empty_reports_are_pages_as_well():
     assert "0 of 0 lessons proved" in Page(learner_page(handed_in("alice"))).text
     assert "2 learners" in Page(class_page([("a", handed_in("alice")), ("b", handed_in("bob"))])).text
+
+
+def test_whoever_found_all_after_the_fewest_looks_comes_first():
+    def score(learner: str, looks: int, *named: bool) -> dict[str, Any]:
+        faults = [{"kind": "mtu", "place": "node-2", "found": found} for found in named]
+        seed = {"seed": 7, "verdict": "proved" if all(named) else "not_yet", "looks": looks, "faults": faults}
+        return handed_in(learner, item("mystery", number=13, seeds=[seed]))
+
+    reports = [score("alice", 9, True), score("bob", 2, False), score("chen", 4, True)]
+    rows = Page(class_page([(report["learner"], report) for report in reports])).rows
+    assert rows[-4:] == [
+        ["seed", "learner", "looks", "found"],
+        ["7", "chen", "4", "1 of 1: mtu at node-2"],
+        ["7", "alice", "9", "1 of 1: mtu at node-2"],
+        ["7", "bob", "2", "0 of 1"],
+    ]
+    assert ["7", "4", "1 of 1: mtu at node-2"] in Page(learner_page(reports[2])).rows

@@ -84,6 +84,16 @@ def test_capture_is_kept_when_a_later_check_does_not_come_so_far():
     assert progress.captured == {"ttl": CHECKED["predictions"][0]}
 
 
+def test_score_of_each_seed_is_kept_as_it_was_when_it_was_proved():
+    progress = Progress()
+    for seed, verdict, looks in ((7, "not_yet", 3), (7, "proved", 5), (7, "not_yet", 9), (8, "not_yet", 1)):
+        progress.note(CHECKED | {"verdict": verdict, "seed": seed, "looks": looks, "faults": []})
+    assert {seed: (told["verdict"], told["looks"]) for seed, told in progress.seeds.items()} == {
+        "7": ("proved", 5),
+        "8": ("not_yet", 1),
+    }
+
+
 def test_proof_stays_when_the_lesson_is_broken_again(monkeypatch: pytest.MonkeyPatch):
     times = iter(["first", "second", "third", "fourth"])
     monkeypatch.setattr(record, "now", lambda: next(times))

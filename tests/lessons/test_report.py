@@ -17,6 +17,13 @@ from overlaynet.lessons.record import Progress, Record
 pytestmark = pytest.mark.unit
 
 
+def seed(number: int, looks: int, verdict: str = "proved") -> dict[str, Any]:
+    """Two faults, of which the second is found only where it is proved."""
+    first = {"kind": "fdb_wrong", "place": "node-1", "object": "fdb", "words": "it was", "found": True}
+    second = first if verdict == "proved" else {**dict.fromkeys(first), "found": False}
+    return {"seed": number, "verdict": verdict, "looks": looks, "faults": [first, second]}
+
+
 @pytest.fixture
 def done() -> Record:
     """vxlan proved after one wrong prediction, mtu untouched, and a lesson that is not there any more."""
@@ -30,7 +37,8 @@ def done() -> Record:
         hints=1,
         predictions={"ttl": ["64", "62"]},
         captured={"ttl": found},
-        last={"verdict": "proved", "claims": [claim], "looks": ["trace red blue"], "faults": None},
+        seeds={"10": seed(10, 4), "9": seed(9, 5, "not_yet")},
+        last={"verdict": "proved", "claims": [claim]},
     )
     return Record("alice", {"vxlan": vxlan, "gone": Progress(started_at="2026-01-05T08:00:00+00:00", starts=1)})
 
@@ -52,11 +60,12 @@ def test_document_has_each_lesson_and_what_was_done_in_it(lessons: Path, done: R
         ),
         prediction(name="last", question="Where is it seen last?"),
     ]
-    assert (vxlan["verdict"], vxlan["looks"], vxlan["claims"][0]["text"]) == (
-        "proved",
-        ["trace red blue"],
-        "it is there",
-    )
+    assert (vxlan["verdict"], vxlan["claims"][0]["text"]) == ("proved", "it is there")
+    assert vxlan["seeds"] == [seed(9, 5, "not_yet"), seed(10, 4)]
+    assert [report.found(one) for one in vxlan["seeds"]] == [
+        "1 of 2: fdb_wrong at node-1",
+        "2 of 2: fdb_wrong at node-1, fdb_wrong at node-1",
+    ]
     assert (mtu["number"], mtu["state"], mtu["starts"], mtu["verdict"], mtu["claims"]) == (4, None, 0, None, [])
     assert (gone["number"], gone["lesson"], gone["state"], gone["question"]) == (None, "gone", "started", None)
 
@@ -104,6 +113,8 @@ def spoilt(path: str, value: object) -> dict[str, Any]:
         ("items.0.question", 5, "items[0].question"),
         ("items.0.predictions.0.first", 62, "items[0].predictions[0].first"),
         ("items.0.predictions.0.right_first", "yes", "items[0].predictions[0].right_first"),
+        ("items.0.seeds", [seed(1, 2) | {"looks": -1}], "items[0].seeds[0].looks"),
+        ("items.0.seeds", [seed(1, 2) | {"faults": [{}]}], "items[0].seeds[0].faults[0]"),
         ("items.0.claims.0.verdict", "proved", "items[0].claims[0].verdict"),
         ("items.0.claims.0.evidence", "x" * 20_001, "items[0].claims[0].evidence"),
     ],
