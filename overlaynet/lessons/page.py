@@ -268,7 +268,8 @@ time { white-space: nowrap; }
 .lesson caption { font-size: .95rem; margin: .6rem 0 .2rem; }
 .claims { list-style: none; padding: 0; font-size: .9rem; }
 .claims li { margin: .3rem 0; overflow-wrap: anywhere; }
-.predictions td, .believed td { overflow-wrap: anywhere; }
+.predictions td:first-child, .believed td:first-child { overflow-wrap: anywhere; }
+td code, .believed td:last-child { white-space: nowrap; }
 .grid td { text-align: center; padding: .28rem .3rem; }
 .grid tbody th, .believed tbody th { white-space: nowrap; }
 .grid thead th { vertical-align: bottom; text-align: center; padding: .28rem .3rem; }
