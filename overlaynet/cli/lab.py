@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -300,7 +301,13 @@ def hint(app: App, lesson: str | None) -> None:
         level = done.of(entry.name).hint()
     text = entry.lesson.hints[level - 1]
     document = {"lesson": entry.name, "level": level, "of": HINTS, "hint": text}
-    app.result("LessonHint", document, f"hint {level} of {HINTS}: {text}", [str(level)])
+    app.result("LessonHint", document, hint_text(level, text, app.width), [str(level)])
+
+
+def hint_text(level: int, text: str, width: int | None) -> str:
+    """The hint, on a terminal without a word that two lines share."""
+    said = f"hint {level} of {HINTS}: {text}"
+    return said if width is None else textwrap.fill(said, width, break_long_words=False, break_on_hyphens=False)
 
 
 # --- reporting ------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from helpers.classroom import RIGHT, FakeLabs, handed_in, item, write_lesson
 
 from overlaynet.cli import main as program
 from overlaynet.cli.app import App
+from overlaynet.cli.lab import hint_text
 from overlaynet.lab.paths import Paths
 from overlaynet.lessons import needs, record
 from overlaynet.lessons.catalogue import OWN
@@ -268,6 +269,11 @@ def test_hints_stop_at_the_third(run: Run):
     said = [run("hint")[1] for _ in range(4)]
     assert said == ["hint 1 of 3: look\n", "hint 2 of 3: look there\n", *["hint 3 of 3: type that\n"] * 2]
     assert asked(run, "report")["items"][0]["hints"] == 3
+
+
+def test_hint_breaks_no_word_on_a_terminal():
+    assert hint_text(1, "type ip -br link in node-1", 20) == "hint 1 of 3: type ip\n-br link in node-1"
+    assert hint_text(1, "type ip -br link in node-1", None) == "hint 1 of 3: type ip -br link in node-1"
 
 
 # --- report ---------------------------------------------------------------------------------------
