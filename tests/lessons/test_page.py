@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 from helpers.classroom import handed_in, item, prediction
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from overlaynet.errors import ReportInvalid
 from overlaynet.lessons.page import class_page, learner_page
+from overlaynet.lessons.report import headline, read
 
 pytestmark = pytest.mark.unit
 
@@ -141,6 +147,50 @@ def test_tables_can_be_read_aloud():
     assert all("scope" in attrs for tag, attrs in page.tags if tag == "th")
     marks = [attrs for tag, attrs in page.tags if tag == "b" and attrs.get("aria-hidden")]
     assert len(marks) == sum(attrs.get("class") == "spoken" for _, attrs in page.tags) == 2
+
+
+def whole() -> dict[str, Any]:
+    """A document with each member that there can be."""
+    seed = {
+        "seed": 1,
+        "verdict": "proved",
+        "looks": 2,
+        "faults": [{"kind": "mtu", "place": "red", "found": True}],
+    }
+    return handed_in("alice", proved(seeds=[seed]), stuck())
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Each member of it at any depth: what it is in, and where there."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, below in list(pairs):
+        yield value, key
+        yield from places(below)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda below: st.lists(below, max_size=2) | st.dictionaries(st.text(max_size=5), below, max_size=2),
+    max_leaves=5,
+)
+
+
+@given(st.integers(0, sum(1 for _ in places(whole())) - 1), JSON)
+@settings(max_examples=300)
+def test_what_is_read_can_be_shown(tmp_path_factory: pytest.TempPathFactory, number: int, value: Any):
+    """Whatever stands in place of any member: either the file is refused, or it makes a page."""
+    document = whole()
+    inside, key = list(places(document))[number]
+    inside[key] = value
+    file = tmp_path_factory.getbasetemp() / "one.json"
+    file.write_text(json.dumps(document), "utf-8")
+    try:
+        found = read(file)
+    except ReportInvalid:
+        return
+    Page(learner_page(found))
+    Page(class_page([("one.json", found)]))
+    headline([found])
 
 
 def test_empty_reports_are_pages_as_well():
