@@ -357,7 +357,7 @@ def _answer_stopped(case: Case, view: View) -> Finding:
     if open_questions:
         return _inconclusive(view, [f"of the answer: {one}" for one in open_questions])
     last = view.reply.steps[view.reply.last] if view.reply.last >= 0 else view.forward.steps[view.forward.last]
-    found = _lost(case, view, _gap(last, rest), DELIVERED)
+    found = _lost(case, view, _gap(last, rest), DELIVERED, refused=False)
     return replace(found, notes=(*found.notes, _ANSWER_LOST))
 
 
@@ -387,10 +387,12 @@ def _sure(case: Case, path: Path) -> Cause | None:
     return replace(path.cause, certainty=LIKELY) if path.cause and _unsure(case, path) else path.cause
 
 
-def _lost(case: Case, view: View, gap: Gap, outcome: str) -> Finding:
+def _lost(case: Case, view: View, gap: Gap, outcome: str, *, refused: bool = True) -> Finding:
+    """Without `refused`, an ICMP error or RST that was seen is the answer of whoever has the packet, and what
+    is lost is that."""
     if cause := _cause_after(case, view):
         return Finding(LOST, outcome, view, gap[:2], cause, notes=(_CHANGED,))
-    cause = causes.of_loss(case.scene, gap, view.followed)
+    cause = causes.of_loss(case.scene, gap, view.followed if refused else replace(view.followed, reply=()))
     if cause.kind == "unknown" and view.forward.different:
         cause = causes.of_difference(case.scene, view.forward.different[0])
     return Finding(LOST, outcome, view, gap[:2], cause)

@@ -346,6 +346,15 @@ def test_a_predicted_loss_needs_a_witness_where_it_would_arrive():
     assert "nobody listened at web-3 for whether it arrives all the same" in reasons(trace)
 
 
+def test_a_call_to_oneself_that_is_lost_is_heard_where_it_left():
+    path = ending(VXLAN, 2, LOST, cause("unknown", "node-1:cni0"))
+    question = replace(pictures.TO_WEB_3, dst=path.hops[0].inner.src, target="web-1")
+    hops = tuple(replace(hop, inner=replace(hop.inner, dst=question.dst)) for hop in path.hops)
+    story = told(replace(path, hops=hops), question=question)
+    assert story.verdict().verdict == LOST
+    assert story.deaf("web-1:eth0").verdict().verdict == INCONCLUSIVE
+
+
 def test_to_an_address_that_nobody_has_there_is_nowhere_to_listen():
     path = ending(VXLAN, 3, LOST, cause("route_missing", "node-1:cni0"))
     question = replace(pictures.TO_WEB_3, dst=ip_address("10.244.9.9"), target="10.244.9.9")
@@ -689,6 +698,18 @@ def test_an_answer_that_vanished_between_witnesses_is_lost(back: int):
 def test_an_answer_that_was_never_given_is_lost_at_its_giver():
     trace = answer_lost(0).verdict()
     assert (trace.verdict, trace.lost_between) == (LOST, (at("web-3:eth0"), at("web-3:eth0")))
+
+
+def test_a_refusing_answer_that_is_lost_is_no_refusal_of_the_packet():
+    """A closed port answers with a RST, which the underlay loses like anything else."""
+    assert VXLAN.reply is not None
+    refusing = tuple(replace(hop, inner=replace(hop.inner, tcp=Tcp(0, 0, "RA"))) for hop in VXLAN.reply.hops)
+    path = replace(VXLAN, answer="rst", reply=replace(VXLAN.reply, hops=refusing))
+    story = Story((path,), tries=(went(path, back=5),)).having(reach=(Reach("node-2", "node-1", 20, 4, 4),))
+    trace = story.verdict()
+    assert (trace.verdict, trace.outcome, trace.lost_between) == (LOST, DELIVERED, (WIRE_IN, WIRE_OUT))
+    assert trace.cause is not None
+    assert (trace.cause.kind, trace.cause.point) == ("underlay_loss", WIRE_OUT)
 
 
 def test_an_answer_that_a_deaf_capture_may_have_missed_is_inconclusive():
