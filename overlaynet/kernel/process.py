@@ -25,6 +25,7 @@ from overlaynet.errors import LabFailed, ToolMissing
 
 _PARENT_FIELD, _START_TIME_FIELD = 4, 22
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_SYSTEM_PLACES = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _PACKAGES = {
     "etcd": "etcd-server",
     "ip": "iproute2",
@@ -74,9 +75,15 @@ def boot_id() -> str:
     return _BOOT_ID.read_text().strip()
 
 
+def search_path() -> str:
+    """PATH, and behind it the places of bridge, iptables and sysctl, which not every ordinary user's has."""
+    places = [place for place in os.environ.get("PATH", os.defpath).split(os.pathsep) if place]
+    return os.pathsep.join(dict.fromkeys([*places, *_SYSTEM_PLACES]))
+
+
 def tool(name: str) -> str:
     """The path of a program. Raises ToolMissing with the way to install it."""
-    search = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
+    search = search_path()
     found = shutil.which(name, path=search)
     if found is None:
         package = _PACKAGES.get(name, name)

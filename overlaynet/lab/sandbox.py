@@ -179,6 +179,7 @@ def _enter(name: str, sandbox: Sandbox) -> None:
     here = marker.here()
     if here is None or here.id != sandbox.id:  # its keeper ended just now, and another has its process id
         raise LabFailed(f"the sandbox of lab {name!r} has just ended", next=[f"overlaynet up -l {name}"])
+    os.environ["PATH"] = process.search_path()  # inside one is root, and types what root types
 
 
 def _user() -> str:

@@ -163,6 +163,14 @@ def test_a_command_inside_finds_the_lab_again_without_its_environment(ada: Learn
     assert (other.returncode, "OVL-203" in other.stderr) == (3, True)
 
 
+def test_programs_of_root_are_found_inside_though_the_users_path_has_them_not(ada: Learner) -> None:
+    line = ("exec", "-l", "ada", "web-1", "--")
+    done = ada.run("env", "PATH=/usr/bin:/bin", *OVERLAYNET, *line, "bridge", "-j", "fdb", "show")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = ada.run("env", "PATH=/usr/bin:/bin", *OVERLAYNET, *line, "sh", "-c", "sysctl -n net.ipv4.ip_forward")
+    assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr
+
+
 def test_on_a_terminal_the_thread_that_shows_progress_is_in_nobodys_way(ada: Learner) -> None:
     line = " ".join((*OVERLAYNET, "up", "-l", "ada"))
     done = ada.run("env", "TERM=xterm", "script", "--quiet", "--return", "--command", line, "/dev/null")
