@@ -88,6 +88,8 @@ def _unheard(case: Case, view: View, path: Path, places: frozenset[str]) -> list
     ears = _ears(case, path, places)
     if not ears and path.hops and path.hops[-1].place in places and _would_answer(case, view):
         ears = [path.hops[-1].point]  # between there and the socket nobody can listen
+    if not ears:  # who calls itself: what left by an interface may only come back by it
+        ears = [hop.point for hop in path.hops if hop.place in places and hop.direction == "out"]
     if not ears:
         who = ", ".join(sorted(places))
         return [f"nobody listened at {who} for whether it arrives all the same; next: overlaynet status"]
