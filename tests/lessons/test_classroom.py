@@ -138,6 +138,41 @@ def test_reset_builds_it_again_with_the_same_seed(vxlan: Entry, paths: Paths, la
     assert classroom.note_of("vxlan", paths) == classroom.Note("vxlan", 7, {"seed": 7})
 
 
+def test_reset_takes_another_seed(vxlan: Entry, paths: Paths, labs: FakeLabs):
+    classroom.start(vxlan, paths, seed=7)
+    classroom.reset(vxlan, paths, seed=0)
+    assert classroom.note_of("vxlan", paths) == classroom.Note("vxlan", 0, {"seed": 0})
+
+
+DIARY = """
+from overlaynet.lessons import Lesson, Prediction
+
+def check(stage, board):
+    stage.remembered.setdefault("told", []).append(board.predicted["who"])
+    board.more["told"] = len(stage.remembered["told"])
+    board.next = "overlaynet lab list"
+    with board.claim("it was told twice"):
+        assert board.more["told"] == 2
+    board.measured("who", theory="agent", captured="agent", because="it is")
+
+LESSON = Lesson("Who?", (Prediction("who", "Who?", "word", ("agent", "kernel")),), ("a", "b", "c"), check,
+                asks_each_time=True)
+"""
+
+
+def test_check_finds_what_the_last_one_remembered_and_tells_more(lessons: Path, labs: FakeLabs, paths: Paths):
+    write_lesson(lessons, 5, "diary", DIARY)
+    diary = find("diary")
+    classroom.start(diary, paths)
+    first = classroom.check(diary, {"who": "kernel"}, paths)
+    second = classroom.check(diary, {"who": "agent"}, paths)
+    assert (first.verdict, first.as_json()["told"]) == ("not_yet", 1)
+    assert (second.verdict, second.as_json()["told"], second.next) == ("proved", 2, "overlaynet lab list")
+    note = classroom.note_of("diary", paths)
+    assert note is not None
+    assert note.remembered == {"told": ["kernel", "agent"]}
+
+
 def test_one_started_lesson_is_the_one_that_is_meant(vxlan: Entry, paths: Paths, labs: FakeLabs):
     with pytest.raises(LabChoice, match="no lesson is started"):
         classroom.current(paths)

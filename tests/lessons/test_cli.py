@@ -209,6 +209,19 @@ def test_check_wants_predictions_first_and_keeps_those_that_it_got(run: Run):
     assert [p["predicted"] for p in document["predictions"]] == ["64", "red:eth0"]
 
 
+def test_lesson_that_asks_each_time_wants_it_said_again(run: Run, lessons: Path, labs: FakeLabs):
+    code = (
+        (lessons / "03-vxlan" / "lesson.py").read_text().replace("minutes=5", "minutes=5, asks_each_time=True")
+    )
+    write_lesson(lessons, 5, "guess", code)
+    run("start", "guess")
+    assert run("check", *RIGHT)[0] == 1
+    found, _, err = run("check")
+    assert (found, "OVL-110" in err) == (2, True)
+    labs.mended = True
+    assert run("check", *RIGHT)[0] == 0
+
+
 def test_lesson_that_is_not_started_is_not_asked_about(run: Run):
     code, _, err = run("check", "vxlan", *RIGHT)
     assert (code, "lesson vxlan is not started" in err) == (2, True)
