@@ -91,4 +91,6 @@ LESSON = Lesson(
     start=start,
     check=check,
     minutes=20,
+    memory_mb=70,
+    disk_mb=130,
 )
