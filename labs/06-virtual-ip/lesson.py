@@ -47,11 +47,14 @@ def check(stage: Stage, board: Board) -> None:
         call.require(
             "it is translated on node-1", {point.partition(":")[0] for point in turn.where} == {"node-1"}
         )
+    bridge_asks = _bridge_nf(stage) == "1"
     board.measured(
         "turns",
-        theory="node-1:cni0" if _bridge_nf(stage) == "1" else "node-1:flannel.1",
+        theory="node-1:cni0" if bridge_asks else "node-1:flannel.1",
         captured=turn.where[1],
-        because="br_netfilter has the bridge call PREROUTING before it hands the packet to the host",
+        because="br_netfilter has the bridge call PREROUTING before it hands the packet to the host"
+        if bridge_asks
+        else f"with {BRIDGE_NF} at 0 PREROUTING is called by the host, behind the bridge",
     )
     with board.claim("red sees answers from the virtual IP alone"):
         packets.at("red:eth0").incoming.only(tcp(sport=PORT, src=FAR, dst="red"))
