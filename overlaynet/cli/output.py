@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import click
 
 from overlaynet.errors import OverlayError
+from overlaynet.trace.render.text import cells, cut
 
 SCHEMA = "overlaynet/v1"
 FORMATS = ("table", "wide", "json", "yaml", "name")
@@ -76,7 +77,7 @@ def table(
     if width is not None and sum(widths) + 2 * (len(widths) - 1) > width:
         rows, right, widths = _laid_out([c for c in shown if not c.spare], items)
         room = max(SHORTEST, width - sum(w + 2 for w in widths[:-1]))
-        rows = [[*row[:-1], _cut(row[-1], room)] for row in rows]
+        rows = [[*row[:-1], cut(row[-1], room)] for row in rows]
     return "\n".join(_line(row, widths, right, header=n == 0) for n, row in enumerate(rows))
 
 
@@ -84,21 +85,17 @@ def _laid_out(
     columns: Sequence[Column], items: Sequence[Mapping[str, Any]]
 ) -> tuple[list[list[str]], list[bool], list[int]]:
     """The cells with the header on top, which columns hold numbers, and how wide each is."""
-    cells = [[column.show(item) for column in columns] for item in items]
-    right = [any(_is_number(row[n]) for row in cells) for n in range(len(columns))]
-    rows = [[c.title for c in columns], *([cell_text(v) for v in row] for row in cells)]
-    return rows, right, [max(len(row[n]) for row in rows) for n in range(len(columns))]
-
-
-def _cut(text: str, room: int) -> str:
-    return text if len(text) <= room else text[: room - 1] + "…"
+    values = [[column.show(item) for column in columns] for item in items]
+    right = [any(_is_number(row[n]) for row in values) for n in range(len(columns))]
+    rows = [[c.title for c in columns], *([cell_text(v) for v in row] for row in values)]
+    return rows, right, [max(cells(row[n]) for row in rows) for n in range(len(columns))]
 
 
 def _line(row: Sequence[str], widths: Sequence[int], right: Sequence[bool], *, header: bool) -> str:
     last = len(row) - 1
     out = []
     for n, text in enumerate(row):
-        gap = " " * (widths[n] - len(text))
+        gap = " " * (widths[n] - cells(text))
         shown = text if header else coloured(text)
         out.append(gap + shown if right[n] else shown + ("" if n == last else gap))
     return "  ".join(out).rstrip()

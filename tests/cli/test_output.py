@@ -39,6 +39,13 @@ def test_table_is_aligned_with_numbers_to_the_right():
     )
 
 
+def test_characters_of_two_cells_keep_the_columns_in_line():
+    items = [{"name": "王小明", "n": 1}, {"name": "ann", "n": 12}]
+    assert plain(table((member("NAME", "name"), member("N", "n")), items)) == (
+        "NAME     N\n王小明   1\nann     12"
+    )
+
+
 def test_wide_table_has_more_columns():
     assert plain(table(COLUMNS, ITEMS, wide=True)).splitlines()[1].split() == [
         "node-1", "7", "10.244.1.2,10.244.1.3", "yes", "ok",
