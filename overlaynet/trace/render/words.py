@@ -175,7 +175,8 @@ def _reason_words(hop: Hop, before: Hop | None, reason: str, fields: Mapping[str
     if "fragments" in fields:
         return _pieces(fields["fragments"], reason)
     if "ttl" in fields:
-        return _because(f"ttl {fields['ttl'].after}", reason)
+        after = fields["ttl"].after  # None: predicted of routers that nobody can look into
+        return _because("ttl falls" if after is None else f"ttl {after}", reason)
     if fields.keys() <= _QUIET:
         routed = any(change.field == "ttl" for change in hop.changes)
         return "" if routed else _because("new MACs", reason)
