@@ -6,6 +6,7 @@ in every byte that passes between the hosts, asks what large packets are told, a
 a moment.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -113,22 +114,24 @@ def _told_mtu(stage: Stage) -> int:
 @contextmanager
 def _other_key(stage: Stage, host: str) -> Iterator[None]:
     """For the length of the block a host has a private key that nobody knows of. Afterwards it has its own
-    again, and has spoken with its peer."""
+    again, and has spoken with its peer. All is configured anew each time, for a session outlives its key."""
     devices = stage.run(host, "wg", "show", "interfaces").split()
     assert len(devices) == 1, f"WireGuard devices of {host}: {', '.join(devices) or 'none'}"
-    own = stage.run(host, "wg", "show", devices[0], "private-key")
-    _set_key(stage, host, devices[0], stage.run(host, "wg", "genkey"))
+    own = stage.run(host, "wg", "showconf", devices[0])
+    key = stage.run(host, "wg", "genkey").strip()
+    other = re.sub(r"(?m)^(PrivateKey) = .*$", rf"\g<1> = {key}", own)
+    _configure(stage, host, devices[0], other)
     try:
         yield
     finally:
-        _set_key(stage, host, devices[0], own)
+        _configure(stage, host, devices[0], own)
         stage.net.send("blue", "red", tries=10, wait_s=WAIT_S)
 
 
-def _set_key(stage: Stage, host: str, device: str, key: str) -> None:
-    """Which is told on standard input: command lines can be read by everybody."""
-    argv = ["wg", "set", device, "private-key", "/dev/stdin"]
-    done = stage.lab.driver.run(host, argv, stdin=key.encode())
+def _configure(stage: Stage, host: str, device: str, configuration: str) -> None:
+    """By standard input: command lines can be read by everybody."""
+    argv = ["wg", "setconf", device, "/dev/stdin"]
+    done = stage.lab.driver.run(host, argv, stdin=configuration.encode())
     if done.returncode:
         raise LabFailed(f"{host} does not take a key", evidence=done.stderr.decode(errors="replace"))
 
