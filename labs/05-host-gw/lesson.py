@@ -117,8 +117,8 @@ LESSON = Lesson(
         "Look at `ip route` on node-1 and on node-3 after each change of the backend. A route by host-gw names "
         "a host as next hop, and a next hop has to be on the same wire. Which pairs of hosts are?",
         "No backend fits all three pairs. flannel's vxlan can decide for each peer: by a route where the peer "
-        "is on the same wire, by the tunnel where it is not. Its option is in docs/flannel.md, and "
-        "`overlaynet network show` has it, off.",
+        "is on the same wire, by the tunnel where it is not. Its option is in docs/flannel.md; the "
+        "configuration that the lab began with has it, off.",
         'Set the type back to "vxlan", and "DirectRouting" beside it to true, by `overlaynet network set`; '
         "then `overlaynet network apply`.",
     ),
