@@ -29,8 +29,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 PATIENCE_S = 1.0
 """What takes no longer needs no progress."""
 PROGRAM = "overlaynet "
-LOOKS = frozenset({"trace", "explain", "capture", "verify", "diff", "repair"})
-"""Verbs that find out by themselves what is wrong; `get` and `exec` show what any host shows."""
+LOOKS = frozenset({"trace", "explain", "capture", "verify", "diff", "repair", "get", "describe", "graph"})
+"""Verbs that find out what is wrong, or hold what is there against what should be."""
 _SAYS_LAB = re.compile(r" (?:-l|--lab|--help|labs|doctor|clean)\b")
 """A command that names its lab, or is about none."""
 
