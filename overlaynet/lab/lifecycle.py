@@ -72,17 +72,16 @@ TOOLS = ("ip", "nsenter", "setpriv", "etcd", "iptables")
 def up(topology: Topology, paths: Paths, *, timeout_s: float, progress: Progress = silent) -> UpResult:
     """Make the lab as the topology says. Raises OverlayErrors; a lab that only takes too long is no error."""
     paths = paths.mine
-    check_before(topology, paths.lab(topology.name))
     with changing(paths, topology.name):
         old = load(paths.lab(topology.name))
         _refuse_machines(topology.name, old)
+        check_before(topology, paths.lab(topology.name))
         fresh = sandbox.prepare(topology.name, paths)
         try:
             require_privilege("making a lab")
             if fresh:
-                paths.lab(topology.name).faults_json.unlink(
-                    missing_ok=True
-                )  # they went with the sandbox before
+                # They went with the sandbox before.
+                paths.lab(topology.name).faults_json.unlink(missing_ok=True)
                 _load_bridge_filter()
             healed = faults.heal_before(topology.name, paths)
             result = _Up(topology, paths, old, timeout_s, progress).run()
