@@ -63,6 +63,12 @@ def test_examples_are_understood(kind, tmp_path: Path) -> None:
     assert fake_faults(tmp_path, FakeGrip()).make(words[0], request, NOW).fault.kind == words[0]
 
 
+def test_hidden_fault_is_a_line_that_does_not_tell_it(tmp_path: Path) -> None:
+    faults = fake_faults(tmp_path, FakeGrip())
+    fault = faults.make("fdb", Request(("node-1", "node-2")), NOW, hidden=True).fault
+    assert fault_line(fault.as_item()) == "hidden  f1, to be found: overlaynet lab check"
+
+
 def test_fault_is_told_in_the_words_of_the_tools(tmp_path: Path) -> None:
     faults = fake_faults(tmp_path, FakeGrip())
     made = faults.make("fdb", Request(("node-1", "node-2"), wrong=True), NOW, 30.0)
