@@ -340,6 +340,7 @@ LESSON = Lesson(
     start=start,
     check=check,
     minutes=20,
+    memory_mb=160,
     disk_mb=130,
     asks_each_time=True,
 )

@@ -120,7 +120,7 @@ class Lesson:
     start: Callable[[Stage], None] = _nothing
     minutes: int = 15
     memory_mb: int = 150
-    disk_mb: int = 70
+    disk_mb: int = 130
     needs: tuple[str, ...] = ()
     asks_each_time: bool = False
 
