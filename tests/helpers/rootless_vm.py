@@ -9,7 +9,7 @@ from typing import Any
 
 from helpers.vms import Vm
 
-BRIDGE_FILTER = "br_netfilter"
+BRIDGE_FILTER, MATCH = "br_netfilter", "xt_physdev"
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,10 @@ class VmLearner:
 
 
 def unload_bridge_filter(vm: Vm) -> None:
-    """As on a machine that was just booted."""
-    vm.sh(f"modprobe -r {BRIDGE_FILTER}")
-    assert not is_loaded(vm, BRIDGE_FILTER)
+    """As on a machine that was just booted: the match asks for the module once in its own life."""
+    for module in (BRIDGE_FILTER, MATCH):
+        vm.call("modprobe", "-r", module)
+        assert not is_loaded(vm, module)
 
 
 def is_loaded(vm: Vm, module: str) -> bool:

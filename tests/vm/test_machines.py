@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 from helpers.lab import lab_name
+from helpers.rootless_vm import VmLearner, has_a_lab_without_sudo
 from helpers.vm_cluster import (
     THERE,
     UNIT,
@@ -43,6 +44,7 @@ from helpers.vm_cluster import (
     vtep_mac,
     wait_until_ready,
 )
+from helpers.vm_lessons import goes_through_there, learning_there
 from helpers.vm_traffic import Traffic, inside, traffic
 from helpers.vms import NAT_ADDRESS, Vm, Vms, build_box, patiently, requires_vms, vms
 
@@ -528,6 +530,27 @@ def test_down_takes_back_what_the_lab_brought_and_leaves_the_agents(lab: Machine
         assert lab.name not in vm.run("ip", "netns", "list")
         status = agent_says(vm, "/v1/status")
         assert (status["agent"]["state"], status["containers"]) == ("ready", [])
+
+
+def test_an_ordinary_user_has_a_lab_without_sudo_beside_the_agent(cluster: Vms, record_property):
+    """With what is installed there, and br_netfilter loaded for the asking."""
+    vm = cluster["node-1"]
+    learner = VmLearner(vm)
+    learner.add()
+    with timed(vm, lambda cost: record_property("a user without sudo: up, trace and down", cost)):
+        has_a_lab_without_sudo(learner)
+    learner.remove()
+    patiently(lambda: problems(vm) == [], deadline_s=180)  # the module took the agent's bridge along
+
+
+def test_the_lesson_on_encryption_is_proved_where_the_kernel_has_wireguard(cluster: Vms, record_property):
+    """All others are gone through without a machine, in tests/lessons."""
+    vm = cluster["node-2"]
+    with (
+        timed(vm, lambda cost: record_property("the lesson on encryption", cost)),
+        learning_there(vm, "encryption") as learner,
+    ):
+        goes_through_there(learner)
 
 
 def test_uninstalling_leaves_nothing(cluster: Vms):
