@@ -54,6 +54,8 @@ LESSON = Lesson(
     start=start,
     check=check,
     minutes=5,
+    memory_mb=40,
+    disk_mb=70,
     needs={needs!r},
 )
 '''

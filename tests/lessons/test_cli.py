@@ -56,8 +56,8 @@ def test_list_tells_each_lesson_and_what_to_type(run: Run):
     assert code == 0
     assert out.splitlines() == [
         "   LESSON  STATE  LAB  MINUTES  MEMORY  DISK  QUESTION",
-        "3  vxlan   -      -          5     150    70  What is lesson 3?",
-        "4  mtu     -      -          5     150    70  What is lesson 4?",
+        "3  vxlan   -      -          5      40    70  What is lesson 3?",
+        "4  mtu     -      -          5      40    70  What is lesson 4?",
         "next: overlaynet lab start vxlan",
     ]
 
@@ -74,7 +74,7 @@ def test_list_is_a_document(run: Run, lessons: Path):
         "lab": "up",
         "unavailable": None,
         "minutes": 5,
-        "memory_mb": 150,
+        "memory_mb": 40,
         "disk_mb": 70,
         "readme": str(lessons / "03-vxlan" / "README.md"),
     }
