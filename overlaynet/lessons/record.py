@@ -65,7 +65,7 @@ class Progress:
             if answer["captured"] is not None:
                 self.captured.setdefault(answer["name"], answer)
         seed = str(checked.get("seed"))
-        if _SCORE <= checked.keys() and self.seeds.get(seed, {}).get("verdict") != PROVED:
+        if checked.keys() >= _SCORE and self.seeds.get(seed, {}).get("verdict") != PROVED:
             self.seeds[seed] = {name: checked[name] for name in sorted(_SCORE)}
         if checked["verdict"] == PROVED:
             self.proved_at = self.proved_at or now()
