@@ -12,7 +12,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_interface
@@ -532,25 +533,50 @@ def test_down_takes_back_what_the_lab_brought_and_leaves_the_agents(lab: Machine
         assert (status["agent"]["state"], status["containers"]) == ("ready", [])
 
 
-def test_an_ordinary_user_has_a_lab_without_sudo_beside_the_agent(cluster: Vms, record_property):
-    """With what is installed there, and br_netfilter loaded for the asking."""
-    vm = cluster["node-1"]
+@pytest.fixture(scope="module")
+def learners(cluster: Vms) -> Iterator[dict[str, Future[Took]]]:
+    """Two people on two machines at the same time, since each keeps one emulated processor busy for a minute."""
+    work = {
+        "a user without sudo": (_has_a_lab, "node-1"),
+        "the lesson on encryption": (_is_gone_through, "node-2"),
+    }
+    with ThreadPoolExecutor() as pool:
+        yield {name: pool.submit(_took, what, cluster[vm]) for name, (what, vm) in work.items()}
+
+
+def _took(work: Callable[[Vm], None], vm: Vm) -> Took:
+    found: list[Took] = []
+    with timed(vm, found.append):
+        work(vm)
+    return found[0]
+
+
+def _has_a_lab(vm: Vm) -> None:
     learner = VmLearner(vm)
     learner.add()
-    with timed(vm, lambda cost: record_property("a user without sudo: up, trace and down", cost)):
-        has_a_lab_without_sudo(learner)
+    has_a_lab_without_sudo(learner)
     learner.remove()
-    patiently(lambda: problems(vm) == [], deadline_s=180)  # the module took the agent's bridge along
 
 
-def test_the_lesson_on_encryption_is_proved_where_the_kernel_has_wireguard(cluster: Vms, record_property):
-    """All others are gone through without a machine, in tests/lessons."""
-    vm = cluster["node-2"]
-    with (
-        timed(vm, lambda cost: record_property("the lesson on encryption", cost)),
-        learning_there(vm, "encryption") as learner,
-    ):
+def _is_gone_through(vm: Vm) -> None:
+    with learning_there(vm, "encryption") as learner:
         goes_through_there(learner)
+
+
+def test_an_ordinary_user_has_a_lab_without_sudo_beside_the_agent(
+    learners: dict[str, Future[Took]], cluster: Vms, record_property
+):
+    """With what is installed there, and br_netfilter loaded for the asking."""
+    record_property("a user without sudo: up, trace and down", learners["a user without sudo"].result())
+    # The module took the agent's bridge along.
+    patiently(lambda: problems(cluster["node-1"]) == [], deadline_s=180)
+
+
+def test_the_lesson_on_encryption_is_proved_where_the_kernel_has_wireguard(
+    learners: dict[str, Future[Took]], record_property
+):
+    """All others are gone through without a machine, in tests/lessons."""
+    record_property("the lesson on encryption", learners["the lesson on encryption"].result())
 
 
 def test_uninstalling_leaves_nothing(cluster: Vms):
