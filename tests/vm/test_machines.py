@@ -535,7 +535,7 @@ def test_down_takes_back_what_the_lab_brought_and_leaves_the_agents(lab: Machine
 
 @pytest.fixture(scope="module")
 def learners(cluster: Vms) -> Iterator[dict[str, Future[Took]]]:
-    """Two people on two machines at the same time, since each keeps one emulated processor busy for a minute."""
+    """Two people on two machines at a time, since each keeps one emulated processor busy for a minute."""
     work = {
         "a user without sudo": (_has_a_lab, "node-1"),
         "the lesson on encryption": (_is_gone_through, "node-2"),
