@@ -25,10 +25,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from overlaynet.config import PathConfig
+from overlaynet.errors import EnvironmentProblem
 from overlaynet.lab import marker
 
 _MACHINE = PathConfig()
@@ -119,9 +121,9 @@ class Paths:
 
     @classmethod
     def here(cls) -> Paths:
-        """All that this user has or sees. In a sandbox that is what its user has."""
+        """All that this user has or sees. In a sandbox that is what its user has. Raises EnvironmentProblem."""
         if os.geteuid() != 0:
-            return cls(own=of_user(os.environ, Path.home()))
+            return cls(own=of_user(os.environ))
         sandbox = marker.here()
         return cls(Path(sandbox.run_root), Path(sandbox.state_root)) if sandbox else cls()
 
@@ -160,18 +162,35 @@ class Paths:
         return self._names() if self.own else ()
 
     def _names(self) -> tuple[str, ...]:
-        roots = (self.labs, self.state_root / "labs")
-        files = (file for root in roots for kind in _RECORDS for file in root.glob(f"*/{kind}"))
-        return tuple(sorted({file.parent.name for file in files}))
+        found: set[str] = set()
+        for root in (self.labs, self.state_root / "labs"):
+            with suppress(PermissionError):  # nothing in there is ours; whoever wants to write there is told
+                found |= {file.parent.name for kind in _RECORDS for file in root.glob(f"*/{kind}")}
+        return tuple(sorted(found))
 
 
-def of_user(environ: Mapping[str, str], home: Path) -> Paths:
+def of_user(environ: Mapping[str, str], home: Path | None = None) -> Paths:
     """Relative paths in these variables are invalid, and count for nothing. Without a directory for what ends
-    with the session, all of it is with the durable files."""
-    state = _absolute(environ.get("XDG_STATE_HOME")) or home / ".local" / "state"
+    with the session, all of it is with the durable files. Raises EnvironmentProblem if there is no home."""
+    state = _absolute(environ.get("XDG_STATE_HOME")) or (home or _home()) / ".local" / "state"
     run = _absolute(environ.get("XDG_RUNTIME_DIR"))
     run = run if run and os.access(run, os.W_OK) else None  # after su(1) it is another's, after a logout gone
     return Paths(run / "overlaynet" if run else state / "overlaynet" / "run", state / "overlaynet")
+
+
+def _home() -> Path:
+    """This user's. Raises EnvironmentProblem: a service or a container may have none."""
+    try:
+        found = Path.home()
+    except RuntimeError:
+        found = None
+    if found is None or not found.is_absolute():
+        raise EnvironmentProblem(
+            "it is not known where your files are",
+            evidence="HOME is not set" if found is None else f"HOME is {str(found)!r}, which is relative",
+            next=["HOME=/a/directory/of/yours overlaynet ..."],
+        )
+    return found
 
 
 def _absolute(text: str | None) -> Path | None:

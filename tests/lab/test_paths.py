@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from overlaynet.errors import EnvironmentProblem
 from overlaynet.lab import marker, state
 from overlaynet.lab import paths as module
 from overlaynet.lab.paths import Paths
@@ -42,6 +44,35 @@ def test_roots_are_those_of_the_users_own_files(tmp_path: Path) -> None:
 def test_without_usable_variables_all_is_in_the_home_directory(environ: dict[str, str], tmp_path: Path) -> None:
     found, base = module.of_user(environ, tmp_path), tmp_path / ".local/state/overlaynet"
     assert (found.run_root, found.state_root) == (base / "run", base)
+
+
+@pytest.mark.parametrize(("home", "why"), [(None, "not set"), ("rel", "'rel', which is relative")])
+def test_without_a_home_nobody_guesses_where_files_are(
+    monkeypatch: pytest.MonkeyPatch, home: str | None, why: str
+) -> None:
+    monkeypatch.delenv("HOME")
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    with pytest.raises(EnvironmentProblem) as caught:
+        module.of_user({})
+    assert why in caught.value.evidence
+    assert module.of_user({"XDG_STATE_HOME": "/state"}).state_root == Path("/state/overlaynet")
+
+
+def test_a_folder_that_cannot_be_looked_into_has_no_labs_of_ours(
+    monkeypatch: pytest.MonkeyPatch, here: Paths
+) -> None:
+    save(here.mine, "mine")
+    closed = here.mine.labs
+
+    def is_dir(path: Path) -> bool:
+        if path == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return os.path.isdir(path)  # noqa: PTH112
+
+    monkeypatch.setattr(Path, "is_dir", is_dir)
+    assert here.names() == ("mine",), "by its durable files"
 
 
 def test_root_has_one_place_for_all_labs(monkeypatch: pytest.MonkeyPatch) -> None:
