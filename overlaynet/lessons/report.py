@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ SCHEMA, KIND = "overlaynet/v1", "LessonReport"
 PROVED, STARTED, NOT_HERE = "proved", "started", "not here"
 MAX_BYTES = 4 << 20
 """A report of all lessons has some 50 kB."""
+DEEPEST = 20
+"""Levels of lists and objects in a report, a newer version's as well; one of ours has seven."""
 LONGEST = 200
 """Characters of a complaint, which quotes what it is about."""
 
@@ -137,12 +139,26 @@ def read(file: Path) -> dict[str, Any]:
         document = json.loads(content.decode("utf-8"), parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise ReportInvalid(f"{file} is no report", evidence=f"it is not JSON: {error}") from error
+    if _is_deep(document):
+        raise ReportInvalid(f"{file} is no report", evidence=f"it has more than {DEEPEST} levels")
     _check(document, file)
     return dict(_harmless(document))
 
 
 def _refuse(word: str) -> None:
     raise ValueError(f"{word} is no JSON")
+
+
+def _is_deep(document: object) -> bool:
+    """Whether it is nested as no report is: whoever goes through it would run out of stack."""
+    level = [document]
+    for _ in range(DEEPEST):
+        level = [part for value in level for part in _parts(value)]
+    return bool(level)
+
+
+def _parts(value: object) -> Iterable[object]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _harmless(value: Any) -> Any:

@@ -77,6 +77,17 @@ def test_document_is_read_again_as_it_was_written(lessons: Path, done: Record, t
     assert report.read(file) == document
 
 
+@pytest.mark.parametrize("levels", [19, 20, 600, 100_000])
+def test_a_report_that_is_nested_as_none_is_gets_refused(levels: int, tmp_path: Path):
+    file = tmp_path / "deep.json"
+    file.write_text(json.dumps(handed_in("x"))[:-1] + f', "more": {"[" * levels}{"]" * levels}}}')
+    if levels < report.DEEPEST:
+        assert report.read(file)["learner"] == "x"
+    else:
+        with pytest.raises(ReportInvalid, match="is no report"):
+            report.read(file)
+
+
 def spoilt(path: str, value: object) -> dict[str, Any]:
     """A good document with one member changed; `path` as in ``items.0.hints``."""
     document = handed_in(
