@@ -39,7 +39,7 @@ from overlaynet.lab.mending import REPAIR_S, Grip, Hand
 from overlaynet.lab.netns_driver import clean_environ
 from overlaynet.lab.paths import LabPaths, Paths
 from overlaynet.lab.sandbox import CAPABILITIES
-from overlaynet.lab.state import changing
+from overlaynet.lab.state import LabState, changing
 from overlaynet.lab.state import load as load_state
 from overlaynet.state import Key, Sysctl
 
@@ -271,6 +271,7 @@ def _target(request: Request) -> str:
 def changing_faults(name: str, paths: Paths) -> Iterator[Faults]:
     """A lab's faults, with the lab's lock held. Raises LabFailed if another command holds it, LabChoice if
     there is no such lab, NotPermitted."""
+    _refuse_ended(name, load_state(paths.lab(name)))  # nobody can join it, so nobody has rights over it
     capability.require(*CAPABILITIES, purpose="breaking a lab")
     with changing(paths, name):
         yield faults_of(name, paths)
@@ -278,12 +279,17 @@ def changing_faults(name: str, paths: Paths) -> Iterator[Faults]:
 
 def faults_of(name: str, paths: Paths) -> Faults:
     """For one who holds the lock. Raises LabChoice or LabFailed."""
-    state = load_state(paths.lab(name))
+    state = _refuse_ended(name, load_state(paths.lab(name)))
+    lab = paths.lab(name)
+    return Faults(lab, Site(lab, state), ProcessTimers(name, paths))
+
+
+def _refuse_ended(name: str, state: LabState | None) -> LabState:
+    """Raises LabChoice."""
     if state is None or state.ended:
         why = state.why_ended if state else "is not running"
         raise LabChoice(f"lab {name!r} {why}", next=[f"overlaynet up -l {name}"])
-    lab = paths.lab(name)
-    return Faults(lab, Site(lab, state), ProcessTimers(name, paths))
+    return state
 
 
 def heal_before(name: str, paths: Paths) -> tuple[Fault, ...]:

@@ -11,7 +11,7 @@ import pytest
 from overlaynet.errors import LabChoice, LabFailed
 from overlaynet.kernel import process, userns
 from overlaynet.kernel.process import Process
-from overlaynet.lab import marker, sandbox, state
+from overlaynet.lab import faults, marker, sandbox, state
 from overlaynet.lab.marker import Marker
 from overlaynet.lab.paths import LabPaths, Paths
 from overlaynet.lab.sandbox import Sandbox
@@ -83,6 +83,13 @@ def test_without_the_files_of_the_session_a_living_keeper_does_not_count(paths: 
     lab.lab_json.unlink()
     assert sandbox.has_ended(lab)
     assert paths.names() == ("lab",)
+
+
+def test_nobody_is_sent_to_root_for_a_lab_that_has_ended(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    record(paths.lab("lab"), boot="another")
+    monkeypatch.setattr(faults.capability, "effective", frozenset)
+    with pytest.raises(LabChoice, match="sandbox that has ended"), faults.changing_faults("lab", paths):
+        pytest.fail("it was changed")
 
 
 def test_markers_are_read_as_written_and_nothing_else_is_one() -> None:
