@@ -104,12 +104,15 @@ def shell(app: App, name: str | None) -> int:
 
 
 def _history(app: App) -> list[str]:
-    """Where bash keeps what was typed, apart from the user's own. Another machine's files are not ours."""
+    """Where bash keeps what was typed, apart from the user's own. Another machine's or user's files are not
+    ours."""
     if not app.cluster.one_machine:
         return []
     from overlaynet.cli.prompt import history_file
 
     file = history_file("shell_history")
+    if file is None:
+        return []
     with suppress(OSError):
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     return [f"HISTFILE={file}"]

@@ -109,11 +109,24 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and answer its exit code. Never raises but for SystemExit."""
+    _complete_standard_files()
     if arguments is None and (shell := os.environ.get("_OVERLAYNET_COMPLETE")):
         from overlaynet.cli.completion import answer
 
         return answer(shell)
     return run(list(sys.argv[1:] if arguments is None else arguments), App())
+
+
+def _complete_standard_files() -> None:
+    """Whoever starts a program without one of these has the next file that it opens take the number of it."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 (it has no path)
 
 
 def run(arguments: Sequence[str], app: App) -> int:

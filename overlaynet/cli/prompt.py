@@ -31,6 +31,7 @@ from overlaynet.cli import names
 from overlaynet.cli.app import App
 from overlaynet.cli.completion import Completer
 from overlaynet.errors import LabChoice, OverlayError, UsageError
+from overlaynet.lab import marker
 from overlaynet.lab.paths import Paths, of_user
 from overlaynet.lab.state import ENVIRONMENT, choose, running_labs
 
@@ -222,15 +223,23 @@ def _child_without_input(words: Sequence[str], environ: Mapping[str, str]) -> in
 # --- readline -------------------------------------------------------------------------------------
 
 
-def history_file(name: str = "history") -> Path:
-    """Where what was typed is kept: with the files of the user who types, root or not."""
-    return of_user(os.environ, Path.home()).state_root / name
+def history_file(name: str = "history") -> Path | None:
+    """Where what was typed is kept: with the files of the user who types, root or not. None for root with
+    somebody else's HOME, as sudo or su may leave it: what root made there would be in that user's way, and
+    where links of that user lead nobody knows."""
+    folder = of_user(os.environ).state_root
+    is_own = os.geteuid() != 0 or marker.here() is not None or _is_roots(folder)
+    return folder / name if is_own else None
+
+
+def _is_roots(folder: Path) -> bool:
+    return all(part.lstat().st_uid == 0 for part in (folder, *folder.parents) if os.path.lexists(part))
 
 
 class Readline:
     """Completion, and history in a file that nobody else reads. Without a place for it there is none."""
 
-    def __init__(self, prompt: Prompt, history: Path) -> None:
+    def __init__(self, prompt: Prompt, history: Path | None) -> None:
         import readline
 
         self._readline = readline
@@ -241,8 +250,9 @@ class Readline:
         readline.set_completer(self._complete)
         readline.parse_and_bind("tab: complete")
         readline.set_history_length(LINES)
-        with suppress(OSError):
-            readline.read_history_file(history)
+        if history is not None:
+            with suppress(OSError):
+                readline.read_history_file(history)
 
     def _complete(self, text: str, state: int) -> str | None:
         if state == 0:
@@ -255,6 +265,8 @@ class Readline:
 
     def save(self) -> None:
         """Write the history, for its owner alone."""
+        if self._history is None:
+            return
         with suppress(OSError):
             self._history.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.close(os.open(self._history, os.O_WRONLY | os.O_CREAT, 0o600))

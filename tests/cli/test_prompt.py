@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from overlaynet.cli.app import App
-from overlaynet.cli.prompt import Leave, Prompt
+from overlaynet.cli.prompt import Leave, Prompt, history_file
 from overlaynet.errors import LabChoice
 from overlaynet.lab.paths import Paths
 from overlaynet.lab.state import LabState, save
@@ -250,3 +250,22 @@ def test_terminal_has_completion_history_and_survives_ctrl_c(tmp_path: Path, mon
     os.close(terminal.fd)
     history = tmp_path / "state" / "overlaynet" / "history"
     assert (history.read_text(), stat.S_IMODE(history.stat().st_mode)) == ("version -o name \n", 0o600)
+
+
+def test_root_keeps_no_history_where_another_users_files_are(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("XDG_STATE_HOME", "/")
+    assert history_file() == Path("/overlaynet/history")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    owner = os.stat_result((0o40755, 1, 1, 1, 4242, 4242, 0, 0, 0, 0))
+    real = Path.lstat
+    monkeypatch.setattr(Path, "lstat", lambda path: owner if path == tmp_path else real(path))
+    assert history_file() is None
+
+
+def test_a_program_that_was_started_without_standard_files_has_them(tmp_path: Path) -> None:
+    line = 'exec "$0" -m overlaynet.cli.main shell <&- 2>&-'
+    done = subprocess.run(
+        ["/bin/sh", "-c", line, sys.executable], env=environ_of(tmp_path), stdout=subprocess.PIPE, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, b"")
