@@ -16,7 +16,8 @@ import select
 import shutil
 import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,10 +108,20 @@ def spawn_into(argv: Sequence[str], descriptor: int, environ: Mapping[str, str])
     return _spawn(argv, (os.POSIX_SPAWN_DUP2, descriptor, 1), environ)
 
 
+def _inherited() -> Iterator[int]:
+    """What whoever started us left open, as a shell's ``exec 9>LOCK`` does: a process that stays would keep the
+    lock taken, and the pipe from ever ending. Ours are closed by themselves (PEP 446)."""
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        with suppress(OSError):  # the one by which this directory is read is gone
+            if (descriptor := int(entry.name)) > 2 and os.get_inheritable(descriptor):
+                yield descriptor
+
+
 def _spawn(argv: Sequence[str], output: tuple[Any, ...], environ: Mapping[str, str]) -> Process:
     program = tool(argv[0])
     nothing = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
     actions = [nothing, output, (os.POSIX_SPAWN_DUP2, 1, 2)]
+    actions += [(os.POSIX_SPAWN_CLOSE, descriptor) for descriptor in _inherited()]
     try:
         pid = os.posix_spawn(program, list(argv), environ, file_actions=actions, setsid=True)
     except OSError as error:

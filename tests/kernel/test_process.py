@@ -38,6 +38,18 @@ def test_process_has_a_session_of_its_own_and_its_output_in_the_log(log: Path) -
     assert log.read_text() == "out\nerr\nno input\n"
 
 
+def test_process_keeps_nothing_open_that_our_caller_left_open(log: Path, tmp_path: Path) -> None:
+    lock = os.open(tmp_path / "lock", os.O_WRONLY | os.O_CREAT)
+    os.set_inheritable(lock, True)
+    try:
+        started = process.spawn(["ls", "-l", "/proc/self/fd"], log, os.environ)
+        eventually(lambda: not started.alive)
+    finally:
+        os.close(lock)
+    assert str(log) in log.read_text()
+    assert str(tmp_path / "lock") not in log.read_text()
+
+
 def test_session_is_not_ours(sleeper: Process) -> None:
     assert os.getsid(sleeper.pid) == sleeper.pid
 
