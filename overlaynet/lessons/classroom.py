@@ -77,6 +77,15 @@ def note_of(name: str, paths: Paths) -> Note | None:
         return None
 
 
+def _writing_of(name: str, paths: Paths) -> tuple[int, int] | None:
+    """What tells one writing of a lab's note from the next, of the same words as well; None without a note."""
+    try:
+        found = (paths.lab(name).state / "lesson.json").stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 def running(paths: Paths) -> list[Entry]:
     """The lessons whose labs are there."""
     names = [note.lesson for lab in running_labs(paths) if (note := note_of(lab, paths)) is not None]
@@ -146,12 +155,14 @@ def check(entry: Entry, predicted: Mapping[str, str], paths: Paths) -> Checked:
     """See how far the lesson is. What the check remembers the next one finds. Raises LabChoice if it is not
     started, LessonFailed, and what looking at a lab raises."""
     began = time.monotonic()
+    writing = _writing_of(entry.name, paths)
     note = started(entry, paths)
     board = Board(entry.lesson, predicted)
     with _stage(entry, paths, note) as stage:
         with entry.own_errors("check"), board.checking():
             entry.lesson.check(stage, board)
-        if stage.remembered != dict(note.remembered or {}):
+        is_ours = _writing_of(entry.name, paths) == writing  # else it was reset meanwhile, or taken down
+        if is_ours and stage.remembered != dict(note.remembered or {}):
             _keep(replace(note, remembered=stage.remembered), paths)
     took_s = time.monotonic() - began
     return Checked(board.verdict, board.answers(predicted), board.claims, took_s, board.more, board.next)

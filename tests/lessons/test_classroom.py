@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from helpers.classroom import FakeLabs, write_lesson
 from overlaynet.errors import LabChoice, LabFailed, LessonFailed, LessonUnavailable, NotPermitted, UsageError
 from overlaynet.lab.paths import Paths
 from overlaynet.lessons import classroom, needs
+from overlaynet.lessons.board import Board
 from overlaynet.lessons.catalogue import Entry, find
+from overlaynet.lessons.stage import Stage
 
 pytestmark = pytest.mark.unit
 
@@ -171,6 +174,26 @@ def test_check_finds_what_the_last_one_remembered_and_tells_more(lessons: Path, 
     note = classroom.note_of("diary", paths)
     assert note is not None
     assert note.remembered == {"told": ["kernel", "agent"]}
+
+
+@pytest.mark.parametrize("meanwhile", [classroom.reset, lambda diary, paths: classroom.down("diary", paths)])
+def test_what_became_of_a_lesson_during_a_check_is_not_undone_by_it(
+    lessons: Path, labs: FakeLabs, paths: Paths, meanwhile: Callable[[Entry, Paths], object]
+):
+    write_lesson(lessons, 5, "diary", DIARY)
+    diary = find("diary")
+    classroom.start(diary, paths)
+    check = diary.lesson.check
+
+    def slow(stage: Stage, board: Board) -> None:
+        meanwhile(diary, paths)
+        check(stage, board)
+
+    object.__setattr__(diary.lesson, "check", slow)
+    assert classroom.check(diary, {"who": "kernel"}, paths).more == {"told": 1}
+    note = classroom.note_of("diary", paths)
+    assert note is None or note.remembered == {}
+    assert labs.done[1] == "down diary"
 
 
 def test_one_started_lesson_is_the_one_that_is_meant(vxlan: Entry, paths: Paths, labs: FakeLabs):
