@@ -6,7 +6,7 @@ stays whatever repairs, so both say who wanted that, and what ends it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import click
@@ -16,6 +16,7 @@ from overlaynet.cli.app import App, pass_app, shared
 from overlaynet.cli.surveys import survey_hosts, what_differs
 from overlaynet.cluster.cluster import Cluster, Host, each_host, pick_hosts
 from overlaynet.errors import AgentUnreachable, OverlayError
+from overlaynet.lab.faultrecords import HIDDEN
 
 REPAIR_TIMEOUT_S = 60.0
 _SIGNS = {"missing": "-", "extra": "+", "changed": "~"}
@@ -74,10 +75,19 @@ def diff_text(hosts: Sequence[Mapping[str, Any]], command: Callable[[str], str])
     silent = [host["host"] for host in hosts if host["error"]]
     summary = f"{_many(count, 'difference')} on {_many(len(hosts) - len(silent), 'host')}"
     lines.append(summary + (f"; not compared: {', '.join(silent)}" if silent else ""))
-    held = {change["held"] is not None for host in hosts for change in host["changes"]}
-    steps = [verb for verb, is_held in (("heal", True), ("repair", False)) if is_held in held]
-    lines += [f"next: {command(verb)}" for verb in steps]
-    return "\n".join(lines)
+    steps = {_ending(change["held"]) for host in hosts for change in host["changes"]}
+    return "\n".join([*lines, *_next(steps, command)])
+
+
+def _ending(held: str | None) -> str:
+    """What ends a difference: held because of a fault, and of one that is to be found, or not at all."""
+    if held is None:
+        return "repair"
+    return "lab check" if held.endswith(f": {HIDDEN}") else "heal"
+
+
+def _next(steps: Collection[str], command: Callable[[str], str]) -> list[str]:
+    return [f"next: {command(verb)}" for verb in ("heal", "lab check", "repair") if verb in steps]
 
 
 def _change(host: str, change: Mapping[str, Any]) -> list[str]:
@@ -150,8 +160,8 @@ def _held_items(holds: Holds) -> list[dict[str, str]]:
 
 def _repair_text(items: Sequence[Mapping[str, Any]], command: Callable[[str], str]) -> str:
     """A line for each host, with what was left alone; and how to end that."""
-    held = any(item["held"] for item in items)
-    return "\n".join([*map(_line, items), *([f"next: {command('heal')}"] if held else [])])
+    steps = {_ending(held["reason"]) for item in items for held in item["held"]}
+    return "\n".join([*map(_line, items), *_next(steps, command)])
 
 
 def _line(item: Mapping[str, Any]) -> str:

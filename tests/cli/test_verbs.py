@@ -327,10 +327,10 @@ def test_diff_document_tells_rules_and_objects_alike(run, cluster):
         assert all(set(c) == members for c in host["changes"])
 
 
-def held_route(cluster: FakeCluster) -> None:
+def held_route(cluster: FakeCluster, fault: str = "route node-1 node-2") -> None:
     """A route that is missing because it was broken on purpose."""
     route = drop_route(cluster)
-    held = {"kind": "route", "key": key_text(route.key), "reason": "fault f1: route node-1 node-2"}
+    held = {"kind": "route", "key": key_text(route.key), "reason": f"fault f1: {fault}"}
     agent = ready_agent("node-1")
     status = {**agent["/v1/status"], "holds": [held]}
     cluster.agents["node-1"] = {**agent, "/v1/status": status}
@@ -347,6 +347,12 @@ def test_diff_of_what_is_held_and_what_is_not_names_both_ways_on(run, cluster):
     held_route(cluster)
     drop_route(cluster, "node-2")
     assert run("diff")[1].endswith("next: overlaynet heal\nnext: overlaynet repair\n")
+
+
+def test_nobody_is_sent_to_heal_a_fault_that_is_to_be_found(run, cluster):
+    held_route(cluster, "hidden")
+    for verb in ("diff", "repair"):
+        assert run(verb, "node-1")[1].endswith("\nnext: overlaynet lab check\n")
 
 
 def test_repair_tells_what_was_left_alone(run, cluster):
