@@ -183,7 +183,7 @@ def _longest(packets: Sequence[Packet]) -> Packet:
 
 
 def _longest_at_each(answer: Packets) -> Iterator[str]:
-    yield "longest packets of blue's answer:"
+    yield "longest IP packets of blue's answer, counted without what the tunnel puts in front:"
     for point in WAY:
         lengths = map(_ip_length, answer.at(point).where(tcp(80, src="blue")))
         yield f"  {point:<18} {max(lengths, default=0)} bytes"
