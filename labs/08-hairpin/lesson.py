@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Interface
 
 from overlaynet.lessons import Board, Lesson, Prediction, Stage
-from overlaynet.proof import Packets, tcp
+from overlaynet.proof import Packets, icmp, tcp
 
 VIP, PORT = "10.112.0.10", 80
 BRIDGE = "cni0"
@@ -52,10 +52,13 @@ def check(stage: Stage, board: Board) -> None:
         captured=call[-1].innermost.ttl,
         because="its new destination is on the bridge that it came from, so it is bridged and not routed",
     )
-    with board.claim("red sees blue's calls come from blue"):
+    with board.claim("red sees blue's calls come from blue, and blue what red sends come from red"):
         with stage.net.capture(["blue:eth0", "red:eth0"], "tcp") as packets:
             stage.net.send("blue", "svc/web", wait_s=0.3)
         packets.at("red:eth0").incoming.expect(tcp(dport=PORT, src="blue", flags="S"))
+        with stage.net.capture("blue", "icmp") as packets:
+            stage.net.send("red", "blue", wait_s=0.3)
+        packets.incoming.expect(icmp("echo-request", src="red"))
     ends = {}
     for hairpin in (True, False):
         for masquerade in (True, False):

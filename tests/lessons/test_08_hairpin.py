@@ -35,3 +35,14 @@ def test_masquerade_of_everything_hides_who_else_calls(learner: Learner):
     claims = learner.checks(code=1)["claims"]
     assert [claim["verdict"] for claim in claims] == ["pass", "pass", "fail"]
     assert "its source is 10.244.1.1" in claims[2]["evidence"]
+
+
+def test_masquerade_of_all_that_red_sends_hides_red(learner: Learner):
+    """The rule of the test before is still there, and made narrower."""
+    change = "overlaynet exec node-1 -- iptables -w -t nat"
+    learner.runs(
+        f"{change} -D POSTROUTING -j MASQUERADE\n{change} -A POSTROUTING -s 10.244.1.2 -j MASQUERADE\n"
+    )
+    claims = learner.checks(code=1)["claims"]
+    assert [claim["verdict"] for claim in claims] == ["pass", "pass", "fail"]
+    assert "its source is 10.244.1.1" in claims[2]["evidence"]
