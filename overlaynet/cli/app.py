@@ -7,6 +7,7 @@ error, so that a pipe only ever carries results.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -40,6 +41,11 @@ def choose(lab: str | None) -> Cluster:
     from overlaynet.cluster.contexts import choose_context
 
     return choose_context(lab)
+
+
+def is_dumb() -> bool:
+    """Whether the terminal knows neither colours nor how to move about, as an editor's window (terminfo(5))."""
+    return os.environ.get("TERM") == "dumb"
 
 
 @dataclass(slots=True)

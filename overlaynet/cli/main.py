@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import click
 
 from overlaynet.cli import output
-from overlaynet.cli.app import App, shared
+from overlaynet.cli.app import App, is_dumb, shared
 from overlaynet.errors import OverlayError, UsageError
 
 INTERRUPTED = 130
@@ -132,7 +132,7 @@ def _complete_standard_files() -> None:
 def run(arguments: Sequence[str], app: App) -> int:
     """The same with a given App, which tests prepare."""
     app.lab = app.lab or os.environ.get("OVERLAYNET_LAB") or None
-    if os.environ.get("NO_COLOR"):
+    if os.environ.get("NO_COLOR") or is_dumb():
         app.colour = False
     try:
         return _run(arguments, app)

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import click
 
-from overlaynet.cli.app import App
+from overlaynet.cli.app import App, is_dumb
 from overlaynet.cli.output import Column, document, table
 from overlaynet.errors import OverlayError, UsageError
 
@@ -64,7 +64,8 @@ def watch(app: App, watched: Watched) -> int:
     error of a look that waiting does not mend."""
     if app.format not in ("table", "wide", "json"):
         raise UsageError(f"-o {app.format} has no form for a change", next=[f"{watched.words} --watch -o json"])
-    show = _lines if app.format == "json" else _Screen() if sys.stdout.isatty() else _Rows()
+    redrawn = sys.stdout.isatty() and not is_dumb()
+    show = _lines if app.format == "json" else _Screen() if redrawn else _Rows()
     end = time.monotonic() + app.timeout(float("inf"))
     app.timeout_s = None  # a look has as long as it has without --watch
     before: dict[Id, Item] = {}

@@ -162,8 +162,9 @@ def test_terminal_is_redrawn_in_place_and_ctrl_c_ends_with_0(tmp_path):
         "sys.exit(main(['get', 'labs', '--watch']))"
     )
     controller, terminal = pty.openpty()
+    environ = {**os.environ, "TERM": "xterm"}
     process = subprocess.Popen(
-        [sys.executable, "-c", script], stdin=terminal, stdout=terminal, start_new_session=True
+        [sys.executable, "-c", script], env=environ, stdin=terminal, stdout=terminal, start_new_session=True
     )
     os.close(terminal)
     text, deadline = "", time.monotonic() + 30
@@ -174,3 +175,10 @@ def test_terminal_is_redrawn_in_place_and_ctrl_c_ends_with_0(tmp_path):
     assert process.wait(timeout=10) == 0
     os.close(controller)
     assert (text.count("\x1b[2J"), "overlaynet get labs" in text) == (1, True)
+
+
+def test_dumb_terminal_gets_rows_and_no_colour(run, cluster, looks, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    code, out, _ = run("get", "leases", "--watch")
+    assert (code, out.split()[:2], "\x1b" in out) == (0, ["TIME", "CHANGE"], False)
