@@ -334,8 +334,9 @@ LESSON = Lesson(
         "red svc/shop`, and something large, `overlaynet trace red green --udp 9 --size 1400 --df`. If only "
         "some are answered, ask again: a trace begins with one packet.",
         "The cause is the word in the trace's line `cause`, with _ between. The place is whose table, link, "
-        "setting or server has to be mended. What fails from everywhere to node-2 is at node-2; what fails "
-        "from node-1 alone is at node-1; what is lost between two hosts that are well is in the underlay.",
+        "setting or server has to be mended. If it is one thing, what fails from everywhere to node-2 is at "
+        "node-2, and what fails from node-1 alone at node-1; two at node-1 and node-3 can look like the first. "
+        "What is lost between two hosts that are well is in the underlay.",
     ),
     start=start,
     check=check,
