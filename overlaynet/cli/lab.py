@@ -147,7 +147,7 @@ def _result(app: App, entry: Entry, started: Started) -> None:
         "ready_s": round(started.ready_s, 3),
         "predictions": [_prediction_item(p) for p in lesson.predictions],
     }
-    app.result("LessonStarted", members, lambda: started_text(entry, started), [entry.name])
+    app.result("LessonStarted", members, lambda: started_text(entry, started, app.width), [entry.name])
 
 
 def _prediction_item(prediction: Prediction) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def _prediction_item(prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def started_text(entry: Entry, started: Started) -> str:
+def started_text(entry: Entry, started: Started, width: int | None = None) -> str:
     """The question, where to read, what to predict."""
     lesson = entry.lesson
     size = f"{count_of(started.hosts, 'host')}, {count_of(started.containers, 'container')}"
@@ -168,11 +168,11 @@ def started_text(entry: Entry, started: Started) -> str:
         f"  lab      {size}, ready in {started.ready_s:.1f} s",
         f"  read     {shown(entry.readme)}",
     ]
-    width = max((len(p.name) for p in lesson.predictions), default=0)
+    names = max((len(p.name) for p in lesson.predictions), default=0)
     for n, prediction in enumerate(lesson.predictions):
         label = "predict" if n == 0 else ""
-        asked = f"{prediction.question} ({prediction.wanted})"
-        lines.append(f"  {label:<7}  {prediction.name:<{width}}  {asked}")
+        head = f"  {label:<7}  {prediction.name:<{names}}  "
+        lines.append(folded(f"{head}{prediction.question} ({prediction.wanted})", width, len(head)))
     return "\n".join([*lines, f"next: overlaynet lab check {entry.name}"])
 
 
@@ -207,7 +207,7 @@ def check(app: App, lesson: str | None, given: Sequence[str]) -> int:
     with record.changing(paths) as done:
         done.of(entry.name).note(checked.as_json())
     document = {"lesson": entry.name, "number": entry.number, **checked.as_json()}
-    app.result("LessonCheck", document, lambda: checked_text(entry, checked), [checked.verdict])
+    app.result("LessonCheck", document, lambda: checked_text(entry, checked, app.width), [checked.verdict])
     return EXIT_CODES.get(checked.verdict, NOT_PROVED)
 
 
@@ -254,19 +254,20 @@ _ANSWERS: tuple[Column, ...] = (
 )
 
 
-def checked_text(entry: Entry, checked: Checked) -> str:
+def checked_text(entry: Entry, checked: Checked, width: int | None = None) -> str:
     """Predictions beside what was captured, each claim with the evidence against it, and the verdict."""
     lines = [f"lesson {entry.number}, {entry.name}: {entry.lesson.question}", ""]
     if checked.answers:
-        lines += [answers_text(checked.answers), ""]
+        lines += [answers_text(checked.answers, width), ""]
     for claim in checked.claims:
         lines += claim_lines(claim)
     return "\n".join([*lines, *verdict_lines(entry, checked)])
 
 
-def answers_text(answers: Sequence[Answer]) -> str:
+def answers_text(answers: Sequence[Answer], width: int | None = None) -> str:
     """The table, and of each captured value why it is that one."""
-    reasons = [f"  {a.name} is {a.captured}: {a.because}" for a in answers if a.captured is not None]
+    said = [f"  {a.name} is {a.captured}: {a.because}" for a in answers if a.captured is not None]
+    reasons = [folded(reason, width, 4) for reason in said]
     return "\n".join([table(_ANSWERS, [answer.as_json() for answer in answers]), *reasons])
 
 
@@ -305,9 +306,16 @@ def hint(app: App, lesson: str | None) -> None:
 
 
 def hint_text(level: int, text: str, width: int | None) -> str:
-    """The hint, on a terminal without a word that two lines share."""
-    said = f"hint {level} of {HINTS}: {text}"
-    return said if width is None else textwrap.fill(said, width, break_long_words=False, break_on_hyphens=False)
+    """The hint."""
+    return folded(f"hint {level} of {HINTS}: {text}", width)
+
+
+def folded(text: str, width: int | None, indent: int = 0) -> str:
+    """A paragraph, on a terminal without a word that two lines share; what continues it is indented."""
+    if width is None:
+        return text
+    deep = " " * indent
+    return textwrap.fill(text, width, subsequent_indent=deep, break_long_words=False, break_on_hyphens=False)
 
 
 # --- reporting ------------------------------------------------------------------------------------

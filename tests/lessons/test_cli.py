@@ -15,7 +15,7 @@ from helpers.classroom import RIGHT, FakeLabs, handed_in, item, write_lesson
 
 from overlaynet.cli import main as program
 from overlaynet.cli.app import App
-from overlaynet.cli.lab import hint_text
+from overlaynet.cli.lab import folded, hint_text
 from overlaynet.lab.paths import Paths
 from overlaynet.lessons import needs, record
 from overlaynet.lessons.catalogue import OWN
@@ -287,6 +287,12 @@ def test_hints_stop_at_the_third(run: Run):
 def test_hint_breaks_no_word_on_a_terminal():
     assert hint_text(1, "type ip -br link in node-1", 20) == "hint 1 of 3: type ip\n-br link in node-1"
     assert hint_text(1, "type ip -br link in node-1", None) == "hint 1 of 3: type ip -br link in node-1"
+
+
+def test_what_continues_a_question_is_below_its_first_word():
+    said = "  predict  ttl  With which TTL does it come back?"
+    assert folded(said, 36, 16) == "  predict  ttl  With which TTL does\n                it come back?"
+    assert folded(said, None, 16) == said
 
 
 # --- report ---------------------------------------------------------------------------------------
