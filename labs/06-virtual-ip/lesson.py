@@ -76,6 +76,7 @@ def check(stage: Stage, board: Board) -> None:
         packets = _call(stage, NEAR)
         call = packets.follow(tcp(dport=PORT, src="red", dst=NEAR, flags="S"))
         call.require("it comes to green", "green:eth0" in call.points)
+        packets.at("green:eth0").expect(tcp(sport=TARGET_PORT, src="green", dst="red", flags="SA"))
         packets.at("red:eth0").incoming.only(tcp(sport=PORT, src=NEAR, dst="red"))
     with board.claim(f"without {BRIDGE_NF} green answers too, and red resets it"):
         with _no_bridge_nf(stage), stage.net.capture(["red:eth0", "green:eth0"]) as packets:

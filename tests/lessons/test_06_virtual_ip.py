@@ -36,3 +36,12 @@ def test_rule_that_keeps_the_port_leads_to_one_where_nobody_listens(learner: Lea
     assert [claim["verdict"] for claim in claims] == ["fail"]
     assert "10.244.2.2:80 > 10.244.1.2:" in claims[0]["evidence"]
     assert " tcp RA " in claims[0]["evidence"]
+
+
+def test_a_port_where_green_does_not_listen_is_no_answer_either(learner: Learner):
+    on, far, near = (line for line in learner.solution.splitlines() if line.startswith("on"))
+    learner.runs(f"{on}\n{far.replace(' -A ', ' -I ')}\n{near.replace(':8080', '')}")
+    claims = learner.checks(code=1)["claims"]
+    assert [claim["verdict"] for claim in claims] == ["pass", "pass", "pass", "fail"]
+    assert "10.244.1.3:80 > 10.244.1.2:" in claims[-1]["evidence"]
+    assert " tcp RA " in claims[-1]["evidence"]
