@@ -20,6 +20,8 @@ PING = "exec ping -q -i 0.05 {} >/dev/null"
 TUNNEL = f"{OTHER_HOST}:flannel.1"
 CALLS = 16
 """Of two endpoints each gets one at least, but for one time in thirty thousand."""
+HEARD_S = 3.0
+"""Until each host has heard of a container that was wired just now."""
 CALL_S = 0.05
 """The wait for an answer: whether there is one is not what the calls are for."""
 
@@ -49,9 +51,11 @@ def check(stage: Stage, board: Board) -> None:
         stage.until(lambda: _is_told(stage), f"{ITS_HOST} speaks with etcd")
     with board.claim(f"{NEW} is wired, and {OTHER_HOST} leads calls to it"):
         address = str(stage.net.address_of(NEW))
+        alone = f"{OTHER_HOST} leads them to green alone"
+        stage.until(lambda: _endpoints(stage, OTHER_HOST) == 2, alone, HEARD_S)
         with stage.net.capture(TUNNEL) as packets:
             _call(stage)
-        assert _led_to(packets) == 2, f"{OTHER_HOST} leads them to green alone"
+        assert _led_to(packets) == 2, alone
     with (
         board.claim("etcd dies and comes back, and what was changed meanwhile arrives"),
         stage.net.capture(["red", "green", TUNNEL]) as packets,
