@@ -23,11 +23,14 @@ WAY = ["red:eth0", "node-1:cni0", "node-1:flannel.1", "node-1:eth0"]
 
 
 def start(stage: Stage) -> None:
+    """Kill the node, and wait until the others know: before that the dead endpoint counts as a live one."""
     stage.break_("node", MORTAL)
+    stage.until(lambda: bool(_problems(stage)), f"node-1 hears that {MORTAL} is dead")
 
 
 def check(stage: Stage, board: Board) -> None:
     with board.claim(f"each of {CALLS} calls from red to svc/web is answered"):
+        _settle(stage)
         _answers(stage)
     with board.claim(f"{MORTAL} is alive, and blue answers red"):
         before = _address_of_blue(stage)
@@ -80,6 +83,13 @@ def _answers(stage: Stage) -> int:
     sent = packets.where(tcp(dport=80, flags="S"))
     assert len(told) == CALLS, f"call {len(told) + 1} was not:\n{sent[-1:]}{_problems(stage)}"
     return len({packet.innermost.dst_port for packet in packets.expect(tcp(80, flags="SA"))})
+
+
+def _settle(stage: Stage) -> None:
+    """Give node-1 the time to hear of an endpoint that is there since just now, and to drop the dead one."""
+    deadline = time.monotonic() + SLACK_S
+    while (_problems(stage) or stage.agent("node-1", "/v1/status")["pending"]) and time.monotonic() < deadline:
+        time.sleep(WAIT_S)
 
 
 def _problems(stage: Stage) -> str:
