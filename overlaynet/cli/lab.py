@@ -16,6 +16,7 @@ from overlaynet.cli.lifecycle import teller
 from overlaynet.cli.output import Column, member, members, table
 from overlaynet.cli.pictures import check_files, write_file
 from overlaynet.errors import PredictFirst, UsageError
+from overlaynet.lab.lab import UP_TIMEOUT_S
 from overlaynet.lab.paths import Paths
 from overlaynet.lessons import classroom, record, report
 from overlaynet.lessons.board import INCONCLUSIVE, PROVED, Answer, Claim
@@ -108,7 +109,8 @@ def start(app: App, lesson: str, seed: int) -> None:
     """Build a lesson's lab, as the learner finds it."""
     entry, paths = find(lesson), Paths.here()
     with app.progress(f"lesson {entry.name}") as say:
-        started = classroom.start(entry, paths, seed=seed, progress=teller(say))
+        patience_s = app.timeout(UP_TIMEOUT_S)
+        started = classroom.start(entry, paths, seed=seed, timeout_s=patience_s, progress=teller(say))
     with record.changing(paths) as done:
         done.of(entry.name).begin()
     _result(app, entry, started)
@@ -124,7 +126,8 @@ def reset(app: App, lesson: str | None, seed: int | None) -> None:
     paths = Paths.here()
     entry = _entry(app, lesson, paths)
     with app.progress(f"lesson {entry.name}") as say:
-        started = classroom.reset(entry, paths, seed=seed, progress=teller(say))
+        patience_s = app.timeout(UP_TIMEOUT_S)
+        started = classroom.reset(entry, paths, seed=seed, timeout_s=patience_s, progress=teller(say))
     _result(app, entry, started)
 
 

@@ -104,8 +104,16 @@ def current(paths: Paths) -> Entry:
     )
 
 
-def start(entry: Entry, paths: Paths, *, seed: int = 0, progress: Progress = silent) -> Started:
-    """Build the lesson's lab and break it as the lesson says. If that fails the lab is taken away again.
+def start(
+    entry: Entry,
+    paths: Paths,
+    *,
+    seed: int = 0,
+    timeout_s: float = UP_TIMEOUT_S,
+    progress: Progress = silent,
+) -> Started:
+    """Build the lesson's lab and break it as the lesson says. If that fails, or the lab does not settle within
+    `timeout_s`, it is taken away again.
 
     Raises LessonUnavailable, LessonFailed, UsageError if it is started, LabChoice if the name is taken, and
     what `up` raises."""
@@ -116,10 +124,14 @@ def start(entry: Entry, paths: Paths, *, seed: int = 0, progress: Progress = sil
     if entry.name in running_labs(paths):
         _refuse(entry, paths)
     topology = entry.topology()
-    result = Lab.up(topology, timeout_s=UP_TIMEOUT_S, paths=paths, progress=progress)
+    result = Lab.up(topology, timeout_s=timeout_s, paths=paths, progress=progress)
     try:
         if not result.converged:
-            raise LabFailed("the lab did not settle", evidence="; ".join(result.waiting))
+            raise LabFailed(
+                f"the lab did not settle within {timeout_s:g} s",
+                evidence="; ".join(result.waiting),
+                next=[f"overlaynet lab start {entry.name} --timeout {2 * timeout_s:g}"],
+            )
         with _stage(entry, paths, Note(entry.name, seed)) as stage:
             with entry.own_errors("start"):
                 entry.lesson.start(stage)
@@ -143,12 +155,20 @@ def _refuse(entry: Entry, paths: Paths) -> None:
     )
 
 
-def reset(entry: Entry, paths: Paths, *, seed: int | None = None, progress: Progress = silent) -> Started:
+def reset(
+    entry: Entry,
+    paths: Paths,
+    *,
+    seed: int | None = None,
+    timeout_s: float = UP_TIMEOUT_S,
+    progress: Progress = silent,
+) -> Started:
     """The lab as it was at the start, with the same seed unless another is given. Raises LabChoice if it is not
     started, and as `start`."""
     note = started(entry, paths)
     down(entry.name, paths)
-    return start(entry, paths, seed=note.seed if seed is None else seed, progress=progress)
+    chosen = note.seed if seed is None else seed
+    return start(entry, paths, seed=chosen, timeout_s=timeout_s, progress=progress)
 
 
 def check(entry: Entry, predicted: Mapping[str, str], paths: Paths) -> Checked:

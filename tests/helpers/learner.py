@@ -17,10 +17,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from overlaynet.kernel import process
 from overlaynet.kernel.process import Process
 from overlaynet.lab import sandbox
 from overlaynet.lab.paths import Paths
+
+def _refused() -> str | None:
+    """Why users of this machine get no user namespace; in a chroot, say, the kernel makes none for anybody."""
+    ids = ["--reuid=64000", "--regid=64000", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"]
+    try:
+        done = subprocess.run(
+            ["setpriv", *ids, "--", "unshare", "--user", "--map-root-user", "--net", "--", "true"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError as error:
+        return str(error)
+    return done.stderr.strip() or f"exit {done.returncode}" if done.returncode else None
+
+
+_REFUSAL = _refused()
+requires_user_namespaces = pytest.mark.skipif(
+    _REFUSAL is not None, reason=f"no user namespaces here: {_REFUSAL}"
+)
 
 CLONE = Path(__file__).parent.parent.parent
 NEEDED = (CLONE, Path(sys.prefix), Path(sys.base_prefix))

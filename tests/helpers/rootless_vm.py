@@ -55,7 +55,7 @@ def has_a_lab_without_sudo(learner: VmLearner) -> None:
     """The user's whole way: a lab of two hosts, a packet that is proved, and nothing left behind.
     br_netfilter is not loaded at the start, and the user has the kernel do it."""
     unload_bridge_filter(learner.vm)
-    up = learner.json("up", "--hosts", "2", "--containers", "1", "--timeout", "120")
+    up = learner.json("up", "--hosts", "2", "--containers", "1", "--timeout", "300")
     assert up.get("converged"), up
     assert is_loaded(learner.vm, BRIDGE_FILTER)
     trace = learner.json("trace", "web-1", "web-2")

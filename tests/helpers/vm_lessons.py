@@ -51,7 +51,7 @@ def learning_there(vm: Vm, lesson: str) -> Iterator[DistantLearner]:
     """A learner who has just started this lesson on `vm`. In the end nothing of its lab is left."""
     entry = find(lesson)
     learner = DistantLearner(entry, {"OVERLAYNET_LAB": entry.name, "NO_COLOR": "1"}, vm)
-    learner.types("lab", "start", entry.name)
+    learner.types("lab", "start", entry.name, "--timeout", "300")
     try:
         yield learner
     finally:

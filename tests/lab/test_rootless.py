@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from helpers.eventually import eventually
 from helpers.lab import requires_lab
-from helpers.learner import CLONE, OVERLAYNET, Learner, ended, learners
+from helpers.learner import CLONE, OVERLAYNET, Learner, ended, learners, requires_user_namespaces
 
 from overlaynet.kernel import process
 from overlaynet.lab.marker import FILE
 from overlaynet.lab.paths import Paths
 
-pytestmark = [pytest.mark.lab, requires_lab]
+pytestmark = [pytest.mark.lab, requires_lab, requires_user_namespaces]
 
 KINDS = ("user", "mnt", "net")
 QUICKSTART = CLONE / "labs" / "quickstart.yaml"
