@@ -24,6 +24,7 @@ from overlaynet.kernel.process import Process
 from overlaynet.lab import sandbox
 from overlaynet.lab.paths import Paths
 
+
 def _refused() -> str | None:
     """Why users of this machine get no user namespace; in a chroot, say, the kernel makes none for anybody."""
     ids = ["--reuid=64000", "--regid=64000", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"]
