@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from overlaynet.lessons import Board, Lesson, Prediction, Stage
+from overlaynet.lessons import Board, Lesson, Prediction, Stage, last_seen
 from overlaynet.proof import Packets, icmp
 
 NODE = "node-1"
@@ -93,8 +93,7 @@ def _ping(stage: Stage) -> Packets:
 
 def _last(packets: Packets) -> str:
     """The last point of its way that red's packet is seen at."""
-    seen = {str(packet.point) for packet in packets.where(icmp("echo-request"))}
-    return [point for point in WAY if point in seen][-1]
+    return last_seen(packets, WAY, icmp("echo-request"))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ to reach the other host. The check then takes away the last two, one at a time, 
 without each.
 """
 
-from overlaynet.lessons import Board, Lesson, Prediction, Stage
+from overlaynet.lessons import Board, Lesson, Prediction, Stage, last_seen
 from overlaynet.proof import arp, icmp, vxlan
 
 OVERHEAD = 14 + 20 + 8 + 8
@@ -64,8 +64,7 @@ def _last_seen(stage: Stage, kind: str) -> str:
     """The last point that red's packet passes while node-1's entry of this kind for node-2 is away."""
     with stage.broken(kind, "node-1", "node-2"), stage.net.capture(WAY) as packets:
         stage.net.send("red", "blue", wait_s=0.3)
-    seen = {str(packet.point) for packet in packets.where(icmp("echo-request"))}
-    return [point for point in WAY if point in seen][-1]
+    return last_seen(packets, WAY, icmp("echo-request"))
 
 
 LESSON = Lesson(

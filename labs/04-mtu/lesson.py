@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from overlaynet.lessons import Board, Lesson, Prediction, Stage
+from overlaynet.lessons import Board, Lesson, Prediction, Stage, last_seen
 from overlaynet.proof import Packet, Packets, icmp, tcp, vxlan
 from overlaynet.state import LinkInfo
 
@@ -191,8 +191,7 @@ def _longest_at_each(answer: Packets) -> Iterator[str]:
 
 def _last(packets: Packets) -> str:
     """The last point of its way that blue's packet is seen at."""
-    seen = {str(packet.point) for packet in packets.where(icmp("echo-request"))}
-    return [point for point in WAY if point in seen][-1]
+    return last_seen(packets, WAY, icmp("echo-request"))
 
 
 def _mss(answer: Packets, point: str, flags: str) -> int:

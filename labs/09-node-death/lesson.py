@@ -10,7 +10,7 @@ import time
 from ipaddress import ip_address
 from itertools import takewhile
 
-from overlaynet.lessons import Board, Lesson, Prediction, Stage
+from overlaynet.lessons import Board, Lesson, Prediction, Stage, last_seen
 from overlaynet.proof import icmp, tcp
 
 MORTAL = "node-2"
@@ -122,8 +122,7 @@ def _last_seen(stage: Stage) -> str:
     """The last point that red's packet to blue passes."""
     with stage.net.capture(WAY) as packets:
         stage.net.send("red", "blue", wait_s=WAIT_S)
-    seen = {str(packet.point) for packet in packets.where(icmp("echo-request"))}
-    return [point for point in WAY if point in seen][-1]
+    return last_seen(packets, WAY, icmp("echo-request"))
 
 
 def _has_route(stage: Stage, address: str) -> bool:

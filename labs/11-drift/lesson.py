@@ -10,7 +10,7 @@ import time
 
 from overlaynet.cluster.breaking import changing_faults
 from overlaynet.lab.faultkinds import Request
-from overlaynet.lessons import Board, Lesson, Prediction, Stage
+from overlaynet.lessons import Board, Lesson, Prediction, Stage, last_seen
 from overlaynet.proof import icmp
 
 WAY = ["red:eth0", "node-1:cni0", "node-1:flannel.1", "node-1:eth0", "blue:eth0"]
@@ -93,8 +93,7 @@ def _last_seen(stage: Stage) -> str:
     """The last point that red's packet passes."""
     with stage.net.capture(WAY) as packets:
         stage.net.send("red", "blue", wait_s=WAIT_S)
-    seen = {str(packet.point) for packet in packets.where(icmp("echo-request"))}
-    return [point for point in WAY if point in seen][-1]
+    return last_seen(packets, WAY, icmp("echo-request"))
 
 
 def _without_route(stage: Stage) -> str:

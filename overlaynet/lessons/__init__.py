@@ -25,6 +25,6 @@ from __future__ import annotations
 
 from overlaynet.lessons.board import Board
 from overlaynet.lessons.lesson import Lesson, Prediction
-from overlaynet.lessons.stage import Stage
+from overlaynet.lessons.stage import Stage, last_seen
 
-__all__ = ["Board", "Lesson", "Prediction", "Stage"]
+__all__ = ["Board", "Lesson", "Prediction", "Stage", "last_seen"]

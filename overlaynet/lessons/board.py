@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from overlaynet.errors import NotPermitted, OverlayError, ToolMissing, UsageError
@@ -140,18 +140,11 @@ class Board:
 
     def answers(self, predicted: Mapping[str, str]) -> list[Answer]:
         """Each prediction of the learner beside what was found."""
-        found = []
-        for prediction in self.lesson.predictions:
-            value = self.values.get(prediction.name)
-            answer = Answer(prediction.name, prediction.question, predicted[prediction.name])
-            if value is not None:
-                answer = Answer(
-                    answer.name,
-                    answer.question,
-                    answer.predicted,
-                    value.theory,
-                    value.captured,
-                    value.because,
-                )
-            found.append(answer)
-        return found
+        return [self._answer(prediction, predicted[prediction.name]) for prediction in self.lesson.predictions]
+
+    def _answer(self, prediction: Prediction, predicted: str) -> Answer:
+        answer = Answer(prediction.name, prediction.question, predicted)
+        value = self.values.get(prediction.name)
+        if value is None:
+            return answer
+        return replace(answer, theory=value.theory, captured=value.captured, because=value.because)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from types import TracebackType
@@ -15,11 +15,19 @@ from overlaynet.errors import AgentUnreachable, LabFailed, OverlayError
 from overlaynet.lab.faultkinds import Request
 from overlaynet.lab.lab import Lab
 from overlaynet.proof.network import Network
+from overlaynet.proof.packets import Packets
+from overlaynet.proof.predicates import Match
 
 POLL_S = 0.1
 COMMAND_S = 60.0
 HOLD_S = 60.0
 """After which a hold of a check that was ended ends as well."""
+
+
+def last_seen(packets: Packets, way: Sequence[str], wanted: Match | str) -> str:
+    """The last point of a way at which there is a packet that matches. There must be one."""
+    seen = {str(packet.point) for packet in packets.where(wanted)}
+    return [point for point in way if point in seen][-1]
 
 
 class Stage:
