@@ -7,7 +7,7 @@ tunnel as well, to see where the packet ends.
 
 from __future__ import annotations
 
-from overlaynet.lessons import Board, Lesson, Prediction, Stage
+from overlaynet.lessons import Board, Lesson, Prediction, Stage, last_seen
 from overlaynet.proof import Packet, arp, icmp, vxlan
 
 ROUTER = "192.168.50.1"
@@ -99,8 +99,7 @@ def _past_the_tunnel(stage: Stage) -> str:
         stage.run("node-1", "ip", "route", "del", *route)
     packets.at("node-1:eth0").expect(arp(dst=FAR))
     packets.at("node-1:eth0", "green:eth0").never(icmp("echo-request"))
-    seen = {str(packet.point) for packet in packets.where(icmp("echo-request"))}
-    return [point for point in WAY if point in seen][-1]
+    return last_seen(packets, WAY, icmp("echo-request"))
 
 
 LESSON = Lesson(
