@@ -1,7 +1,8 @@
 """Frames told as they pass, one line each, until the input ends: what `capture --live` watches.
 
-The first line says at which interfaces it is listened (kind Armed), the last one whether anything was lost. If
-whoever reads is slow the pipe fills; then frames wait in the kernel's queues, and may end as dropped.
+The first line says at which interfaces it is listened (kind Armed), the last one whether anything was lost.
+What passed before all of them were listened at is not told: it may have been seen at one and missed at the
+next. If whoever reads is slow the pipe fills; then frames wait in the kernel's queues, and may end as dropped.
 """
 
 from __future__ import annotations
@@ -22,24 +23,20 @@ class Teller:
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
         self._lock = threading.Lock()
-        self._held: list[Taken] | None = []
+        self._begun = False
 
     def begin(self, document: Mapping[str, Any]) -> None:
-        """Write this line, and what came meanwhile."""
+        """Write this line; frames follow."""
         with self._lock:
             self._write(document)
-            for frame in self._held or ():
-                self._tell(frame)
-            self._held = None
+            self._begun = True
 
     def take(self, frame: Taken) -> bool:
         """False if nobody reads any more."""
         with self._lock:
-            if self._held is not None:
-                self._held.append(frame)
-                return True
             try:
-                self._tell(frame)
+                if self._begun:
+                    self._tell(frame)
             except BrokenPipeError:
                 return False
             return True

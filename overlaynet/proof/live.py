@@ -98,12 +98,15 @@ class Live:
             end(machine.process)
 
     def arm(self) -> dict[Point, str]:
-        """Wait until every point is listened at. Answers why one is not. Raises what a probe says."""
+        """Wait until every point is listened at; what some of them saw until then is forgotten, since others
+        had no chance to. Answers why one is not. Raises what a probe says."""
         deadline = time.monotonic() + ARMED_S
         while any(not machine.taps for machine in self._started):
             if time.monotonic() > deadline:
                 raise EnvironmentProblem(f"a probe did not listen within {ARMED_S:g} s")
             self._read(IDLE_S)
+        for machine in self._started:
+            machine.held.clear()
         return {tap.point: tap.error for machine in self._started for tap in machine.taps if tap.error}
 
     def frames(self) -> Iterator[Captured | None]:

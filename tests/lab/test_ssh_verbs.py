@@ -320,7 +320,7 @@ def test_capture_is_of_several_machines_at_once(run: Run, far: Far, tmp_path: Pa
         run, "capture", "client-1:eth0", "node-2:eth0", "-c", "6", "-w", str(tmp_path / "x.pcapng"), "icmp"
     )
     assert (code, (tmp_path / "x.pcapng").stat().st_size > 500) == (0, True), found
-    code, out, _ = run("capture", "--live", "client-1:eth0", "node-2:flannel.1", "-c", "4", "icmp")
+    code, out, _ = run("capture", "--live", "client-1:eth0", "node-2:flannel.1", "-c", "12", "icmp")
     assert code == 0
     assert {"client-1:eth0", "node-2:flannel.1"} <= set(re.findall(r"\S+:\S+", out)), out
 

@@ -1,4 +1,4 @@
-"""The order in which frames of several machines are told."""
+"""Frames of several machines: the order in which they are told, and from when on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from overlaynet.proof.live import Live, _Machine
-from overlaynet.trace.model import Captured, Point
+from overlaynet.trace.model import Captured, Point, Tap
 
 pytestmark = pytest.mark.unit
 
@@ -44,3 +44,12 @@ def test_clocks_of_two_machines_are_not_compared() -> None:
 
 def test_frames_that_came_just_now_are_held_back() -> None:
     assert told(machine("a", (1, 1.0), (2, 9.0)), machine("b", (7, 9.5)), before=5.0) == [("a", 1)]
+
+
+def test_what_came_before_every_point_was_listened_at_is_forgotten() -> None:
+    early, late = machine("a", (1, 1.0), (2, 2.0)), machine("b")
+    early.taps, late.taps = [Tap(Point("a", "eth0"), "")], [Tap(Point("b", "eth0"), "is down")]
+    live = Live.__new__(Live)
+    live._started = [early, late]
+    assert live.arm() == {Point("b", "eth0"): "is down"}
+    assert told(early, late) == []
