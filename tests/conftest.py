@@ -22,6 +22,7 @@ What a test measured (`record_property`) is printed before that: figures are tol
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,7 +141,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tier", metavar="NAMES", help=f"run only these, separated by commas: {','.join(TIERS)}")
 
 
+def heed_signals() -> None:
+    """A run begun by `nohup`, or by a script's `&`, ignores these; so would all that tests start and end."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    heed_signals()
     wanted = tuple((config.option.tier or ",".join(t for t in TIERS if t not in ON_REQUEST)).split(","))
     if unknown := sorted(set(wanted) - set(TIERS)):
         raise pytest.UsageError(f"no such tier: {', '.join(unknown)}; there are {', '.join(TIERS)}")
