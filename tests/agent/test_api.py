@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.agent import Agent, agent, descriptors, read_answer
+from helpers.agent import Agent, agent, descriptors, hanging, read_answer
 from helpers.cluster import put_network
 from helpers.eventually import eventually
 from helpers.model import KEYS, network
@@ -109,11 +109,11 @@ def test_starting_agent_is_not_ready_and_says_why(tmp_path):
 
 
 def test_loop_that_hangs_fails_the_health_check(fresh):
-    fresh.loop.call(lambda loop: None)
-    frozen = fresh.loop.clock() + 1_000
-    fresh.loop.clock, real = (lambda: frozen), fresh.loop.clock
-    status, document = fresh.ask("GET", "/v1/health")
-    fresh.loop.clock = real
+    with hanging(fresh.loop):
+        later = fresh.loop.clock() + 1_000
+        fresh.loop.clock, real = (lambda: later), fresh.loop.clock
+        status, document = fresh.ask("GET", "/v1/health")
+        fresh.loop.clock = real
     assert (status, code(document)) == (503, "OVL-704")
 
 

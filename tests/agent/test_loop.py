@@ -9,12 +9,12 @@ import threading
 from ipaddress import ip_interface
 
 import pytest
-from helpers.agent import Agent, agent
+from helpers.agent import Agent, agent, hanging
 from helpers.cluster import put_network
 from helpers.eventually import eventually
 from helpers.model import KEYS, lease, network, workload
 
-from overlaynet.errors import FirewallError, LeaseNotFound, StoreUnavailable
+from overlaynet.errors import FirewallError, KernelError, LeaseNotFound, StoreUnavailable
 from overlaynet.events import LeaseExpired, StoreLost
 from overlaynet.ports import Delete, Put
 from overlaynet.state import Kind
@@ -180,10 +180,15 @@ def test_failure_is_not_forgotten_when_something_else_is_written(start):
     eventually(lambda: one.status()["pending"] == 0)
 
 
-def test_kernel_that_cannot_be_read_for_a_while_ends_nothing(start):
+def test_kernel_that_cannot_be_read_for_a_while_ends_nothing(start, monkeypatch):
     one = start(**SOON)
-    one.kernel.fail_next("observe", errno.EINTR, times=3)
-    one.until_state("degraded")
+
+    def unreadable(_: object) -> object:
+        raise KernelError("a look at the kernel", errno.EINTR)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(one.kernel, "observe", unreadable)
+        one.until_state("degraded")
     one.until_state("ready")
     assert one.thread.is_alive()
 
@@ -280,15 +285,20 @@ def test_expired_node_lease_brings_the_records_back(start):
     one.until_state("ready")
 
 
-def test_refused_rules_are_reported_and_tried_again(start):
+def test_refused_rules_are_reported_and_tried_again(start, monkeypatch):
     one = start()
-    one.loop.call(lambda loop: one.rules.fail(FirewallError("no"), FirewallError("no")))
-    one.rules.restore(
-        "*filter\n-D FORWARD " + one.rules.observe().chains[("filter", "FORWARD")][0].text + "\nCOMMIT"
-    )
-    one.ask("POST", "/v1/repair", {})
-    one.until_state("degraded")
+    before = one.rules.observe().chains
+
+    def refuse(*_: object) -> object:
+        raise FirewallError("no")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(one.rules, "apply", refuse)
+        one.rules.restore("*filter\n-D FORWARD " + before[("filter", "FORWARD")][0].text + "\nCOMMIT")
+        one.ask("POST", "/v1/repair", {})
+        one.until_state("degraded")
     one.until_state("ready")
+    assert one.rules.observe().chains == before
 
 
 def test_bug_in_the_firewall_ends_no_thread(start, monkeypatch, caplog):
@@ -368,14 +378,9 @@ def test_idle_agent_turns_about_once_a_second(start, monkeypatch):
 
 def test_request_that_came_too_late_is_never_carried_out(start):
     one = start()
-    gate, done = threading.Event(), []
-    blocker = threading.Thread(target=lambda: one.loop.call(lambda loop: gate.wait(10)))
-    blocker.start()
-    eventually(lambda: one.loop.inbox.empty())
-    with pytest.raises(Exception, match="too busy"):
+    done = []
+    with hanging(one.loop), pytest.raises(Exception, match="too busy"):
         one.loop.call(lambda loop: done.append(1), timeout_s=0.05)
-    gate.set()
-    blocker.join(10)
     one.loop.call(lambda loop: None)
     assert done == []
 
@@ -390,8 +395,9 @@ def test_request_to_a_loop_that_has_ended_is_refused(start):
 def test_loop_that_hangs_is_not_kept_alive(start):
     one = start()
     assert one.loop.is_alive()
-    one.loop.last_tick -= 16
-    assert not one.loop.is_alive()
+    with hanging(one.loop):
+        one.loop.last_tick -= 16
+        assert not one.loop.is_alive()
 
 
 # --- keeping leases alive -------------------------------------------------------------------------

@@ -129,6 +129,25 @@ def descriptors() -> Iterator[tuple[int, int]]:
         yield a.fileno(), b.fileno()
 
 
+@contextlib.contextmanager
+def hanging(loop: Loop) -> Iterator[None]:
+    """For the length of the block the loop is at one request, and does nothing else."""
+    begun, over = threading.Event(), threading.Event()
+
+    def hang(_: Loop) -> None:
+        begun.set()
+        over.wait(60)
+
+    asking = threading.Thread(target=loop.call, args=(hang,))
+    asking.start()
+    try:
+        assert begun.wait(20)
+        yield
+    finally:
+        over.set()
+        asking.join(20)
+
+
 def agent(where: Path, number: int = 1, store: MemoryStore | None = None, **sections: Any) -> Agent:
     """An agent, not started, over a store that has a network config."""
     if store is None:
