@@ -22,6 +22,8 @@ from overlaynet_agent.holds import Hold
 
 pytestmark = [pytest.mark.kernel, requires_netns]
 
+NEVER_S = 3_600
+"""Between looks that nothing has asked for: such a one would be counted among those that something has."""
 ROUTE = Route(subnet(2), "flannel.1", ip_address("10.244.2.0"), METRIC_2, onlink=True)
 
 
@@ -32,7 +34,7 @@ def case_named(name: str) -> Case:
 @pytest.fixture(scope="module", params=["legacy", "nft"])
 def agent(request, tmp_path_factory) -> Iterator[RealAgent]:
     """One for all tests of this module: each leaves it as it was."""
-    with real_agent(tmp_path_factory.mktemp("agent"), request.param) as running:
+    with real_agent(tmp_path_factory.mktemp("agent"), request.param, resync_s=NEVER_S) as running:
         yield running
 
 
@@ -54,7 +56,7 @@ def broken_and_repaired(agent: RealAgent, case: Case) -> None:
 @pytest.fixture(scope="module")
 def legacy(tmp_path_factory) -> Iterator[RealAgent]:
     """The kernel's objects do not depend on the packet filter."""
-    with real_agent(tmp_path_factory.mktemp("legacy"), "legacy") as running:
+    with real_agent(tmp_path_factory.mktemp("legacy"), "legacy", resync_s=NEVER_S) as running:
         yield running
 
 
@@ -174,6 +176,7 @@ def test_fight_is_paced_told_of_and_starves_nobody(legacy: RealAgent):
     assert "10.244.2.0/24" in told[0].evidence
     assert legacy.counters()["writes"] - before["writes"] < 40
     eventually(lambda: ROUTE in legacy.state()["routes"])
+    eventually(legacy.quiet)
 
 
 def contested(agent: RealAgent) -> list[Contested]:

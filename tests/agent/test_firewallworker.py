@@ -175,10 +175,10 @@ def test_nothing_is_forgotten_before_the_store_was_read():
 def test_connections_that_began_while_rules_were_wrong_are_judged_after_the_repair():
     with working() as bench:
         bench.round(wanted(1))
+        bench.flows.table = [flow("udp", "10.244.1.7:4000", "10.112.0.10:53")]
         bench.rules.restore(
             "*nat\n-F OVL-SERVICES\nCOMMIT\n".replace("-F OVL-SERVICES", ":OVL-SERVICES - [0:0]")
         )
-        bench.flows.table = [flow("udp", "10.244.1.7:4000", "10.112.0.10:53")]
         repair = bench.done()
         assert (repair.why, bool(repair.outcome.changes), repair.forgotten.deleted) == ("poll", True, 1)
 

@@ -85,10 +85,10 @@ def refused(port: int) -> bool:
 
 def test_port_that_somebody_else_has_is_a_problem_until_it_is_free(ports, monkeypatch):
     monkeypatch.setattr(healthports, "BIND_AGAIN_S", 0.05)
+    port = free_port()
     with socket.socket() as other:
-        other.bind((str(HERE), 0))
+        other.bind((str(HERE), port))
         other.listen()
-        port = other.getsockname()[1]
         ports.follow({Where(HERE, port): Told("shop/web", 1)})
         (problem,) = eventually(ports.problems)
         assert f"port {port} of service shop/web" in problem.message
@@ -110,10 +110,10 @@ def test_clients_that_say_nothing_keep_nobody_away(ports, monkeypatch):
 
 
 def test_client_that_is_too_slow_or_says_too_much_is_let_go(ports, monkeypatch):
-    monkeypatch.setattr(healthports, "CONNECTION_S", 0.1)
     port = free_port()
     ports.follow({Where(HERE, port): Told("shop/web", 1)})
     eventually(lambda: ask(port))
+    monkeypatch.setattr(healthports, "CONNECTION_S", 0.1)
     for text in (b"GET / HTTP/1.1\r\n", b"x" * 9_000, b""):
         with socket.create_connection((str(HERE), port), timeout=10) as client:
             client.sendall(text)
@@ -121,6 +121,7 @@ def test_client_that_is_too_slow_or_says_too_much_is_let_go(ports, monkeypatch):
                 assert client.recv(1) == b""
             except ConnectionResetError:
                 continue
+    monkeypatch.undo()
     assert ask(port)[0] == 200
 
 

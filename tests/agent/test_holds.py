@@ -60,9 +60,8 @@ def test_log_tells_of_holds_that_are_not_quiet(one: Agent, quiet: bool, caplog: 
     caplog.set_level("INFO")
     one.ask("POST", "/v1/hold", {**HOLD, "quiet": quiet})
     one.ask("POST", "/v1/release", {"kind": HOLD["kind"], "key": HOLD["key"]})
-    told = [
-        record.getMessage().partition(" kind=")[0] for record in caplog.records if "hold " in record.message
-    ]
+    said = [record.getMessage() for record in caplog.records]
+    told = [text.partition(" kind=")[0] for text in said if "hold " in text]
     assert told == ([] if quiet else ["hold placed", "hold over how=released"])
 
 

@@ -42,9 +42,17 @@ def test_network_that_strands_containers_is_a_conflict_unless_forced(one: Agent)
 
 
 def test_nothing_is_attached_while_the_subnet_is_not_confirmed(one: Agent) -> None:
-    def lose(loop) -> None:
-        loop.engine._ends[loop.engine.lease.lease_id] = loop.clock()
+    lease = one.loop.engine.lease.lease_id
 
+    def is_renewed() -> bool:
+        """A first renewal follows the start, and would confirm it once more."""
+        ends = one.loop.keepalive.ends_at(lease)
+        return ends is not None and one.loop.engine._ends[lease] == ends
+
+    def lose(loop) -> None:
+        loop.engine._ends[lease] = loop.clock()
+
+    eventually(is_renewed)
     one.loop.call(lose)
     status, document = one.attach("web")
     assert (status, document["error"]["code"]) == (503, "OVL-704")

@@ -153,7 +153,8 @@ class RealAgent:
 
 @contextmanager
 def real_agent(where: Path, flavour: str = "legacy", *, resync_s: float = 60) -> Iterator[RealAgent]:
-    """An agent that is ready, with peers 2 and 3, a container, and a good deal of others' objects."""
+    """An agent that is ready, with peers 2 and 3, a container, and a good deal of others' objects. `resync_s`:
+    between full looks, and full readings of the rules, that nothing has asked for."""
     where.mkdir(exist_ok=True)
     lock = {"XTABLES_LOCKFILE": str(where / "xtables.lock")}
     with ExitStack() as stack:
@@ -172,7 +173,8 @@ def _start(where: Path, flavour: str, host: RealHost, stack: ExitStack, resync_s
         host.netns.run(line)
     for line in FOREIGN_RULES.splitlines():
         host.netns.run(f"iptables-{flavour} {line}")
-    config = configured(where, 1, firewall={"backend": flavour, "resync_s": resync_s})
+    seldom = {"firewall": {"backend": flavour, "resync_s": resync_s}, "service": {"max_sync_s": resync_s}}
+    config = configured(where, 1, **seldom)
     disk.write_identity(config.paths.identity, Identity("id-1", vtep_mac(1)))
     store, rules = MemoryStore(), Iptables(flavour)  # type: ignore[arg-type]
     put_network(store, network(count=1))
