@@ -104,6 +104,7 @@ def trace(
         timing.lap("predict_s")
         decoder.result()
         proof = run.prove(say)
+    timing.lap("close_s")
     return replace(proof, trace=replace(proof.trace, timing=timing.as_json(import_s)))
 
 
