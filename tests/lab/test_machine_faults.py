@@ -144,7 +144,7 @@ def test_host_is_cut_off_from_etcd_alone(cluster: MachineCluster, three: Machine
 
 def test_fault_ends_by_itself_on_its_machine(cluster: MachineCluster, three: Machines) -> None:
     """Nobody of this side is there to end it: no process waits here, and no connection is open."""
-    fault = break_(cluster, "fdb", "node-1", "node-3", for_s=3.0)
+    fault = break_(cluster, "fdb", "node-1", "node-3", for_s=5.0)
     assert fault.timer is None
     lost = fdb_of(three["node-1"])
     assert not any("192.168.56.13" in line for line in lost)
@@ -165,7 +165,7 @@ def test_what_has_ended_by_itself_is_not_undone_again(cluster: MachineCluster, t
     """Who has changed it since had his reasons."""
     inside = ["ip", "netns", "exec", f"ovl-{LAB}-web-1", "ip", "route"]
     way = three["node-1"].run(*inside, "show", "default").split()
-    break_(cluster, "route", "web-1", "default", for_s=1.0)
+    break_(cluster, "route", "web-1", "default", for_s=3.0)
     assert three["node-1"].run(*inside, "show", "default") == ""
     eventually(lambda: three["node-1"].run(*inside, "show", "default").split() == way, deadline_s=60)
     eventually(lambda: not three["node-1"].path("/run/overlaynet/faults").exists(), deadline_s=60)
@@ -229,7 +229,7 @@ def test_agent_is_killed_and_started_by_systemd(cluster: MachineCluster, systemd
     assert trace(cluster, PING).trace.verdict == PROVED
     heal(cluster)
     assert systemd.path("/run/overlaynet/agent.pid").read_text() != pid
-    assert systemd.agent().get("/v1/status")["agent"]["state"] == "ready"
+    eventually(lambda: systemd.agent().get("/v1/status")["agent"]["state"] == "ready", deadline_s=30)
     assert not systemd.path("/run/systemd/system/overlaynet-agent.service.d").exists()
 
 
