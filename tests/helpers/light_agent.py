@@ -5,8 +5,8 @@ As a program it forks many such agents, real processes that start to race at one
     python light_agent.py ETCD_URL COUNT
 
 It waits for a line on standard input before the race. Each agent then prints a line of JSON when it has its
-subnet, and lives until standard input ends. They are forked from a process that has imported everything and
-opened nothing, since fifty imports of gRPC would take longer than the race.
+subnet and is on record, and lives until standard input ends. They are forked from a process that has imported
+everything and opened nothing, since fifty imports of gRPC would take longer than the race.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _one(url: str, number: int) -> None:
     """Race as agent `number`, say what came of it, stay until standard input ends."""
     agent = LightAgent([url], number).start()
     started = time.monotonic()
-    while agent.subnet is None:
+    while not agent.settled:
         time.sleep(0.01)
     answer = {"node": number, "pid": os.getpid(), "subnet": agent.subnet}
     answer["took_s"] = round(time.monotonic() - started, 3)
