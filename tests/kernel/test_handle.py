@@ -29,7 +29,7 @@ Reply = Callable[[int], list[bytes]]
 
 
 @contextmanager
-def scripted(*replies: Reply) -> Iterator[Rtnl]:
+def scripted(*replies: Reply, timeout_s: float = 20) -> Iterator[Rtnl]:
     """A socket whose far end answers the first request with the first of these, and so on."""
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
@@ -41,7 +41,7 @@ def scripted(*replies: Reply) -> Iterator[Rtnl]:
 
     server = threading.Thread(target=serve)
     server.start()
-    with far, Rtnl(near, timeout_s=0.2) as rtnl:
+    with far, Rtnl(near, timeout_s=timeout_s) as rtnl:
         yield rtnl
         server.join()
 
@@ -88,7 +88,7 @@ def test_answers_to_earlier_requests_are_skipped() -> None:
 
 @pytest.mark.unit
 def test_a_kernel_that_does_not_answer_is_an_error_in_time() -> None:
-    with scripted(lambda seq: []) as rtnl, pytest.raises(KernelError) as caught:
+    with scripted(lambda seq: [], timeout_s=0.2) as rtnl, pytest.raises(KernelError) as caught:
         rtnl.batch([NOWHERE])
     assert caught.value.errno == errno.ETIMEDOUT
 
