@@ -119,6 +119,12 @@ class Reconciler:
         self.recent, self.networks = None, networks
         return self.take(self.read(want, networks))
 
+    def differences(self, want: Mapping[Key, Object], networks: tuple[IPNetwork, ...]) -> tuple[Change, ...]:
+        """What would have to change by now, for whoever asks. Nothing is written and nothing believed: what is
+        still to be announced has to differ from what was known before, or nobody would mend it."""
+        self.rest()
+        return self._allowed(self.read(want, networks).pending)
+
     def begin(self, networks: tuple[IPNetwork, ...]) -> None:
         """From now on remember what a reading that begins now may not know."""
         self.recent, self.networks = Recent(), networks

@@ -45,7 +45,7 @@ from overlaynet.model import ExecCheck, Port, Probe
 from overlaynet.ports import Firewall
 from overlaynet.state import Source
 from overlaynet_agent import documents
-from overlaynet_agent.holds import parse_hold, parse_name
+from overlaynet_agent.holds import RULE, parse_hold, parse_name
 from overlaynet_agent.host import AttachRequest
 from overlaynet_agent.loop import Loop
 
@@ -271,8 +271,12 @@ class Handler(BaseHTTPRequestHandler):
         return HTTPStatus.OK, self.server.loop.call(lambda loop: _apply_network_on(loop, force=force))
 
     def _hold(self, content: bytes) -> Answer:
-        body = _document(content)
-        return HTTPStatus.OK, self.server.loop.call(lambda loop: _hold_on(loop, body))
+        """Whoever has the answer may break it: no round of before writes rules any more."""
+        body, loop = _document(content), self.server.loop
+        document = loop.call(lambda loop: _hold_on(loop, body))
+        if document["kind"] == RULE:
+            loop.firewall.rest()
+        return HTTPStatus.OK, document
 
     def _release(self, content: bytes) -> Answer:
         kind, text = parse_name(_document(content))
@@ -332,7 +336,7 @@ def _pending(loop: Loop) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     if not loop.host.active:
         return [], {}
     desired = loop.engine.desired
-    changes = loop.host.reconciler.observe(desired.objects, loop.host.networks)
+    changes = loop.host.reconciler.differences(desired.objects, loop.host.networks)
     nowhere = Source("none", "")
     documented = [change_to_json(c, desired.sources.get(c.obj.key, nowhere)) for c in changes]
     return documented, dict(desired.policies)
@@ -405,6 +409,7 @@ def _hold_on(loop: Loop, body: Mapping[str, Any]) -> dict[str, Any]:
     loop.host.drift.hold(hold)
     if hold.chain:
         loop.ask_firewall_again("event")
+        loop.ask_firewall()
     return documents.hold(hold, now)
 
 

@@ -52,18 +52,25 @@ class FirewallDone:
 @dataclass(frozen=True, slots=True)
 class Task:
     """Make the rules like this; with `additions_only` take nothing away; leave those chains alone. `why` this
-    is to be done. `networks` are the service networks."""
+    is to be done. `networks` are the service networks. `overdue`: a task that this one replaced was to read
+    the rules in full."""
 
     policies: Mapping[str, Policy]
     additions_only: bool = False
     leave: Collection[ChainKey] = ()
     why: str = "event"
     networks: tuple[IPNetwork, ...] = ()
+    overdue: bool = False
 
     @property
     def is_repair(self) -> bool:
         """Whether whatever differs has gone wrong by itself."""
         return self.why not in ("event", "retry")
+
+    @property
+    def is_thorough(self) -> bool:
+        """Whether the rules are to be read in full, whatever is known of them."""
+        return self.overdue or self.why != "event"
 
 
 class FirewallWorker:
@@ -91,6 +98,8 @@ class FirewallWorker:
         self.cleanups = Durations()
         self._stopped = False
         self._wake = threading.Condition()
+        self._idle = threading.Event()
+        self._idle.set()
         self._thread = threading.Thread(target=self._run, name="firewall", daemon=True)
 
     @property
@@ -105,8 +114,13 @@ class FirewallWorker:
     def want(self, task: Task) -> None:
         """Do this, soon."""
         with self._wake:
-            self._wanted = task
+            overdue = self._wanted is not None and self._wanted.is_thorough
+            self._wanted = replace(task, overdue=overdue)
             self._wake.notify()
+
+    def rest(self) -> None:
+        """Wait until no round is under way: whatever is written from then on goes by what was wanted last."""
+        self._idle.wait()
 
     def stop(self) -> None:
         """End after the round under way: a restore is never cut short."""
@@ -118,15 +132,17 @@ class FirewallWorker:
     def _run(self) -> None:
         while True:
             task = self._taken()
-            if self._stopped:
-                return
             try:
+                if self._stopped:
+                    return
                 if task := task or self._poll():
                     self._carry_out(task)
             except Exception as error:
                 log.exception("firewall round failed: this is a bug")
                 bug = OverlayError("the agent failed at the firewall; its log says where", evidence=repr(error))
                 self._fail(bug, task)
+            finally:
+                self._idle.set()
 
     def _taken(self) -> Task | None:
         """What is wanted, when its time has come; None after a while without anything."""
@@ -135,11 +151,12 @@ class FirewallWorker:
             while not self._stopped and (rest_s := self._rest_s()) > 0:
                 self._wake.wait(rest_s)
             task, self._wanted = self._wanted, None
+            self._idle.clear()
             return task
 
     def _rest_s(self) -> float:
         """Seconds before the next round."""
-        if self._wanted is None or self._wanted.why != "event":
+        if self._wanted is None or self._wanted.is_thorough:
             return 0.0
         return self._ended + self.min_sync_s - time.monotonic()
 
@@ -182,7 +199,7 @@ class FirewallWorker:
             sets=self.doors.sets,
             additions_only=task.additions_only,
             leave=task.leave,
-            fresh=task.why != "event",
+            fresh=task.is_thorough,
         )
 
     def _forget(self, task: Task, outcome: FirewallOutcome) -> Forgotten:

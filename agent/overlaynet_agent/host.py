@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_interface
 
@@ -133,6 +133,7 @@ class Host:
     def land(self, looked: Looked, now: float) -> bool:
         """Take a reading, and begin to mend what differs. Answers whether it was the one that is waited for:
         another look may have overtaken it."""
+        self.follow(now)  # what is wanted differently by now is newer than the reading
         if looked.look is not self.looking or self._is_overtaken(looked.look.why):
             return False
         self.looking = None
@@ -143,7 +144,7 @@ class Host:
         pending = self.reconciler.not_left(self.reconciler.take(looked.found))
         self.due, self.due_why, self._failed_before = list(pending), looked.look.why, set(self.failures)
         self._has_looked()
-        if self._drop_vanished(now):
+        if self._have_vanished(now):
             self.follow(now)
         if self.reconciler.recent is not None:  # else that was a look of its own
             self._write_part(now, whole=True)
@@ -240,13 +241,27 @@ class Host:
         log.warning("the kernel could not be read error=%s", error)
 
     def _drop_vanished(self, now: float) -> bool:
-        """Containers whose veth is gone (their namespace was deleted) are gone too. Answers whether any is."""
-        there = self.reconciler.seen.links
-        gone = [workload for workload in self.engine.workloads.values() if workload.device not in there]
+        """Containers whose veth is gone (their namespace was deleted) are gone too. Answers whether any is.
+        What was seen may be older than a container, so none is given up unasked. Raises KernelError."""
+        gone = self._without(self.reconciler.seen.links)
+        if gone:
+            gone = self._without(self.kernel.glance().links)
         for workload in gone:
             log.info("container is gone container=%s device=%s", workload.id, workload.device)
             self.asked += self.engine.handle(Detached(workload.id), now)
         return bool(gone)
+
+    def _without(self, links: Collection[str]) -> list[Workload]:
+        """The containers whose device is not among these."""
+        return [workload for workload in self.engine.workloads.values() if workload.device not in links]
+
+    def _have_vanished(self, now: float) -> bool:
+        """The same, where nobody else sees to a kernel that cannot be read."""
+        try:
+            return self._drop_vanished(now)
+        except KernelError as error:
+            self._cannot_see(error)
+            return False
 
     def _count(self, outcome: Outcome, reasons: Mapping[Key, str], now: float) -> None:
         """Writes, failures and repairs. What failed before and now succeeds was no drift.
@@ -284,7 +299,8 @@ class Host:
     # --- drift ------------------------------------------------------------------------------------
 
     def hear(self, noticed: Noticed, now: float) -> None:
-        """Take in what the kernel announced; what follows from it is done by the next round."""
+        """Take in what the kernel announced; what follows from it is done by the next round. What could not be
+        compared takes a look, and one that is under way may be older."""
         if not self.tried:
             return  # the first look is still to come, and sees it
         try:
@@ -292,6 +308,7 @@ class Host:
                 self._drop_vanished(now)
         except KernelError as error:
             self._cannot_see(error)
+            self.drift.look = self.drift.look or "notice"
 
     def poll(self, now: float) -> None:
         """Look after what the kernel announces no change of."""

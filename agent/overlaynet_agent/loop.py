@@ -258,7 +258,7 @@ class Loop:
             self._begin_look(now)
         self._see_to_containers(now)
         self.submit(self.host.take_asked())
-        self._ask_firewall()
+        self.ask_firewall()
         self.keepalive.keep(self.engine.node_lease, self._subnet_lease())
         self.save()
         self._remember()
@@ -400,7 +400,7 @@ class Loop:
         """Have the rules read in full by the next round, and mended."""
         self.rules.due, self.rules.why = 0.0, why
 
-    def _ask_firewall(self) -> None:
+    def ask_firewall(self) -> None:
         """When something else is wanted, and now and then all the same."""
         policies, additions_only = self.engine.desired.policies, self.host.reconciler.additions_only
         rules, holds = self.rules, self.host.drift.holds
@@ -431,17 +431,20 @@ class Loop:
         self._firewall_again(done.error or done.forgotten.error)
 
     def _firewall_again(self, error: OverlayError | None) -> None:
-        """When the next round is due: soon after one that failed, and less soon after each further one."""
-        rules = self.rules
+        """When the next round is due: soon after one that failed, and less soon after each further one. It does
+        not put off what somebody has asked for meanwhile."""
+        rules, now = self.rules, self.clock()
+        is_asked_for = rules.due <= now
         if error is None:
             rules.attempt = 0
-            every_s = min(self.config.firewall.resync_s, self.config.service.max_sync_s)
-            rules.due, rules.why = self.clock() + every_s, "timer"
-            return
-        rules.attempt += 1
-        rules.failures += 1
-        log.warning("firewall refused attempt=%d error=%s", rules.attempt, error)
-        rules.due, rules.why = self.clock() + delay(rules.attempt, 0.0, RULES_AGAIN_S), "retry"
+            every_s, why = min(self.config.firewall.resync_s, self.config.service.max_sync_s), "timer"
+        else:
+            rules.attempt += 1
+            rules.failures += 1
+            log.warning("firewall refused attempt=%d error=%s", rules.attempt, error)
+            every_s, why = delay(rules.attempt, 0.0, RULES_AGAIN_S), "retry"
+        if not is_asked_for:
+            rules.due, rules.why = now + every_s, why
 
     # --- what is kept on disk ---------------------------------------------------------------------
 
