@@ -221,7 +221,8 @@ def test_container_is_attached_under_the_agents_role(reader: Reader) -> None:
     machine = reader.machines[0]
     machine.run("ip", "netns", "add", "web")
     machine.run("overlaynet", "-l", "local", "attach", "web", "--netns", "web", "--label", "app=web")
-    assert containers(reader) == ["/overlaynet/workloads/node-1/default/web"]
+    there = ["/overlaynet/workloads/node-1/default/web"]
+    eventually(lambda: containers(reader) == there, deadline_s=PATIENCE_S)
     machine.run("overlaynet", "-l", "local", "detach", "web")
     eventually(lambda: not containers(reader), deadline_s=PATIENCE_S)
 
@@ -273,10 +274,18 @@ def everything_said(machine: Machine) -> str:
         assert done.stdout
         said += [done.stdout, done.stderr]
     for place in ("/run/overlaynet", "/run/flannel", "/var/lib/overlaynet"):
-        said += [path.read_text() for path in machine.path(place).rglob("*") if path.is_file()]
+        said += [contents(path) for path in machine.path(place).rglob("*") if path.is_file()]
     for process in machine.path("/proc").glob("[0-9]*"):
-        said += [(process / name).read_bytes().decode(errors="replace") for name in ("cmdline", "environ")]
+        said += [contents(process / name) for name in ("cmdline", "environ")]
     return "".join(said)
+
+
+def contents(path: Path) -> str:
+    """Nothing of a file that was replaced meanwhile, or of a process that has ended."""
+    try:
+        return path.read_bytes().decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def test_password_is_changed_and_certificates_are_renewed_while_agents_run(reader: Reader) -> None:
