@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,14 +58,15 @@ class Net:
 
 @pytest.fixture
 def net() -> Iterator[Net]:
-    """Made anew for each test: a router sends an address few errors a second (net/ipv4/route.c, ip_error)."""
+    """Made anew for each test: a router sends an address few errors a second (net/ipv4/route.c, ip_error). With
+    a mask of nothing no other limit counts, neither an address's nor that of the whole machine (icmp(7))."""
     with private_netns() as left, private_netns() as right:
         left.run(f"ip link add eth0 type veth peer name eth0 netns {right.path}")
         for netns, address in ((left, "10.9.0.1/24"), (right, "10.9.0.2/24")):
             netns.run(f"ip address add {address} dev eth0")
             netns.run("ip link set eth0 up")
         left.run("ip route add 203.0.113.0/24 via 10.9.0.2")
-        right.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv4.icmp_ratelimit=0")
+        right.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv4.icmp_ratemask=0")
         right.run("ip link add beyond mtu 1300 type veth peer name nobody")
         right.run("ip link set nobody up")
         right.run("ip link set beyond up")
@@ -211,6 +214,21 @@ def test_silence_is_tried_again_with_another_cookie_and_port(net, protocol):
 
 def test_answer_ends_the_tries(net):
     assert len(net.send("icmp", tries=3)) == 1
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_answer_that_came_in_time_is_read_however_late(net, protocol, monkeypatch):
+    """As where the machine was busy with others when it came."""
+    await_, answers = send._await, {"tcp": "rst", "udp": "icmp port-unreachable", "icmp": "echo-reply"}
+
+    def late(attempt: send.Try, packet: send.Packet, deadline: float) -> send.Answer:
+        poll = select.poll()
+        poll.register(attempt.sock, attempt.wait_for)
+        assert poll.poll((deadline - time.monotonic()) * 1000)
+        return await_(attempt, packet, time.monotonic() - 0.1)
+
+    monkeypatch.setattr(send, "_await", late)
+    assert net.one(protocol)["answer"] == answers[protocol]
 
 
 def test_port_that_was_asked_for_is_used_again(net):
