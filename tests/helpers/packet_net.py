@@ -46,7 +46,7 @@ OTHERHOST = 3
 QUIET = {
     "net/ipv6/conf/all/disable_ipv6": "1",
     "net/ipv6/conf/default/disable_ipv6": "1",
-    "net/ipv4/icmp_ratelimit": "0",
+    "net/ipv4/icmp_ratemask": "0",
     "net/ipv4/conf/all/rp_filter": "0",
     "net/ipv4/conf/default/rp_filter": "0",
 }

@@ -108,7 +108,7 @@ def test_only_its_owner_may_ask(served):
 
 def test_command_that_does_not_end_is_killed_with_its_children(served, tmp_path):
     pid = tmp_path / "pid"
-    answer = served.shell(f"sleep 60 & echo $! >{pid}; wait", timeout_s=0.3)
+    answer = served.shell(f"sleep 60 & echo $! >{pid}; wait", timeout_s=1)
     assert (answer["timed_out"], answer["code"]) == (True, 137)
     eventually(lambda: not Path(f"/proc/{pid.read_text().strip()}").exists())
 

@@ -237,7 +237,7 @@ def test_what_comes_while_it_settles_is_taken(net):
     net.one.run("ip address add 10.9.0.1/24 dev eth0")
     with net.one.entered():
         late = subprocess.Popen(["sh", "-c", "sleep 0.1; ping -c1 -W1 10.9.0.2"], stdout=subprocess.DEVNULL)
-    listener.taps.close(settle_s=0.6)
+    listener.taps.close(settle_s=1)
     late.wait()
     assert any(taken.data[12:14] == b"\x08\x06" for taken in listener.frames)
 

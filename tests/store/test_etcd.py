@@ -5,9 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from helpers.etcd import EtcdServer, requires_etcd, running_etcd
@@ -19,6 +19,8 @@ from overlaynet.store.etcd import EtcdStore
 from overlaynet.store.etcd.rpc import etcdrpc, grpc
 
 pytestmark = [pytest.mark.lab, requires_etcd]
+
+T = TypeVar("T")
 
 NOBODY = "http://127.0.0.1:1"
 
@@ -36,16 +38,20 @@ def store(etcd: EtcdServer) -> Iterator[EtcdStore]:
     made.close()
 
 
-def put(store: EtcdStore, key: str, value: bytes = b"x") -> int:
-    """Patient: etcd may just have started."""
+def patiently(call: Callable[[], T]) -> T:
+    """etcd may just have started, or its disk be busy."""
 
-    def attempt() -> int:
+    def attempt() -> T:
         try:
-            return store.commit([], [Put(key, value)]).revision
+            return call()
         except StoreUnavailable as error:
             raise AssertionError(error.evidence) from error
 
     return eventually(attempt, deadline_s=30)
+
+
+def put(store: EtcdStore, key: str, value: bytes = b"x") -> int:
+    return patiently(lambda: store.commit([], [Put(key, value)]).revision)
 
 
 def values(notices: Sequence[Notice]) -> list[bytes]:
@@ -160,14 +166,14 @@ def test_unreachable_etcd_is_unavailable_with_evidence_and_advice() -> None:
 
 def test_call_to_a_frozen_etcd_ends_at_its_deadline(etcd: EtcdServer) -> None:
     store = EtcdStore([etcd.url], deadline_s=0.5)
-    lease = store.grant(60).lease_id
+    lease = patiently(lambda: store.grant(60).lease_id)
     etcd.freeze()
     for call in (lambda: store.read(["/a/"]), lambda: store.keep_alive(lease), lambda: store.grant(5)):
         with pytest.raises(StoreUnavailable):
             call()
     etcd.thaw()
     put(store, "/a/1")
-    assert store.keep_alive(lease) == 60
+    assert patiently(lambda: store.keep_alive(lease)) == 60
     store.close()
 
 
@@ -182,11 +188,12 @@ def test_frozen_member_costs_one_call_and_is_left(etcd: EtcdServer, tmp_path: Pa
     second = tmp_path / "second"
     second.mkdir()
     with running_etcd(second) as other:
-        store = EtcdStore([etcd.url, other.url], deadline_s=0.5)
-        put(store, "/a/1", b"first")
-        beside = EtcdStore([other.url])
-        put(beside, "/a/1", b"second")
-        beside.close()
+        for server, value in ((etcd, b"first"), (other, b"second")):
+            beside = EtcdStore([server.url])
+            put(beside, "/a/1", value)
+            beside.close()
+        store = EtcdStore([etcd.url, other.url], deadline_s=1.0)
+        assert values_of(store) == [b"first"]
         etcd.freeze()
         with pytest.raises(StoreUnavailable):
             store.read(["/a/"])
