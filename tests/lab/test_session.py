@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.eventually import eventually
 from helpers.lab import lab_name, ping, requires_lab
 
 from overlaynet.cluster.contexts import LabCluster
 from overlaynet.errors import LabFailed, NotFound
 from overlaynet.lab.lab import Lab
+from overlaynet.lab.netns_driver import namespace
 from overlaynet.lab.session import ProbeSession, start
 from overlaynet.lab.topology import Topology
 
@@ -143,6 +145,7 @@ def test_probe_of_one_host_reaches_every_place_of_a_lab():
             for iface in ("eth0", "cni0", "flannel.1")
             if iface == "eth0" or place["name"].startswith("node-")
         ]
+        eventually(lambda: ping(namespace(lab.name, "web-1"), PACKET["dst"]))  # and so every address is known
         with cluster.session("node-1", 10) as session:
             found = session.ask({"op": "places", "places": places, "firewall": True}, 30)["places"]
             armed = session.ask({"op": "arm", "points": points, "keep": KEEP}, 30)["points"]

@@ -106,7 +106,7 @@ def agents(tmp_path: Path) -> Iterator[dict[tuple[int, str], Agent]]:
                 cluster.stack.callback(agent.daemon.end, signal.SIGTERM)
                 agent.start()
                 made[host.number, instance] = agent
-        eventually(lambda: all(settled(agent) for agent in made.values()))
+        eventually(lambda: all(settled(agent) for agent in made.values()), deadline_s=30)
         yield made
 
 
