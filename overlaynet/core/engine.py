@@ -12,9 +12,10 @@ What the engine asks for, in the order in which it becomes possible:
            ──► Release  (a lease of ours that we have moved away from)
            ──► Publish / Withdraw  (workload records, on the node lease)
 
-An intent is asked for once and then waited for: its answer is an event. A failed one is asked for again
-after a back-off, and so is one that was answered and is wanted all the same (a record that reads back
-differently, two nodes that write one key): whatever the world does, no intent repeats without a pause.
+An intent is asked for once and then waited for: its answer is an event. A failed one is asked for again after
+a back-off, which begins anew when the store is back, and so is one that was answered and is wanted all the
+same (a record that reads back differently, two nodes that write one key): whatever the world does, no intent
+repeats without a pause.
 Until the first listing nothing is planned, so nothing can be deleted by mistake.
 
 Our subnet is *confirmed* while the store has our lease and the time of its last renewal has not run out.
@@ -157,6 +158,7 @@ class Engine:
                 self.store_error = error
             case StoreBack():
                 self.store_error = None
+                self._hurry(now)
             case Registered(lease_id, ttl_s):
                 self._forget_lease(self.node_lease)
                 self.node_lease = lease_id
@@ -499,6 +501,12 @@ class Engine:
         self._under_way.discard(topic)
         attempt = self.retries[topic].attempt + 1 if topic in self.retries else 1
         self.retries[topic] = Retry(attempt, now + delay(attempt, self.jitter()), error)
+
+    def _hurry(self, now: float) -> None:
+        """What failed while the store was away does not wait as long again as that was: it begins anew."""
+        for topic, retry in self.retries.items():
+            retry.attempt, retry.due = 0, now + delay(1, self.jitter())
+            self._asked.pop(topic, None)
 
     def _follow_conditions(self, now: Conditions) -> None:
         """Of a container that is still here; the store is told because its record reads differently now."""

@@ -393,6 +393,22 @@ def test_failed_intent_is_asked_for_again_after_a_growing_pause(store):
     assert codes(member) == []
 
 
+def test_what_failed_for_long_is_tried_at_once_when_the_store_is_back(store):
+    member = joined(store)
+    member.hear(StoreLost(AWAY))
+    (publish,) = member.hear(Attached(workload(1, 2)))
+    for _ in range(10):
+        member.todo.clear()
+        member.hear(Failed(publish, AWAY))
+        member.wait(60.0)
+    member.todo.clear()
+    member.hear(Failed(publish, AWAY))
+    member.hear(StoreBack())
+    later(member, 0.2)
+    assert [codec.decode(item, KEYS).value for item in store.read([KEYS.workloads]).items] == [workload(1, 2)]
+    assert codes(member) == []
+
+
 def test_failure_of_what_nobody_wants_any_more_is_forgotten(store):
     member = joined(store)
     (publish,) = member.hear(Attached(workload(1, 2)))
