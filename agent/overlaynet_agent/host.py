@@ -178,6 +178,8 @@ class Host:
         if not self.active:
             return Outcome()
         why = why if self.tried else "start"
+        if not self.tried:
+            self.drift.rewatch()  # what happens from here on is announced, and heard afterwards
         touched, self.drift.look = self.engine.take_touched(), None
         self.drift.suspects.clear()
         outcome = self._carry_out(lambda: self.reconciler.write(self._observe(now)), why, now)

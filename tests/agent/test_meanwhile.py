@@ -38,12 +38,17 @@ def one(tmp_path) -> Iterator[Agent]:
     running.stop()
 
 
-def host(**changes: object) -> Host:
-    """A host with peers after its first look."""
+def new_host(**changes: object) -> Host:
+    """A host with peers before its first look."""
     mind = engine(1, **changes)
     mind.handle(Synced(9, (stored(network()), *(stored(lease(n)) for n in (2, 3)))), 0.0)
     mind.handle(Claimed(stored(lease(1)), 86_400, 86_400.0), 0.0)
-    made = Host(mind, kernel(1))
+    return Host(mind, kernel(1))
+
+
+def host(**changes: object) -> Host:
+    """The same after it."""
+    made = new_host(**changes)
     made.look("start", 0.0)
     return made
 
@@ -106,6 +111,17 @@ def test_rules_are_read_in_full_though_others_are_wanted_before_it_is_done():
 
 
 # --- looks ----------------------------------------------------------------------------------------
+
+
+def test_devices_are_listened_to_before_they_are_looked_at_for_the_first_time(monkeypatch):
+    """What changes while the first look is read and written is news like any other."""
+    one, told, heard = new_host(), [], []
+    observe = one.kernel.observe
+    one.drift.watch = told.append
+    monkeypatch.setattr(one.kernel, "observe", lambda names: heard.extend(told) or observe(names))
+    one.look("start", 0.0)
+    assert heard[0].devices == {"eth0", "flannel.1"}
+    assert heard[0].tunnels == {"flannel.1"}
 
 
 def test_news_that_could_not_be_looked_into_is_not_forgotten_for_an_older_look():
