@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from dataclasses import dataclass, replace
 from typing import Any
 
-from helpers.answering import PATIENCE_S, Answer, Servers, ask, servers
+from helpers.answering import KINDS, PATIENCE_S, Answer, Servers, ask, servers
 from helpers.calling import Calling, calling, named_netns
 from helpers.eventually import eventually
 from helpers.private_netns import PrivateNetns
@@ -116,12 +116,25 @@ class ServedLab:
     def iptables(self, host: str, *words: str) -> None:
         """Somebody else's hand on a host's rules."""
         flavour = self.status(host)["firewall"]["flavour"]
-        done = self.lab.driver.run(host, [f"iptables-{flavour}", *words])
+        done = self.lab.driver.run(host, [f"iptables-{flavour}", "-w", *words])
         assert done.returncode == 0, done.stderr
 
     def ask(self, place: str, address: str, port: int = 80, protocol: str = "tcp") -> Answer | str:
         with self.places[place].entered():
             return ask(protocol, address, port, patience_s=PATIENCE_S)
+
+    def await_everybody(self, place: str) -> None:
+        """Until every container has answered a call of `web` from this place, by TCP and by UDP."""
+        for protocol in KINDS:
+            missing = {container.name for container in self.lab.containers}
+
+            def heard(protocol: str = protocol, missing: set[str] = missing) -> bool:
+                said = self.ask(place, VIP, protocol=protocol)
+                missing.discard(said.name if isinstance(said, Answer) else "")
+                assert not missing, (missing, said)
+                return True
+
+            eventually(heard, deadline_s=60)
 
     def calling(self, address: str, patience_s: float = 1.0) -> AbstractContextManager[Calling]:
         return calling(self.places[CLIENT], address, 80, patience_s=patience_s)
@@ -186,8 +199,8 @@ def topology(name: str, node_ttl_s: int, containers: int, backend: str) -> Topol
 def served_lab(
     name: str, *, node_ttl_s: int = NODE_TTL_S, containers: int = 1, backend: str = "vxlan"
 ) -> Iterator[ServedLab]:
-    """Up, with `web` in place and answered by every container. Hosts refuse each call at once, where otherwise
-    the kernel would tell one client of at most one a second (icmp(7), icmp_ratelimit)."""
+    """Up, with `web` in place and answered by every container to every host. Hosts refuse each call at once,
+    where otherwise the kernel would tell one client of at most one a second (icmp(7), icmp_ratelimit)."""
     with ExitStack() as stack:
         lab = stack.enter_context(Lab.running(topology(name, node_ttl_s, containers, backend)))
         listening = stack.enter_context(servers())
@@ -204,5 +217,5 @@ def served_lab(
         served = ServedLab(lab, listening, places, store)
         served.apply(by_selector())
         for host in lab.hosts:
-            eventually(lambda host=host: isinstance(served.ask(host.name, VIP), Answer), deadline_s=20)
+            served.await_everybody(host.name)
         yield served

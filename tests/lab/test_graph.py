@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 import pytest
+from helpers.eventually import eventually
 from helpers.lab import lab_name, requires_lab
 from helpers.served_lab import VIP, ServedLab, served_lab
 
@@ -43,14 +44,20 @@ def drawn(run: Run) -> dict[str, Any]:
     return dict(json.loads(out))
 
 
+def undisturbed(run: Run) -> dict[str, Any]:
+    """As it is drawn once agents have nothing to do any more."""
+    document = drawn(run)
+    assert document["differences"] == 0
+    return document
+
+
 def peers(document: dict[str, Any], host: str) -> dict[str, dict[str, Any]]:
     (found,) = [one for one in document["hosts"] if one["name"] == host]
     return {peer["host"]: peer for peer in found["peers"]}
 
 
 def test_a_lab_as_it_should_be(run: Run):
-    document = drawn(run)
-    assert document["differences"] == 0
+    document = eventually(lambda: undisturbed(run))
     names = [host["name"] for host in document["hosts"]]
     for host in document["hosts"]:
         assert set(peers(document, host["name"])) == set(names) - {host["name"]}
