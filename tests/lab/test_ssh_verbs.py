@@ -182,8 +182,8 @@ def test_graph_draws_every_machine(run: Run) -> None:
 
 
 def test_logs_are_those_of_the_machines_agents(run: Run, far: Far) -> None:
-    last = far.machines["node-2"].path("/run/overlaynet/agent.log").read_text().splitlines()[-2:]
-    assert run("logs", "node-2", "-n", "2")[1].splitlines() == last
+    log = far.machines["node-2"].path("/run/overlaynet/agent.log")
+    eventually(lambda: run("logs", "node-2", "-n", "2")[1].splitlines() == log.read_text().splitlines()[-2:])
     everybody = run("logs", "-n", "1")[1].splitlines()
     assert [line.split()[0] for line in everybody] == ["node-1", "node-2", "node-3"]
 
@@ -315,7 +315,7 @@ def test_lost_entry_is_proved_to_be_the_cause_and_is_repaired(run: Run, far: Far
 
 def test_capture_is_of_several_machines_at_once(run: Run, far: Far, tmp_path: Path) -> None:
     inside = ("nsenter", f"--net=/run/netns/ovl-{LAB}-client-1")
-    far.machines["node-1"].start(*inside, "ping", "-i0.2", "-w20", far.ip("web-2"), log="/var/log/ping.log")
+    far.machines["node-1"].start(*inside, "ping", "-i0.2", "-w100", far.ip("web-2"), log="/var/log/ping.log")
     code, found = asked(
         run, "capture", "client-1:eth0", "node-2:eth0", "-c", "6", "-w", str(tmp_path / "x.pcapng"), "icmp"
     )
@@ -328,7 +328,7 @@ def test_capture_is_of_several_machines_at_once(run: Run, far: Far, tmp_path: Pa
 def test_capture_ends_in_good_order_at_ctrl_c(far: Far, tmp_path: Path) -> None:
     """Which a terminal sends to all that the command has started, too."""
     inside = ("nsenter", f"--net=/run/netns/ovl-{LAB}-client-3")
-    far.machines["node-3"].start(*inside, "ping", "-i0.2", "-w20", far.ip("web-2"), log="/var/log/ping.log")
+    far.machines["node-3"].start(*inside, "ping", "-i0.2", "-w100", far.ip("web-2"), log="/var/log/ping.log")
     file = tmp_path / "x.pcapng"
     words = ["capture", "client-3:eth0", "node-2:eth0", "-w", str(file), "-l", LAB, "-o", "json", "icmp"]
     argv = [sys.executable, "-m", "overlaynet.cli.main", *words]
