@@ -39,7 +39,7 @@ def check(stage: Stage, board: Board) -> None:
         last_seen = _last_seen(stage)
         ttl_s = stage.lab.topology.settings.node_ttl_s
         with board.claim(f"{MORTAL} dies again, and after its lease of {ttl_s} s every call is answered"):
-            _suffer(stage, died + ttl_s + SLACK_S)
+            _suffer(stage, before, died + ttl_s + SLACK_S)
             answered = _answers(stage)
         board.measured(
             "last-seen",
@@ -98,13 +98,18 @@ def _problems(stage: Stage) -> str:
     return "".join(f"\nnode-1 says {problem['code']}: {problem['message']}" for problem in problems)
 
 
-def _suffer(stage: Stage, deadline: float) -> None:
-    """Call until the agent of node-1 leads to other endpoints, or says why not. What is lost meanwhile nobody
-    can prevent."""
+def _suffer(stage: Stage, dead: str, deadline: float) -> None:
+    """Call until the agent of node-1 knows of other endpoints, or says why not; then its rules follow. What is
+    lost meanwhile nobody can prevent."""
     known = _endpoints(stage)
     while _endpoints(stage) == known and not _problems(stage) and time.monotonic() < deadline:
         _call(stage)
-    stage.until(lambda: stage.agent("node-1", "/v1/status")["pending"] == 0, "node-1 writes its rules")
+    words = f"node-1 leads calls to {dead}, and does not say why"
+    stage.until(lambda: f"--to-destination {dead}:" not in _rules(stage) or bool(_problems(stage)), words)
+
+
+def _rules(stage: Stage) -> str:
+    return stage.run("node-1", "iptables", "-w", "-t", "nat", "-S")
 
 
 def _endpoints(stage: Stage) -> int:

@@ -53,6 +53,7 @@ def check(stage: Stage, board: Board) -> None:
         address = str(stage.net.address_of(NEW))
         alone = f"{OTHER_HOST} leads them to green alone"
         stage.until(lambda: _endpoints(stage, OTHER_HOST) == 2, alone, HEARD_S)
+        stage.until_served(OTHER_HOST, "green", NEW)
         with stage.net.capture(TUNNEL) as packets:
             _call(stage)
         assert _led_to(packets) == 2, alone
