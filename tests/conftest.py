@@ -11,7 +11,7 @@
 
 `--tier unit,fake` selects. Files run in the order of the dearest tier that they have a test of, so that the
 cheapest tells first. A file's tests stay together, since one lab serves a whole file: pytest-xdist's workers
-(`-n 2 --dist loadfile`) take whole files.
+(`-n 4 --dist loadfile`) take whole files.
 
 The summary counts each tier and says how long it took. A tier asked for of which no test ran is a failure: a
 suite that silently skips everything looks as green as one that passes.

@@ -1,9 +1,12 @@
-"""A lab of an ordinary user's on a booted Debian machine: what is installed there, Debian's kernel, no sudo."""
+"""An ordinary user of a booted Debian machine, without sudo, and what such a user does there with a lab."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,31 +16,35 @@ BRIDGE_FILTER, MATCH = "br_netfilter", "xt_physdev"
 
 
 @dataclass(frozen=True)
-class VmLearner:
-    """A user of the machine, as `useradd` makes one; without a session, so without a runtime directory."""
+class VmUser:
+    """As `useradd` makes one; without a session, so without a runtime directory."""
 
     vm: Vm
-    name: str = "learner"
+    name: str
 
-    def add(self) -> None:
-        self.vm.run("useradd", "--create-home", "--shell", "/bin/bash", self.name)
-
-    def remove(self) -> None:
-        self.vm.run("userdel", "--remove", self.name)
-
-    def overlaynet(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """In the home directory, with the environment of a login."""
-        line = " ".join(("overlaynet", *words))
+    def types(self, line: str) -> subprocess.CompletedProcess[str]:
+        """A line of shell, in the home directory, with the environment of a login."""
         return self.vm.call("runuser", "-l", self.name, "-c", line)
 
     def json(self, *words: str) -> Any:
-        return json.loads(self.overlaynet(*words, "-o", "json").stdout)
+        """What an overlaynet command answers."""
+        return json.loads(self.types(shlex.join(["overlaynet", *words, "-o", "json"])).stdout)
 
-    def left(self) -> str:
-        """Processes of the user, and files of ours in the home directory."""
+    def left(self) -> list[str]:
+        """Processes of the user, and what is ours in the home directory."""
         return self.vm.sh(
             f"ps -o args= -u {self.name} || true; find /home/{self.name} -path '*overlaynet*' -print"
-        )
+        ).splitlines()
+
+
+@contextmanager
+def ordinary_user(vm: Vm, name: str = "learner") -> Iterator[VmUser]:
+    """For the length of the block."""
+    vm.run("useradd", "--create-home", "--shell", "/bin/bash", name)
+    try:
+        yield VmUser(vm, name)
+    finally:
+        vm.run("userdel", "--remove", "--force", name)
 
 
 def unload_bridge_filter(vm: Vm) -> None:
@@ -51,15 +58,15 @@ def is_loaded(vm: Vm, module: str) -> bool:
     return module in {line.split()[0] for line in vm.run("lsmod").splitlines()[1:]}
 
 
-def has_a_lab_without_sudo(learner: VmLearner) -> None:
+def has_a_lab_without_sudo(user: VmUser) -> None:
     """The user's whole way: a lab of two hosts, a packet that is proved, and nothing left behind.
     br_netfilter is not loaded at the start, and the user has the kernel do it."""
-    unload_bridge_filter(learner.vm)
-    up = learner.json("up", "--hosts", "2", "--containers", "1", "--timeout", "300")
+    unload_bridge_filter(user.vm)
+    up = user.json("up", "--hosts", "2", "--containers", "1", "--timeout", "300")
     assert up.get("converged"), up
-    assert is_loaded(learner.vm, BRIDGE_FILTER)
-    trace = learner.json("trace", "web-1", "web-2")
+    assert is_loaded(user.vm, BRIDGE_FILTER)
+    trace = user.json("trace", "web-1", "web-2")
     assert trace.get("verdict") == "proved", trace
-    down = learner.overlaynet("down")
+    down = user.types("overlaynet down")
     assert down.returncode == 0, down.stderr
-    assert learner.left() == ""
+    assert user.left() == []

@@ -11,17 +11,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from helpers.lessons import SOLVED, Learner
+from helpers.rootless_vm import VmUser
 from helpers.transcripts import Typed, compare, sessions
-from helpers.vms import Vm
 
 from overlaynet.lessons.catalogue import find
 
 
 @dataclass
 class DistantLearner(Learner):
-    """Types as root on `vm`, where this clone is installed."""
+    """Types as an ordinary user of a machine where this clone is installed."""
 
-    vm: Vm
+    user: VmUser
 
     def types(self, *words: str, code: int | None = 0) -> str:
         done = self._call(shlex.join(["overlaynet", *words]))
@@ -43,19 +43,21 @@ class DistantLearner(Learner):
 
     def _call(self, script: str) -> subprocess.CompletedProcess[str]:
         environ = [f"{name}={value}" for name, value in self.environ.items()]
-        return self.vm.call("env", *environ, "sh", "-euc", script)
+        return self.user.types(shlex.join(["env", *environ, "sh", "-euc", script]))
 
 
 @contextmanager
-def learning_there(vm: Vm, lesson: str) -> Iterator[DistantLearner]:
-    """A learner who has just started this lesson on `vm`. In the end nothing of its lab is left."""
+def learning_there(user: VmUser, lesson: str) -> Iterator[DistantLearner]:
+    """A learner who has just started this lesson. In the end only the record of what was learned is left."""
     entry = find(lesson)
-    learner = DistantLearner(entry, {"OVERLAYNET_LAB": entry.name, "NO_COLOR": "1"}, vm)
+    learner = DistantLearner(entry, {"OVERLAYNET_LAB": entry.name, "NO_COLOR": "1"}, user)
     learner.types("lab", "start", entry.name, "--timeout", "300")
     try:
         yield learner
     finally:
         learner.types("down", "-l", entry.name)
+    state = f"/home/{user.name}/.local/state/overlaynet"
+    assert user.left() == [state, f"{state}/lessons", f"{state}/lessons/{user.name}.json"]
 
 
 def goes_through_there(learner: DistantLearner) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 from helpers.lab import lab_name
-from helpers.rootless_vm import VmLearner, has_a_lab_without_sudo
+from helpers.rootless_vm import VmUser, has_a_lab_without_sudo, ordinary_user
 from helpers.vm_cluster import (
     THERE,
     UNIT,
@@ -406,13 +406,13 @@ def test_firewalld_lets_the_overlay_pass_once_it_was_told_what_doctor_says(lab: 
 
 def test_systemd_and_udev_leave_our_devices_and_routes_alone(lab: MachineLab, record_property):
     """The card of the underlay is networkd's, which takes it up anew: a ping now and then is lost by that."""
+    anew = (
+        "networkctl reload; systemctl restart systemd-networkd; systemctl restart systemd-udevd;"
+        "udevadm trigger --subsystem-match=net --action=add; udevadm settle; sysctl --system >/dev/null"
+    )
     before = {vm.name: devices(vm) for vm in lab.cluster}
     with lab.traffic() as seen:
-        for vm in lab.cluster:
-            vm.sh(
-                "networkctl reload; systemctl restart systemd-networkd; systemctl restart systemd-udevd;"
-                "udevadm trigger --subsystem-match=net --action=add; udevadm settle; sysctl --system >/dev/null"
-            )
+        on_all(lab.cluster.machines, lambda vm: vm.sh(anew))
     record_property("networkd and udev restarted: pings sent, lost", f"{seen.sent}, {seen.lost}")
     assert seen.calls > 10
     assert seen.failures == []
@@ -535,31 +535,22 @@ def test_down_takes_back_what_the_lab_brought_and_leaves_the_agents(lab: Machine
 
 @pytest.fixture(scope="module")
 def learners(cluster: Vms) -> Iterator[dict[str, Future[Took]]]:
-    """Two people on two machines at a time, since each keeps one emulated processor busy for a minute."""
-    work = {
-        "a user without sudo": (_has_a_lab, "node-1"),
-        "the lesson on encryption": (_is_gone_through, "node-2"),
-    }
+    """Two people on two machines at a time, since each keeps one emulated processor busy for a minute. Neither
+    has sudo."""
+    work = {"a lab": (has_a_lab_without_sudo, "node-1"), "encryption": (_goes_through_encryption, "node-2")}
     with ThreadPoolExecutor() as pool:
         yield {name: pool.submit(_took, what, cluster[vm]) for name, (what, vm) in work.items()}
 
 
-def _took(work: Callable[[Vm], None], vm: Vm) -> Took:
+def _took(work: Callable[[VmUser], None], vm: Vm) -> Took:
     found: list[Took] = []
-    with timed(vm, found.append):
-        work(vm)
+    with timed(vm, found.append), ordinary_user(vm) as user:
+        work(user)
     return found[0]
 
 
-def _has_a_lab(vm: Vm) -> None:
-    learner = VmLearner(vm)
-    learner.add()
-    has_a_lab_without_sudo(learner)
-    learner.remove()
-
-
-def _is_gone_through(vm: Vm) -> None:
-    with learning_there(vm, "encryption") as learner:
+def _goes_through_encryption(user: VmUser) -> None:
+    with learning_there(user, "encryption") as learner:
         goes_through_there(learner)
 
 
@@ -567,7 +558,7 @@ def test_an_ordinary_user_has_a_lab_without_sudo_beside_the_agent(
     learners: dict[str, Future[Took]], cluster: Vms, record_property
 ):
     """With what is installed there, and br_netfilter loaded for the asking."""
-    record_property("a user without sudo: up, trace and down", learners["a user without sudo"].result())
+    record_property("a user without sudo: up, trace and down", learners["a lab"].result())
     # The module took the agent's bridge along.
     patiently(lambda: problems(cluster["node-1"]) == [], deadline_s=180)
 
@@ -575,8 +566,8 @@ def test_an_ordinary_user_has_a_lab_without_sudo_beside_the_agent(
 def test_the_lesson_on_encryption_is_proved_where_the_kernel_has_wireguard(
     learners: dict[str, Future[Took]], record_property
 ):
-    """All others are gone through without a machine, in tests/lessons."""
-    record_property("the lesson on encryption", learners["the lesson on encryption"].result())
+    """By an ordinary user too. All others are gone through without a machine, in tests/lessons."""
+    record_property("a user without sudo: the lesson on encryption", learners["encryption"].result())
 
 
 def test_uninstalling_leaves_nothing(cluster: Vms):
