@@ -6,9 +6,9 @@ the next look corrects whatever the cache had wrong.
 
 A look takes long where there are thousands of peers, so its reading half (`read`) may run on another thread
 while this one goes on following events: `begin`, then `read` there, then `take` here. By the time it is taken
-a reading is old. What was written, announced or wanted differently since `begin` (`Recent`) is newer, and stays
-as it is; of what the reading says has to change, all that concerns it is left to `follow`. So what is written
-is always what is wanted now; and where the kernel may have removed more than it told, whoever heard of it asks
+a reading is old. What was written or announced since `begin` (`Recent`) is newer, and stays as it is; of what the
+reading says has to change, all that concerns this, or what may be wanted differently by now, is left to `follow`.
+So what is written is always what is wanted now; and where the kernel may have removed more than it told, whoever heard of it asks
 for the next look.
 
 Nothing here stops at the first failure: each change
@@ -82,9 +82,11 @@ class Reading:
 
 @dataclass(slots=True)
 class Recent:
-    """What a reading under way may not know of: keys, and devices that were looked at since it began."""
+    """What a reading under way may not know of: keys that were written or announced since it began, those that
+    may be wanted differently, and devices that were looked at."""
 
     keys: set[Key] = field(default_factory=set)
+    wanted: set[Key] = field(default_factory=set)
     devices: set[str] = field(default_factory=set)
 
 
@@ -144,7 +146,8 @@ class Reconciler:
         return Reading(seen, _all_but(want, rest) | found.objects, pending, found.refused, passed_over)
 
     def take(self, reading: Reading) -> tuple[Change, ...]:
-        """Believe a reading, but for what is known to be newer; answer what would have to change."""
+        """Believe a reading, but for what is known to be newer; answer what would have to change. That
+        something may be wanted differently by now says nothing of what is there."""
         recent, known, before = self.recent or Recent(), self.cache, self.seen
         self.cache, self.seen = reading.cache, reading.seen
         self.refused, self.shadowed = reading.refused, reading.shadowed
@@ -158,15 +161,18 @@ class Reconciler:
         return self._allowed(reading.pending)
 
     def note(self, keys: Iterable[Key]) -> None:
-        """These were written, announced or wanted differently just now."""
+        """These were written or announced just now."""
         if self.recent is not None:
             self.recent.keys.update(keys)
 
     def is_newer(self, obj: Object) -> bool:
         """Whether what is known of this is newer than the reading that is under way or being written: what has
         to be done about it is then left to `follow`."""
-        newer = self.recent.keys if self.recent else ()
-        return bool(newer) and (obj.key in newer or stands_for(obj) in newer)
+        return self.recent is not None and any(
+            key in newer
+            for newer in (self.recent.keys, self.recent.wanted)
+            for key in (obj.key, stands_for(obj))
+        )
 
     def write_part(self, pending: Sequence[Change]) -> Outcome:
         """Write some of what a reading found to differ, but for what became of it since."""
@@ -186,10 +192,12 @@ class Reconciler:
         """Write what differs among some keys, going by the cache. A change of a link means a look, since
         the kernel drops what hangs on a link on its own. Raises KernelError if that look fails."""
         keys = [*touched, *(key for key in self.leave if kind_of(key) is Kind.LINK)]
-        self.note(keys)
+        if self.recent is not None:
+            self.recent.wanted.update(keys)
         pending = self.not_left(self._allowed(touched_changes(keys, want, self.cache, self.refused)))
         if any(kind_of(change.obj.key) is Kind.LINK for change in pending):
             return self.look(want, networks)
+        self.note(key for change in pending for key in (change.obj.key, stands_for(change.obj)))
         return self._apply(pending)
 
     def _allowed(self, pending: tuple[Change, ...]) -> tuple[Change, ...]:

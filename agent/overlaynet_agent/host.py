@@ -35,7 +35,7 @@ from overlaynet.errors import (
 from overlaynet.events import Attached, Detached, Intent
 from overlaynet.model import Port, Probe, Workload, check_name
 from overlaynet.ports import Failure, Kernel, Noticed, Wiring
-from overlaynet.reconcile import Outcome, Reconciler
+from overlaynet.reconcile import Outcome, Reading, Reconciler
 from overlaynet.state import Change, Key, Kind, describe, kind_of
 from overlaynet_agent.drift import STRUCTURE, Drift
 from overlaynet_agent.durations import Durations
@@ -141,7 +141,7 @@ class Host:
             self.reconciler.end()
             self._cannot_see(looked.found)
             return True
-        pending = self.reconciler.not_left(self.reconciler.take(looked.found))
+        pending = self.reconciler.not_left(self._take(looked.found, looked.look.why))
         self.due, self.due_why, self._failed_before = list(pending), looked.look.why, set(self.failures)
         self._has_looked()
         if self._have_vanished(now):
@@ -149,6 +149,15 @@ class Host:
         if self.reconciler.recent is not None:  # else that was a look of its own
             self._write_part(now, whole=True)
         return True
+
+    def _take(self, reading: Reading, why: str) -> tuple[Change, ...]:
+        """Believe it. What was compared with less since it began is compared again."""
+        reconciler, known = self.reconciler, self.reconciler.cache
+        pending = reconciler.take(reading)
+        for key in reconciler.recent.wanted if reconciler.recent else ():
+            if reconciler.cache.get(key) != known.get(key):
+                self.drift.suspect(key, why)
+        return pending
 
     def write_due(self, now: float) -> None:
         """Write some more of what the last look found, no more than takes a moment."""

@@ -84,6 +84,13 @@ class Bench:
         index = 0 if isinstance(obj, Route) else self.kernel.links["flannel.1"].ifindex
         self.unheard.append(Noticed({obj.key: Sighting(found, index)}))
 
+    def lose(self, number: int) -> None:
+        """An entry goes that the kernel does not tell of; nothing older is announced after it."""
+        while self.unheard:
+            self.hear()
+        if there := self.entries():
+            self.kernel.tamper(Change(Op.DROP, there[number % len(there)]))
+
     def refuse(self, kind: Kind) -> None:
         """The kernel does not do the next write of this kind."""
         self.kernel.fail_next(kind, errno.ENODEV)
@@ -126,6 +133,7 @@ STEP = st.one_of(
     st.tuples(st.just("turn")),
 )
 STEPS = st.lists(STEP, max_size=6)
+LOSSES = st.lists(st.one_of(STEP, st.tuples(st.just("lose"), st.integers(0, 20))), max_size=6)
 
 
 def carry_out(bench: Bench, steps: list[tuple]) -> None:
@@ -133,9 +141,10 @@ def carry_out(bench: Bench, steps: list[tuple]) -> None:
         getattr(bench, name)(*arguments)
 
 
-@given(STEPS, STEPS, STEPS, STEPS)
+@given(LOSSES, STEPS, STEPS, STEPS)
 def test_whatever_happens_during_a_look_ends_as_if_it_had_been_made_at_once(before, during, after, behind):
-    """Everything is announced, so in the end nothing is wrong, and what is believed is what is there."""
+    """What happens from its beginning on is announced, so in the end nothing is wrong, and what is believed is
+    what is there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(host_module, "PART", 2)
         bench = Bench()
@@ -177,6 +186,21 @@ def test_repair_that_was_refused_during_a_look_is_tried_again_after_it():
     assert len(bench.host.failures) == 1
     bench.turn()
     assert (bench.host.failures, bench.truth().pending) == ({}, ())
+
+
+def test_what_is_wanted_anew_during_a_look_is_still_missed_by_it():
+    """The peer's route stays as it was, and is gone without a word: that the peer has another MAC by now tells
+    nothing of it."""
+    bench = Bench()
+    (route,) = [obj for obj in bench.entries() if str(getattr(obj, "dst", "")) == "10.244.2.0/24"]
+    bench.kernel.tamper(Change(Op.DROP, route))
+    look = bench.begin()
+    reading = look.read()
+    bench.peer(2, 1)
+    bench.host.land(Looked(look, reading), bench.now)
+    bench.come_to_rest()
+    assert route in bench.entries()
+    assert bench.truth().pending == ()
 
 
 def test_what_is_not_wanted_any_more_is_not_written_from_an_old_reading():
