@@ -6,10 +6,10 @@ the next look corrects whatever the cache had wrong.
 
 A look takes long where there are thousands of peers, so its reading half (`read`) may run on another thread
 while this one goes on following events: `begin`, then `read` there, then `take` here. By the time it is taken
-a reading is old. What was written or announced since `begin` (`Recent`) is newer, and stays as it is; of what the
-reading says has to change, all that concerns this, or what may be wanted differently by now, is left to `follow`.
-So what is written is always what is wanted now; and where the kernel may have removed more than it told, whoever heard of it asks
-for the next look.
+a reading is old. What was written or announced since `begin` (`Recent`) is newer, and stays as it is; of what
+the reading says has to change, all that concerns this, or what may be wanted differently by now, is left to
+`follow`. So what is written is always what is wanted now; and where the kernel may have removed more than it
+told, whoever heard of it asks for the next look.
 
 Nothing here stops at the first failure: each change
 succeeds or fails alone, and what failed is in the Outcome with its reason.
