@@ -20,7 +20,8 @@ from overlaynet.trace.model import Frame, Headers, Hop, Path, Prediction, Questi
 IP_MTU_DISCOVER, PMTU_DONT, PMTU_DO = 10, 0, 2
 ASKED, ANSWERED = b"Q", b"A"
 PATIENCE_S = 0.8
-"""TCP sends a SYN again after a second."""
+AGAIN_NS = 900_000_000
+"""TCP sends a SYN again after a second: what comes so late is about that one."""
 SETTLED_S = 0.05
 """How long nothing more may come before what came is all."""
 ECHO_ID = 77
@@ -44,9 +45,11 @@ def watched(net: PacketNet, question: Question, prediction: Prediction) -> list[
     """Send it, and listen until what is seen is as predicted, or for long enough that it will not be."""
     sender = net.namespaces[question.source]
     with taps(net) as listening, sender.entered(), closing(_socket(question)) as client:
+        began = time.time_ns()
         with suppress(OSError):  # what the sender's own kernel refuses is not sent
             _send(client, question)
-        return _listened(net, listening, prediction)
+        seen = _listened(net, listening, prediction)
+    return [one for one in seen if question.protocol != "tcp" or one.t_ns < began + AGAIN_NS]
 
 
 def _socket(question: Question) -> socket.socket:
@@ -82,11 +85,15 @@ def _echo(payload: bytes) -> bytes:
 
 
 def _listened(net: PacketNet, listening: list[Tap], prediction: Prediction) -> list[Seen]:
+    """The time is not over before nothing new was heard in it, however late that was looked for."""
     seen: list[Seen] = []
     deadline, quiet = time.monotonic() + PATIENCE_S, 0.0
-    while time.monotonic() < deadline and quiet < SETTLED_S:
+    while quiet < SETTLED_S:
+        late = time.monotonic() >= deadline
         net.answer()
         new = heard(listening)
+        if late and not new:
+            break
         seen += new
         right = fitting(prediction, seen) is not None
         quiet = 0.0 if new or not right else quiet + 0.01
