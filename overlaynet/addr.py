@@ -118,6 +118,12 @@ def gateway_address(subnet: IPNetwork) -> IPAddress:
     return subnet.network_address + 1
 
 
+def is_within(inner: IPNetwork, outer: IPNetwork) -> bool:
+    """Whether all of one network is in the other."""
+    same = inner.version == outer.version and inner.prefixlen >= outer.prefixlen
+    return same and inner.network_address in outer
+
+
 def vxlan_mtu(underlay_mtu: int, outer_version: int) -> int:
     """Bytes left for an inner IP packet when the outer one fits `underlay_mtu` bytes."""
     return underlay_mtu - VXLAN_OVERHEAD_BYTES[outer_version]

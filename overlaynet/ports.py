@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeAlias
 
-from overlaynet.addr import IPAddress, IPInterface, Mac
+from overlaynet.addr import IPAddress, IPInterface, IPNetwork, Mac
 from overlaynet.errors import OverlayError
 from overlaynet.state import Change, Flow, KernelState, Key, Object, Policy, RuleChange, RuleSet
 
@@ -200,18 +200,24 @@ class Sighting(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Noticed:
     """What the kernel announced in one moment, but for our own writes: entries as they are now, and devices
-    to look at again. `overrun`: announcements were lost, so everything has to be looked at."""
+    to look at again. `overrun`: announcements were lost, so everything has to be looked at. `on_wire`: others'
+    routes have changed by which hosts are reached without a gateway."""
 
     entries: Mapping[Key, Sighting] = field(default_factory=dict)
     devices: frozenset[str] = frozenset()
     overrun: bool = False
+    on_wire: bool = False
 
 
 class Watched(NamedTuple):
-    """Names of devices whose announcements matter: `tunnels` are those whose neighbours are ours."""
+    """Names of devices whose announcements matter: `tunnels` are those whose neighbours are ours. `wire` is the
+    device whose routes matter, whoever made them, and `direct` the networks that it reaches without a gateway;
+    nothing where no peer is reached so."""
 
     tunnels: frozenset[str] = frozenset()
     devices: frozenset[str] = frozenset()
+    wire: str | None = None
+    direct: tuple[IPNetwork, ...] = ()
 
 
 # --- firewall -------------------------------------------------------------------------------------

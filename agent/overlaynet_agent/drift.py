@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 
+from overlaynet.addr import IPNetwork
 from overlaynet.core import backoff
 from overlaynet.core.diff import word
 from overlaynet.core.engine import Engine
@@ -26,6 +27,7 @@ from overlaynet.core.jsonstate import key_text
 from overlaynet.core.overlay import metric_of
 from overlaynet.core.ownership import owned
 from overlaynet.core.plan import workload_slice
+from overlaynet.core.underlay import direct
 from overlaynet.errors import Contested, OverlayError
 from overlaynet.ports import Noticed, Sighting, Watched
 from overlaynet.reconcile import Reconciler
@@ -98,6 +100,8 @@ class Drift:
         if noticed.overrun:
             self.look = "overrun"
             return False
+        if noticed.on_wire:
+            self.look = self.look or "notice"
         gone = self._check_devices(noticed.devices) if noticed.devices else False
         if self.look is None:
             self._check_entries(noticed.entries)
@@ -216,7 +220,14 @@ class Drift:
                 case BridgePort(dev):
                     devices.add(dev)
         self._sysctls = tuple(names)
-        self.watch(Watched(frozenset(tunnels), frozenset(devices)))
+        self.watch(Watched(frozenset(tunnels), frozenset(devices), *self._wire()))
+
+    def _wire(self) -> tuple[str | None, tuple[IPNetwork, ...]]:
+        """The underlay, and what it was last seen to reach without a gateway, if that makes a difference."""
+        network, interface = self.engine.view.network, self.engine.local.interface
+        if network is None or not network.backend.direct_routing:
+            return None, ()
+        return interface, tuple(direct(self.reconciler.seen, interface))
 
     def deadline(self) -> float:
         """When there is something to do."""

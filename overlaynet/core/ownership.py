@@ -31,7 +31,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from overlaynet.addr import IPNetwork
+from overlaynet.addr import IPNetwork, is_within
 from overlaynet.core.diff import satisfied
 from overlaynet.core.overlay import metric_of
 from overlaynet.core.workload import VETH
@@ -115,12 +115,7 @@ def _is_ours(route: Route, kernel: KernelState, ours: Collection[str], networks:
         return route.protocol == ROUTE_PROTOCOL
     link = kernel.links.get(route.dev or "")
     on_anothers = link is not None and link.type == "vxlan"
-    return not on_anothers and (not networks or any(_within(route.dst, network) for network in networks))
-
-
-def _within(inner: IPNetwork, outer: IPNetwork) -> bool:
-    same = inner.version == outer.version and inner.prefixlen >= outer.prefixlen
-    return same and inner.network_address in outer
+    return not on_anothers and (not networks or any(is_within(route.dst, network) for network in networks))
 
 
 def _on_tunnel(route: Route, tunnels: Collection[str]) -> bool:

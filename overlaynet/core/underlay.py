@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_network
 
-from overlaynet.addr import IPAddress, IPNetwork, Mac
+from overlaynet.addr import IPAddress, IPNetwork, Mac, is_within
 from overlaynet.config import AgentConfig
 from overlaynet.errors import UnderlayProblem
 from overlaynet.model import NO_TRACES, Identity, LocalHost, ServiceOptions, Traces
@@ -109,31 +109,37 @@ def usable_addresses(kernel: KernelState, device: str) -> list[IPAddress]:
 def on_link(kernel: KernelState, device: str) -> tuple[IPNetwork, ...]:
     """The networks that `device` reaches without a gateway; not the parts for which a longer route says
     otherwise."""
-    foreign = [r for r in kernel.routes if r.protocol != ROUTE_PROTOCOL]
-    main = [r for r in foreign if r.table == MAIN_TABLE and r.type == "unicast" and r.dst.prefixlen]
-    direct = [r.dst for r in main if r.dev == device and r.via is None]
-    found = [part for network in direct for part in _without(network, main, device)]
+    main = _others(kernel)
+    found = [part for network in direct(kernel, device) for part in _without(network, main, device)]
     return tuple(sorted(found, key=lambda n: (n.version, int(n.network_address), n.prefixlen)))
+
+
+def direct(kernel: KernelState, device: str) -> list[IPNetwork]:
+    """The networks that some route leads to through `device` without a gateway. A route of others inside one of
+    them may make a difference to `on_link`; one outside does if it is such a route itself."""
+    return [route.dst for route in _others(kernel) if route.dev == device and route.via is None]
+
+
+def _others(kernel: KernelState) -> list[Route]:
+    """What leads to a part of the world, and is not by us."""
+    foreign = [r for r in kernel.routes if r.protocol != ROUTE_PROTOCOL]
+    return [r for r in foreign if r.table == MAIN_TABLE and r.type == "unicast" and r.dst.prefixlen]
 
 
 def _without(network: IPNetwork, routes: Iterable[Route], device: str) -> list[IPNetwork]:
     """`network` less every longer route inside it that leads elsewhere."""
     parts = [network]
     for route in routes:
-        inside = route.dst.version == network.version and route.dst != network and _within(route.dst, network)
+        inside = route.dst != network and is_within(route.dst, network)
         if inside and (route.via is not None or route.dev != device):
             parts = [rest for part in parts for rest in _exclude(part, route.dst)]
     return parts
 
 
 def _exclude(part: IPNetwork, gone: IPNetwork) -> list[IPNetwork]:
-    if _within(part, gone):
+    if is_within(part, gone):
         return []
-    return list(part.address_exclude(gone)) if _within(gone, part) else [part]  # type: ignore[arg-type]
-
-
-def _within(inner: IPNetwork, outer: IPNetwork) -> bool:
-    return inner.prefixlen >= outer.prefixlen and inner.network_address in outer
+    return list(part.address_exclude(gone)) if is_within(gone, part) else [part]  # type: ignore[arg-type]
 
 
 def _interface(config: AgentConfig, kernel: KernelState) -> tuple[LinkInfo, IPAddress | None]:

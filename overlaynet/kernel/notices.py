@@ -9,7 +9,8 @@ cheap:
   entries are announced without a name (port id 0) even after our own writes; who takes the `Noticed`
   compares those with what he knows to be there.
 * Only what can be ours is passed on: entries on devices of ours, routes with our protocol number or in the
-  place of such a one.
+  place of such a one. With DirectRouting it is told, too, that others' routes to the underlay's wire, or inside
+  of it, have changed, and no more than that.
 * Of many announcements about one entry the last counts. Older kernels (Debian's 6.1 is one) announce a tunnel's
   FDB entry twice, by its driver as it is and then in general, without where it leads (rtnl_fdb_notify,
   net/core/rtnetlink.c): the second is no news. An entry that truly leads nowhere is found by a full look.
@@ -40,12 +41,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from struct import Struct, pack
 
+from overlaynet.addr import is_within
 from overlaynet.errors import OverlayError
 from overlaynet.kernel import parse, wire
 from overlaynet.kernel.handle import SO_RCVBUFFORCE, Rtnl
 from overlaynet.kernel.observe import links
 from overlaynet.ports import Noticed, Sighting, Watched
-from overlaynet.state import MAIN_TABLE, ROUTE_PROTOCOL, Fdb, Key, Neigh, Object
+from overlaynet.state import MAIN_TABLE, ROUTE_PROTOCOL, Fdb, Key, Neigh, Object, Route
 
 log = logging.getLogger("overlaynet.notices")
 
@@ -78,10 +80,11 @@ class _Batch:
     flood: list[bytes] = field(default_factory=list)
     devices: set[str] = field(default_factory=set)
     overrun: bool = False
+    on_wire: bool = False
     senders: dict[int, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.entries or self.devices or self.overrun)
+        return bool(self.entries or self.devices or self.overrun or self.on_wire)
 
 
 class Notices:
@@ -121,7 +124,7 @@ class Notices:
     def _run(self) -> None:
         try:
             while (batch := self._gather()) is not None:
-                self._post(Noticed(batch.entries, frozenset(batch.devices), batch.overrun))
+                self._post(Noticed(batch.entries, frozenset(batch.devices), batch.overrun, batch.on_wire))
         except Exception:
             log.exception("listening failed: this is a bug")
 
@@ -214,6 +217,15 @@ class Notices:
             ours = protocol == ROUTE_PROTOCOL or route.dev in self._watched.tunnels
             if ours or replaced:
                 self._add(batch, route.key, route if ours and there else None, 0, port)
+            batch.on_wire |= not ours and self._is_on_wire(route)
+
+    def _is_on_wire(self, route: Route) -> bool:
+        """Whether it decides of somebody that he is reached without a gateway, or is not."""
+        watched = self._watched
+        if watched.wire is None or not route.dst.prefixlen:
+            return False
+        is_direct = route.dev == watched.wire and route.via is None
+        return is_direct or any(is_within(route.dst, network) for network in watched.direct)
 
     def _add(self, batch: _Batch, key: Key, obj: Object | None, index: int, port: int) -> None:
         if port not in batch.senders:

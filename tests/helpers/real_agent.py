@@ -152,7 +152,9 @@ class RealAgent:
 
 
 @contextmanager
-def real_agent(where: Path, flavour: str = "legacy", *, resync_s: float = 60) -> Iterator[RealAgent]:
+def real_agent(
+    where: Path, flavour: str = "legacy", *, resync_s: float = 60, direct_routing: bool = False
+) -> Iterator[RealAgent]:
     """An agent that is ready, with peers 2 and 3, a container, and a good deal of others' objects. `resync_s`:
     between full looks, and full readings of the rules, that nothing has asked for."""
     where.mkdir(exist_ok=True)
@@ -160,7 +162,7 @@ def real_agent(where: Path, flavour: str = "legacy", *, resync_s: float = 60) ->
     with ExitStack() as stack:
         host = stack.enter_context(real_host())
         stack.enter_context(mock.patch.dict(os.environ, lock))
-        agent = _start(where, flavour, host, stack, resync_s)
+        agent = _start(where, flavour, host, stack, resync_s, direct_routing)
         eventually(lambda: agent.loop.ready and agent.loop.engine.confirmed, deadline_s=30)
         eventually(lambda: len(agent.loop.engine.view.leases) == 1 + len(PEERS))
         _attach(agent, host)
@@ -168,7 +170,9 @@ def real_agent(where: Path, flavour: str = "legacy", *, resync_s: float = 60) ->
         yield agent
 
 
-def _start(where: Path, flavour: str, host: RealHost, stack: ExitStack, resync_s: float) -> RealAgent:
+def _start(
+    where: Path, flavour: str, host: RealHost, stack: ExitStack, resync_s: float, direct_routing: bool
+) -> RealAgent:
     for line in FOREIGN.splitlines():
         host.netns.run(line)
     for line in FOREIGN_RULES.splitlines():
@@ -177,7 +181,7 @@ def _start(where: Path, flavour: str, host: RealHost, stack: ExitStack, resync_s
     config = configured(where, 1, **seldom)
     disk.write_identity(config.paths.identity, Identity("id-1", vtep_mac(1)))
     store, rules = MemoryStore(), Iptables(flavour)  # type: ignore[arg-type]
-    put_network(store, network(count=1))
+    put_network(store, network(count=1, direct_routing=direct_routing))
     for number in PEERS:
         store.commit([], [Put(KEYS.lease(lease(number).subnets), codec.encode_lease(lease(number)))])
     loop = wire.loop(config, host.kernel, store, rules)  # type: ignore[arg-type]

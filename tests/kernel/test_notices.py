@@ -39,6 +39,9 @@ class Heard:
 
     host: RealHost
     inbox: queue.SimpleQueue[Noticed]
+    listener: Notices
+    watched: Watched
+    on_wire: bool = False
 
     def after(self, *commands: str) -> tuple[dict[Key, object], frozenset[str]]:
         """Entries and devices announced by these commands."""
@@ -51,6 +54,7 @@ class Heard:
             assert not noticed.overrun
             entries.update({key: sighting.obj for key, sighting in noticed.entries.items()})
             devices |= noticed.devices
+            self.on_wire |= noticed.on_wire
         del entries[MARKED]
         return entries, frozenset(devices)
 
@@ -65,9 +69,10 @@ def heard() -> Iterator[Heard]:
         put(host, VXLAN, ADDRESS, NEIGH, FDB, ROUTE)
         inbox: queue.SimpleQueue[Noticed] = queue.SimpleQueue()
         listener = Notices(host.kernel.port_id, inbox.put)
-        listener.watch(Watched(frozenset({"flannel.1"}), frozenset({"flannel.1", UNDERLAY})))
+        watched = Watched(frozenset({"flannel.1"}), frozenset({"flannel.1", UNDERLAY}))
+        listener.watch(watched)
         listener.start()
-        yield Heard(host, inbox)
+        yield Heard(host, inbox, listener, watched)
         listener.stop()
 
 
@@ -144,6 +149,31 @@ def test_what_is_not_ours_is_not_heard(heard: Heard):
     assert heard_of == ({}, frozenset())
 
 
+@pytest.mark.parametrize(
+    ("command", "on_wire"),
+    [
+        pytest.param("ip route add 192.168.60.0/24 dev eth0", True, id="another-network"),
+        pytest.param("ip route del 192.168.50.0/24 dev eth0", True, id="that-network"),
+        pytest.param("ip route add 192.168.50.7/32 via 192.168.50.9", True, id="detour"),
+        pytest.param("ip route add blackhole 192.168.50.128/25", True, id="hole"),
+        pytest.param("ip route add 192.168.60.0/24 via 192.168.50.9", False, id="beyond-a-gateway"),
+        pytest.param("ip route add default via 192.168.50.9", False, id="default-route"),
+        pytest.param("ip route add 192.168.50.7/32 via 192.168.50.9 proto 111", False, id="ours"),
+        pytest.param("ip route add 192.168.50.7/32 via 192.168.50.9 table 100", False, id="another-table"),
+    ],
+)
+def test_route_of_others_by_which_somebody_is_on_the_wire_is_told(heard: Heard, command: str, on_wire: bool):
+    heard.listener.watch(heard.watched._replace(wire=UNDERLAY, direct=(PUBLIC.network,)))
+    heard.host.netns.run(command)
+    _, devices = heard.after()
+    assert (heard.on_wire, devices) == (on_wire, frozenset())
+
+
+def test_routes_of_others_are_not_told_of_where_nobody_is_reached_by_the_wire(heard: Heard):
+    heard.after("ip route add 192.168.60.0/24 dev eth0")
+    assert not heard.on_wire
+
+
 def test_own_writes_are_not_heard_but_for_what_carries_no_sender(heard: Heard):
     """The kernel announces forwarding entries in nobody's name: they come, and come as they are."""
     other = Neigh("flannel.1", ip_address("10.244.3.0"), MAC)
@@ -196,12 +226,13 @@ def flooded() -> Iterator[tuple[Heard, list[Neigh]]]:
         put(host, VXLAN)
         inbox: queue.SimpleQueue[Noticed] = queue.SimpleQueue()
         listener = Notices(NOBODYS_PORT, inbox.put)
-        listener.watch(Watched(frozenset({"flannel.1"}), frozenset({"flannel.1"})))
+        watched = Watched(frozenset({"flannel.1"}), frozenset({"flannel.1"}))
+        listener.watch(watched)
         base = int(ip_address("10.0.0.0"))
         entries = [Neigh("flannel.1", ip_address(base + n), MAC) for n in range(2 * notices.MANY)]
         put(host, *entries)
         listener.start()
-        yield Heard(host, inbox), entries
+        yield Heard(host, inbox, listener, watched), entries
         listener.stop()
 
 
