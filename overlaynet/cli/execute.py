@@ -27,8 +27,8 @@ COULD_NOT_START = 125
 def execute(app: App, name: str, command: Sequence[str]) -> int:
     """Run COMMAND in the network namespace of a container or host: exec web-1 -- ping -c1 web-3
 
-    An argument that is exactly the name of a container or host becomes its address. The exit code is the
-    command's own, or 125 if it could not be started.
+    An argument that is exactly the name of a container or host, or `outside`, becomes its address. The exit
+    code is the command's own, or 125 if it could not be started.
     """
     argv = list(command[1:] if command[:1] == ("--",) else command)
     try:

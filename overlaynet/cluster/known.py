@@ -8,6 +8,7 @@ from contextlib import suppress
 from overlaynet.cluster.cluster import AGENT_TIMEOUT_S, Cluster, Container, Host, read_view
 from overlaynet.core.view import View
 from overlaynet.errors import OverlayError, StoreError
+from overlaynet.lab.converge import OUTSIDE_PLACE
 from overlaynet.lab.state import LOCAL
 from overlaynet.model import Lease, Stored
 from overlaynet.ports import KeyValue
@@ -24,7 +25,7 @@ def containers(cluster: Cluster, view: View | None) -> list[Container]:
 
 
 def addresses(cluster: Cluster) -> dict[str, str]:
-    """Name to address, of containers and of hosts; what cannot be found out is left out.
+    """Name to address, of containers, hosts and the outside; what cannot be found out is left out.
 
     A lab's are known on this machine; a real cluster's other nodes only to etcd."""
     view = None
@@ -32,7 +33,9 @@ def addresses(cluster: Cluster) -> dict[str, str]:
         with suppress(StoreError):
             view = read_view(cluster)
     found = {c.name: c.ips[0] for c in containers(cluster, view) if c.ips}
-    return found | {h.name: h.underlay_ip for h in cluster.hosts() if h.underlay_ip}
+    found |= {h.name: h.underlay_ip for h in cluster.hosts() if h.underlay_ip}
+    outside = cluster.outside()
+    return found if outside is None else {**found, OUTSIDE_PLACE: outside.ip}
 
 
 def kept_leases(cluster: Cluster, host: Host, view: View) -> dict[str, Stored[Lease]]:
