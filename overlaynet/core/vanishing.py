@@ -18,7 +18,8 @@ been detached meanwhile.
 
 The store tells of one revision's deletions prefix by prefix, those of containers before or after that of their
 node. So a container's going is remembered until its node's may have been told; and the last one of a service
-stays in use for that moment, `APART_S`, or calls would be refused in it.
+stays in use for that moment, `APART_S`, or calls would be refused in it. Where the watch ends between the two,
+a listing tells of the other, without its revision; they are taken to have gone together.
 
 What stays is in `View.kept`, for all, or in `View.last`, for one service each.
 """
@@ -156,16 +157,20 @@ class Vanishing:
                 self._hold((key, item.key), now + APART_S)
 
     def _missing(self, gone: Sequence[Stored[Any]], revision: int, now: float) -> None:
-        """A listing lacks them. A node that is missing has lapsed, and its containers with it."""
+        """A listing lacks them. A node that is missing has lapsed, and its containers with it; so have those of
+        which was told just before that they went, and those that are missed after their node."""
         nodes = {item.value.name for item in gone if isinstance(item.value, NodeRecord)}
-        lapsed = {name: Lapse(now, revision, {}) for name in sorted(nodes)}
+        for name in sorted(nodes):
+            told = self._withdrawn.pop(name, None)
+            self.lapses[name] = Lapse(now, revision, told.records if told else {})
+        missed: set[str] = set()
         for item in gone:
-            name = item.value.name if isinstance(item.value, NodeRecord) else getattr(item.value, "node", None)
-            if name in lapsed:
-                lapsed[name].records[item.key] = item
-        self.lapses |= lapsed
-        for lapse in lapsed.values():
-            self._judge(lapse, now)
+            node = item.value.name if isinstance(item.value, NodeRecord) else getattr(item.value, "node", "")
+            if node in self.lapses and self.view.keys.node(node) not in self.view.nodes:
+                self.lapses[node].records[item.key] = item
+                missed.add(node)
+        for node in sorted(missed):
+            self._judge(self.lapses[node], now)
 
     def _came_back(self, item: Stored[Any], now: float) -> None:
         if not isinstance(item.value, NodeRecord):

@@ -231,6 +231,29 @@ def test_listing_that_lacks_a_container_of_a_living_host_means_it_was_detached()
     assert world.used == []
 
 
+def test_host_whose_death_is_told_half_by_the_watch_and_half_by_a_listing_leaves_the_last_endpoints():
+    world = World(pod(2, 2), pod(2, 3), nodes=3)
+    world.gone(key_of(pod(2, 2)), key_of(pod(2, 3)))
+    world.wait(APART_S)
+    world.listed(service(), node(1), node(3))
+    assert world.used == ["2.2?", "2.3?"]
+    assert world.vanishing.deadline() == world.now + HOLD_DOWN_S
+
+
+def test_containers_that_a_listing_lacks_lapsed_with_their_host_whose_going_was_told_before():
+    world = World(pod(2, 2), nodes=3)
+    world.gone(key_of(node(2)))
+    world.listed(service(), node(1), node(3))
+    assert world.used == ["2.2?"]
+
+
+def test_container_that_a_listing_lacks_of_a_host_that_is_back_was_detached():
+    world = World(pod(2, 2), nodes=3)
+    world.gone(key_of(node(2)))
+    world.listed(service(), node(1), node(2), node(3))
+    assert world.used == []
+
+
 # --- over half of the nodes -----------------------------------------------------------------------
 
 
