@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from overlaynet.cluster.cluster import Cluster
+from overlaynet.core.view import View
+from overlaynet.errors import OverlayError
 from overlaynet.kernel import capability, netns
 from overlaynet.lab import lifecycle
 from overlaynet.lab.paths import Paths
 from overlaynet.lab.sandbox import CAPABILITIES
 from overlaynet.lab.topology import Topology
+from overlaynet.store import codec
 
 
 def obstacle() -> str | None:
@@ -42,6 +46,32 @@ def cleaned_up(name: str, paths: Paths) -> Iterator[None]:
         yield
     finally:
         lifecycle.down(name, paths)
+
+
+def caught_up(cluster: Cluster) -> bool:
+    """Whether etcd has all containers as ready, and every agent knows what etcd says and has nothing to do any
+    more; an AssertionError, to wait by, if not, or if one cannot be asked."""
+    try:
+        return _caught_up(cluster)
+    except OverlayError as error:
+        raise AssertionError(f"{error.message}: {error.evidence}") from error
+
+
+def _caught_up(cluster: Cluster) -> bool:
+    store = cluster.store()
+    try:
+        items = store.read(cluster.keys().watched).items
+    finally:
+        store.close()
+    view = View.of((codec.decode(item, cluster.keys()) for item in items), cluster.keys())
+    ready = {item.value.id for item in view.workloads.values() if item.value.ready}
+    assert {container.id for container in cluster.containers()} <= ready
+    newest = max(item.mod_revision for item in items)
+    for host in cluster.hosts():
+        agent = cluster.agent(host.name, 10.0)
+        assert agent.get("/v1/status")["store"]["revision"] >= newest, host.name
+        assert agent.get("/v1/plan")["count"] == 0, host.name
+    return True
 
 
 def ping(namespace: str, address: str) -> bool:

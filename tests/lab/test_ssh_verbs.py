@@ -17,7 +17,7 @@ from typing import Any
 import click
 import pytest
 from helpers.eventually import eventually
-from helpers.lab import lab_name
+from helpers.lab import caught_up, lab_name
 from helpers.machines import Machines, machines, requires_machines
 
 from overlaynet.cli import main as program
@@ -77,6 +77,7 @@ def far(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Far]:
         try:
             assert result.converged, result.waiting
             with opened() as cluster:
+                eventually(lambda: caught_up(cluster), deadline_s=30)
                 yield Far(made, cluster)
         finally:
             building.down(LAB, Paths())

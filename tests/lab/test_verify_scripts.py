@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from helpers.eventually import eventually
-from helpers.lab import lab_name, requires_lab
+from helpers.lab import caught_up, lab_name, requires_lab
 
 from overlaynet import data
 from overlaynet.cluster.contexts import LabCluster
@@ -24,7 +24,6 @@ from overlaynet.kernel import process
 from overlaynet.lab.lab import Lab
 from overlaynet.lab.topology import parse
 from overlaynet.model import Settings
-from overlaynet.proof import Network
 
 pytestmark = [pytest.mark.lab, requires_lab]
 
@@ -45,9 +44,7 @@ def lab() -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def served(lab: Lab) -> Lab:
     """The lab, once its service has all of its endpoints on every host."""
-    with Network.of(LabCluster(lab)) as net:
-        for client in ("web-1", "web-3", "client-1"):
-            eventually(lambda client=client: net.send(client, "svc/web").answer == "syn-ack", deadline_s=20)
+    eventually(lambda: caught_up(LabCluster(lab)), deadline_s=30)
     return lab
 
 

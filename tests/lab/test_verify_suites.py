@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 import pytest
 from helpers.eventually import eventually
-from helpers.lab import lab_name, requires_lab
+from helpers.lab import caught_up, lab_name, requires_lab
 
 from overlaynet import data
 from overlaynet.cluster.contexts import LabCluster
@@ -26,9 +26,8 @@ from overlaynet.kernel import process
 from overlaynet.lab.lab import Lab
 from overlaynet.lab.topology import parse
 from overlaynet.model import Settings
-from overlaynet.proof import Network
 
-pytestmark = [pytest.mark.lab, requires_lab]
+pytestmark = [pytest.mark.lab, requires_lab, pytest.mark.timeout(240)]
 
 LONELY = """\
   - apiVersion: v1
@@ -53,10 +52,7 @@ def lab() -> Iterator[Lab]:
     text = data.path("labs", "quickstart.yaml").read_text() + LONELY
     topology = parse(text, "quickstart.yaml", lab_name("suites"))
     with Lab.running(replace(topology, settings=Settings(node_ttl_s=600))) as running:
-        with Network.of(LabCluster(running)) as net:
-            for client in ("web-1", "web-3", "client-1"):
-                eventually(lambda client=client: net.send(client, "svc/web").answer == "syn-ack", deadline_s=20)
-                eventually(lambda client=client: net.send(client, "svc/lonely").answer != "", deadline_s=20)
+        eventually(lambda: caught_up(LabCluster(running)), deadline_s=30)
         yield running
 
 
