@@ -33,8 +33,8 @@ import pytest
 TIERS = ("unit", "fake", "kernel", "lab", "interop", "vm", "vagrant")
 ON_REQUEST = ("vagrant",)
 
-# A deadline is a wall-clock assertion, and shared machines break those. In CI the examples are the same
-# each time, so that a failure belongs to the change under test.
+# A deadline is a wall-clock assertion, and shared machines break those. In CI and in tests/run the examples are
+# the same each time, so that a failure belongs to the change under test; pytest by itself looks for new ones.
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 
