@@ -60,6 +60,8 @@ GATHER_S = 0.05
 MANY, FLOOD_S = 256, 0.5
 """So many entries at once mean that a device is about to go, which is announced last: wait until nothing has
 come for a moment, but no longer than this, and spare everybody the repair of what hangs on it."""
+AGAIN_S = 1.0
+"""After a failure of ours: each costs a full look."""
 MESSAGE_BYTES = 32_768
 SO_ATTACH_FILTER = 26
 PORT_OFFSET = 12
@@ -122,11 +124,17 @@ class Notices:
     # --- gathering --------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        while (batch := self._gathered()) is not None:
+            self._post(Noticed(batch.entries, frozenset(batch.devices), batch.overrun, batch.on_wire))
+
+    def _gathered(self) -> _Batch | None:
+        """One announcement that trips us must not make us deaf to all others."""
         try:
-            while (batch := self._gather()) is not None:
-                self._post(Noticed(batch.entries, frozenset(batch.devices), batch.overrun, batch.on_wire))
+            return self._gather()
         except Exception:
             log.exception("listening failed: this is a bug")
+            time.sleep(AGAIN_S)
+            return _Batch(overrun=True)
 
     def _gather(self) -> _Batch | None:
         """Wait for something that matters, then take in what follows within a moment. None: stop."""

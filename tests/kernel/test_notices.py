@@ -212,6 +212,17 @@ def test_lost_announcements_are_told_of_once_and_listening_goes_on(monkeypatch):
         assert inbox.empty()
 
 
+def test_announcement_that_trips_the_listener_is_one_that_is_lost_and_listening_goes_on(heard, monkeypatch):
+    def trip(*_: object) -> list[Route]:
+        monkeypatch.undo()
+        raise ValueError("never heard of")
+
+    monkeypatch.setattr(notices.parse, "routes", trip)
+    heard.host.netns.run("ip route del 10.244.2.0/24 metric 7")
+    assert heard.inbox.get(timeout=20).overrun
+    assert heard.after("ip neigh del 10.244.2.0 dev flannel.1") == ({NEIGH.key: None}, frozenset())
+
+
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A flood is over when nothing has come for a second: until then another program has done its work."""

@@ -19,6 +19,7 @@ and so of one key, are always in order.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -28,6 +29,8 @@ from overlaynet.ports import KeyGone, KeyPut, Notice, WatchEnded
 from overlaynet.store.etcd.connection import MAX_RECONNECT_S, Connection, Member
 from overlaynet.store.etcd.messages import key_range, key_value, newest_op, some, text
 from overlaynet.store.etcd.rpc import etcdrpc, grpc, refused, token_refused, translate
+
+log = logging.getLogger("overlaynet.etcd")
 
 FIRST_PAUSE_S = 0.1
 LOG_IN_S = 5.0
@@ -77,7 +80,12 @@ class EtcdWatch:
 
     def _run(self) -> None:
         while not (self._stopped.is_set() or self._connection.closed):
-            problem = self._follow()
+            try:
+                problem = self._follow()
+            except Exception as error:  # whoever is not told that the watch has ended waits for ever
+                log.exception("watch failed: this is a bug")
+                problem = StoreError("the agent failed at the watch; its log says where", evidence=repr(error))
+                self._stopped.wait(MAX_RECONNECT_S)
             if isinstance(problem, Compacted) or not problem.transient:
                 self._tell(WatchEnded(problem))
                 return
