@@ -95,6 +95,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     """The API of one loop on one unix socket."""
 
     daemon_threads = True
+    request_queue_size = 128
+    """Beyond it the kernel turns away at once whoever does not wait for ever (connect(2), EAGAIN)."""
 
     def __init__(self, path: Path, loop: Loop, firewall: Firewall, metrics: Callable[[], bytes]) -> None:
         self.loop = loop

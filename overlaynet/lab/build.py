@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from ipaddress import IPv4Interface
 from pathlib import Path
 
@@ -162,10 +162,7 @@ class Builder:
         ]
         for name in dict.fromkeys(name for _, name in ends):
             if netns.exists(name):
-                present = View(name).links
-                lines = [f"link delete dev {end}" for end, place in ends if place == name and end in present]
-                if lines:
-                    _ip(name, lines)
+                _delete(name, {end for end, place in ends if place == name})
 
     # --- processes ----------------------------------------------------------------------------
 
@@ -301,6 +298,19 @@ def _ip(name: str, lines: Sequence[str]) -> None:
             evidence=f"{done.stderr.strip()}\n"
             + "\n".join(f"{n}: ip {line}" for n, line in enumerate(lines, 1)),
         )
+
+
+def _delete(name: str, devices: Set[str]) -> None:
+    """Those of these devices that are there. The kernel deletes some as well: a while after a namespace is gone
+    it takes the other ends of its cables away."""
+    there = devices & View(name).links.keys()
+    while there:
+        try:
+            return _ip(name, [f"link delete dev {device}" for device in sorted(there)])
+        except LabFailed:
+            before, there = there, devices & View(name).links.keys()
+            if there == before:
+                raise
 
 
 def _etcd_is_healthy(paths: LabPaths) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from helpers.lab import cleaned_up, lab_name, own_network, ping, requires_lab
 from overlaynet.core.keys import Keys
 from overlaynet.errors import LabChoice, LabFailed, TopologyError
 from overlaynet.kernel import netns, process
-from overlaynet.lab import lifecycle
+from overlaynet.lab import build, lifecycle
 from overlaynet.lab.lab import Lab
 from overlaynet.lab.netns_driver import namespace
 from overlaynet.lab.paths import Paths
@@ -184,6 +186,30 @@ def test_damage_is_mended(harm: Callable[[Lab], None]) -> None:
         assert Lab.up(lab.topology).changes == 0
 
 
+def test_end_of_a_cable_that_the_kernel_takes_away_meanwhile_is_not_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As it does a while after the namespace of the other end was deleted; here that is held until then."""
+    with Lab.running(two_hosts("vanishing")) as lab:
+        held = os.open(netns.path(namespace(lab.name, "underlay")), os.O_RDONLY)
+        lose_underlay(lab)
+        plain, vanished = build._ip, []
+
+        def late(name: str, lines: Sequence[str]) -> None:
+            if lines[0] == "link delete dev eth0":
+                plain(name, lines)
+                vanished.append(name)
+            plain(name, lines)
+
+        monkeypatch.setattr(build, "_ip", late)
+        try:
+            assert Lab.up(lab.topology).converged
+        finally:
+            os.close(held)
+        assert namespace(lab.name, "node-1") in vanished
+        assert everyone_reaches_everyone(lab)
+
+
 def test_hosts_and_containers_come_and_go() -> None:
     service = {
         "apiVersion": "v1",
@@ -248,6 +274,21 @@ def test_agent_that_hangs_is_waited_for_and_named() -> None:
         assert not result.converged
         assert any(reason.startswith("node-2") for reason in result.waiting)
         assert Lab.up(lab.topology).converged
+
+
+def test_agent_that_is_busy_turns_nobody_away(lab: Lab) -> None:
+    pid = lab.pid("agent/node-1")
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with ExitStack() as stack:
+            for _ in range(40):
+                client = stack.enter_context(socket.socket(socket.AF_UNIX))
+                client.settimeout(5)
+                client.connect(str(lab.paths.host("node-1").socket))
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert lab.agent("node-1").readiness()["ready"]
 
 
 def test_lab_is_built_again_after_the_machine_was_restarted() -> None:
