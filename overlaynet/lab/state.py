@@ -167,7 +167,10 @@ def _lock(file: Path, name: str) -> int:
     """The lock, on the file that has this name now: whoever held it before has removed theirs."""
     while True:
         file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:
+            continue  # the last command of another lab has just taken the empty directory away
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_open_as(file, descriptor):

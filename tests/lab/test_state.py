@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,23 @@ def test_lock_is_free_afterwards_and_leaves_nothing(paths: Paths) -> None:
         with state.changing(paths, "default"):
             assert paths.lock("default").exists()
     assert not paths.run_root.exists()
+
+
+def test_directory_that_another_lab_takes_away_meanwhile_is_made_again(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, gone = os.open, []
+
+    def late(file: Path, *more: int) -> int:
+        if not gone:
+            file.parent.rmdir()
+            gone.append(file.parent)
+        return plain(file, *more)
+
+    monkeypatch.setattr(state.os, "open", late)
+    with state.changing(paths, "default"):
+        assert gone == [paths.labs]
+        assert paths.lock("default").exists()
 
 
 def test_files_that_cannot_be_written_are_a_failure_of_the_lab(paths: Paths) -> None:
