@@ -107,7 +107,7 @@ def test_probe_command_runs_as_the_process_and_its_helper_ends_with_the_attachme
     words = "sh -c 'test $(id -u) = 65534 && ip addr show dev eth0 | grep -q 10.244.1'"
     code, out, err = run("attach", "api-1", "--pid", str(process), "--host", "node-1", "--probe-exec", words)
     assert (code, out.endswith("ready when its probe passes\n")) == (0, True), err
-    eventually(lambda: item(run, "api-1")["ready"])
+    eventually(lambda: item(run, "api-1")["ready"], deadline_s=60)  # after one that took too long comes another
     assert len(helpers(lab)) == 1
     assert run("detach", "api-1")[0] == 0
     assert helpers(lab) == []

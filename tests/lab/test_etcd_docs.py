@@ -36,7 +36,7 @@ from helpers.machines import (
 from overlaynet.client import UnixConnection
 from overlaynet.lab.launch import toml
 
-pytestmark = [pytest.mark.lab, requires_etcd, requires_machines]
+pytestmark = [pytest.mark.lab, requires_etcd, requires_machines, pytest.mark.timeout(240)]
 
 CLONE = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60.0

@@ -394,8 +394,8 @@ def test_container_with_a_probe_command_has_its_helper_on_the_machine(run: Run, 
         with opened() as cluster:
             words = ("--netns", "probed", "--host", "node-2", "--probe-exec", "test -d /proc")
             assert run("attach", "probed", *words, cluster=cluster)[0] == 0
-            agent = cluster.agent("node-2", 5)
-            eventually(lambda: _ready(agent.get("/v1/status"), "probed"), deadline_s=20)
+            agent = cluster.agent("node-2", 30)
+            eventually(lambda: _ready(agent.get("/v1/status"), "probed"), deadline_s=60)
             assert run("detach", "probed", cluster=cluster)[0] == 0
     finally:
         machine.run("ip", "netns", "del", "probed")
