@@ -133,7 +133,7 @@ def test_grace_is_told_and_seen_and_a_second_detach_ends_it(run: Run, box: str) 
 def test_container_of_the_lab_is_taken_back_as_the_topology_has_it(run: Run, lab: Lab) -> None:
     before = item(run, "web-1")
     assert run("detach", "web-1")[0] == 0
-    assert not item(run, "web-1")["ready"]
+    eventually(lambda: not item(run, "web-1")["ready"])
     assert run("attach", "web-1")[0] == 0
     eventually(lambda: item(run, "web-1") == before)
     assert Lab.up(lab.topology).changes == 0

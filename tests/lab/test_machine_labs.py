@@ -231,14 +231,18 @@ def test_containers_of_a_machine_that_was_restarted_are_made_again(both: Machine
     before = subnet(machine)
     restart(machine)
     assert namespaces(machine) == set()
-    _, told = cli("get", "containers")
-    assert {c["name"]: c["ready"] for c in told["items"]} == {"web-1": True, "web-2": False}
+    eventually(lambda: readiness() == {"web-1": True, "web-2": False}, deadline_s=30)
     problem = eventually(lambda: the_only(cli("status")[1]["problems"]))
     assert (problem["host"], "web-2" in problem["message"]) == ("node-2", True)
     result = up(both, simple(1))
     assert (result.converged, subnet(machine)) == (True, before)
     code, mesh = cli("verify", "mesh")
     assert (code, mesh["passed"]) == (0, 2)
+
+
+def readiness() -> dict[str, bool]:
+    """Of each container, as far as etcd has heard."""
+    return {c["name"]: c["ready"] for c in cli("get", "containers")[1]["items"]}
 
 
 def the_only(problems: list[dict[str, Any]]) -> dict[str, Any]:
