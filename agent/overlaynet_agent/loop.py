@@ -20,6 +20,7 @@ import queue
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -29,12 +30,12 @@ from overlaynet.core.backoff import delay
 from overlaynet.core.engine import Engine
 from overlaynet.core.overlay import container_mtu
 from overlaynet.core.underlay import local_host
-from overlaynet.errors import EnvironmentProblem, NotReady, OverlayError, UnderlayProblem
-from overlaynet.events import Conditions, Event, HostChanged, Intent, Recalled, StoreLost
+from overlaynet.errors import EnvironmentProblem, KernelError, NotReady, OverlayError, UnderlayProblem
+from overlaynet.events import Conditions, Event, HostChanged, Intent, Recalled, StoreLost, Synced
 from overlaynet.model import Lease, NetworkConfig
 from overlaynet.ports import Noticed
 from overlaynet.reconcile import Outcome
-from overlaynet.state import Policy
+from overlaynet.state import KernelState, Policy
 from overlaynet.store import disk
 from overlaynet_agent import files, logs, settings
 from overlaynet_agent.drift import FOUGHT_CAP_S, QUIET_S
@@ -139,6 +140,7 @@ class Loop:
     _noticed: str | None = None
     _looks: Pace = field(default_factory=lambda: Pace(FOUGHT_CAP_S, QUIET_S))
     _failed_looks: int = 0
+    _followed: int = 0
     _saved: object = None
     _save_error: OverlayError | None = None
     _next_save: float = 0.0
@@ -238,6 +240,8 @@ class Loop:
             case Stop():
                 pass
             case _:
+                if isinstance(item, Synced):
+                    self._meet_store()
                 self.submit(self.engine.handle(item, self.clock()))
                 if isinstance(item, StoreLost):
                     self._recall()
@@ -256,6 +260,7 @@ class Loop:
             if self.host.blind and self.host.looking is None:
                 self._look_again()
             self._begin_look(now)
+        self._follow_looks(now)
         self._see_to_containers(now)
         self.submit(self.host.take_asked())
         self.ask_firewall()
@@ -350,21 +355,36 @@ class Loop:
                 self._pace_looks(looked.look)
 
     def _after_look(self) -> None:
-        self._follow_underlay()
         if self.host.blind is None:
             self._failed_looks = 0
         else:
             self._look_again()
             self._failed_looks += 1
 
+    def _follow_looks(self, now: float) -> None:
+        """Whoever has looked, and be it for another's sake: what he saw of the underlay is no news any more."""
+        if self.host.looks != self._followed:
+            self._followed = self.host.looks
+            self._follow_underlay()
+            self.host.follow(now)
+
     def _follow_underlay(self) -> None:
+        if self.host.active and self.host.blind is None:
+            self._take_up(self.host.reconciler.seen)
+
+    def _meet_store(self) -> None:
+        """The store was away when we started: what was read of the underlay then may be long over, and nothing
+        is to be claimed by it. A kernel that cannot be read now is told of by the first look."""
+        if not self.host.tried and self.engine.store_error is not None:
+            with suppress(KernelError):
+                self._take_up(self.host.kernel.observe())
+
+    def _take_up(self, seen: KernelState) -> None:
         """Take up another address or MTU of the underlay. An underlay that is gone is told and waited for."""
-        if not self.host.active or self.host.blind is not None:
-            return
         self.underlay_error = None
         try:
             local = self.engine.local
-            there = local_host(self.config, local.identity, self.host.reconciler.seen, local.traces)
+            there = local_host(self.config, local.identity, seen, local.traces)
         except UnderlayProblem as error:
             self.underlay_error = error
             return

@@ -10,13 +10,16 @@ from ipaddress import ip_interface
 
 import pytest
 from helpers.agent import Agent, agent, descriptors, hanging
+from helpers.cluster import put_network
 from helpers.eventually import eventually
-from helpers.model import engine, kernel, key_of, lease, network, stored
+from helpers.model import KEYS, engine, kernel, key_of, lease, network, stored
 
+from overlaynet.errors import StoreUnavailable
 from overlaynet.events import Claimed, Gone, Synced
 from overlaynet.ports import Noticed
 from overlaynet.reconcile import FirewallOutcome
 from overlaynet.state import Address, Change, Kind, Op
+from overlaynet.store.memory import MemoryStore
 from overlaynet.testing.fake_firewall import FakeFirewall
 from overlaynet_agent.firewallworker import FirewallDone, FirewallWorker, Task
 from overlaynet_agent.host import AttachRequest, Host
@@ -188,3 +191,51 @@ def test_what_is_not_wanted_since_a_moment_ago_is_not_written_for_that_moment():
     one.follow(0.0)
     assert one.kernel.writes[Kind.ROUTE, Op.PUT] == written
     assert gone.key not in one.kernel.routes
+
+
+# --- the underlay ---------------------------------------------------------------------------------
+
+
+def narrow(one: Agent) -> None:
+    one.kernel.links["eth0"] = one.kernel.links["eth0"]._replace(mtu=1_400)
+
+
+def is_narrow(one: Agent) -> bool:
+    link = one.kernel.links.get("flannel.1")
+    return link is not None and link.mtu == 1_350
+
+
+def test_underlay_that_was_seen_anew_by_a_look_for_another_sake_is_taken_up(one: Agent):
+    """The first container takes a bridge, and a bridge a look; the announcement comes after it."""
+    narrow(one)
+    assert one.attach("web")[0] == 201
+    one.loop.inbox.put(Noticed(devices=frozenset({"eth0"})))
+    eventually(lambda: is_narrow(one))
+
+
+def test_underlay_that_changed_before_the_first_look_is_taken_up_with_it(tmp_path):
+    one = agent(tmp_path, store=MemoryStore()).start()
+    try:
+        eventually(lambda: one.loop.engine.synced)
+        narrow(one)
+        put_network(one.store, network(count=199))
+        eventually(lambda: is_narrow(one))
+    finally:
+        one.stop()
+
+
+def test_address_from_before_etcd_could_be_reached_is_never_claimed(tmp_path):
+    one = agent(tmp_path)
+    one.store.fail_next(StoreUnavailable("away"), times=10_000)
+    claimed: list[str] = []
+    one.store.watch([KEYS.addresses], 1, lambda notice: claimed.append(notice.item.key))
+    one.start()
+    try:
+        eventually(lambda: one.loop.engine.store_error)
+        old, new = (Address("eth0", ip_interface(f"192.168.50.{n}/24")) for n in (1, 77))
+        one.kernel.tamper(Change(Op.DROP, old), Change(Op.PUT, new))
+        one.store.recover()
+        one.until_ready()
+        assert claimed == [KEYS.address(new.interface.ip)]
+    finally:
+        one.stop()
