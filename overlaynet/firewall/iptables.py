@@ -26,6 +26,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -73,6 +74,9 @@ Found: TypeAlias = list[tuple[Tools, RuleSet]]
 class Iptables:
     """The packet filter of one address family (4 or 6), as `ports.Firewall`.
 
+    One thread writes; others may read and compare meanwhile. What is remembered of comparisons is for one of them
+    at a time.
+
     `affinity`: how services remember their clients; "ipset" needs the program's sets in the kernel.
     `restores` counts commits by table, `bytes_written` the input given to iptables-restore."""
 
@@ -95,6 +99,7 @@ class Iptables:
         self._spelt: set[str] = set()
         self._known: RuleSet | None = None
         self._compare = Comparison()
+        self._comparing = threading.RLock()
         self._tools: Tools | None = None
         self._other_is_clean = False
         self.restores: Counter[str] = Counter()
@@ -109,13 +114,14 @@ class Iptables:
         """Every table's rules with counters. Raises FirewallError, NotPermitted, ToolMissing."""
         tools = self._chosen()
         before = generation(tools.flavour, self._family)
-        self._known = replace(self._saved_somehow(tools), generation=before)
-        return self._known
+        found = self._known = replace(self._saved_somehow(tools), generation=before)
+        return found
 
     def held(self) -> Mapping[str, int]:
         """How many rules of ours there are by table, as far as is known without reading."""
         found: Counter[str] = Counter()
-        for (table, chain), rules in self._known.chains.items() if self._known else ():
+        known = self._known  # which the thread that writes takes away while it does
+        for (table, chain), rules in known.chains.items() if known else ():
             found[table] += len(rules) if is_ours(chain, self._instance) else 0
         return found
 
@@ -131,7 +137,8 @@ class Iptables:
 
     def pending(self, want: Mapping[str, Policy], have: RuleSet) -> tuple[RuleChange, ...]:
         """What differs, of what is ours."""
-        return self._compare.pending(self.rendered(want), have, self._remembered)
+        with self._comparing:
+            return self._compare.pending(self.rendered(want), have, self._remembered)
 
     def apply(self, changes: Sequence[RuleChange], have: RuleSet) -> RuleSet:
         """Commit the changes, each table at once. Raises FirewallError naming the refused line.
@@ -152,7 +159,8 @@ class Iptables:
 
     def rendered(self, want: Mapping[str, Policy]) -> Rendered:
         """The chains these policies become."""
-        return self._render(want)
+        with self._comparing:
+            return self._render(want)
 
     def affinity_sets(self, want: Mapping[str, Policy]) -> Mapping[str, int]:
         """The timed sets that these policies' rules refer to."""
@@ -274,9 +282,10 @@ class Iptables:
         now = self.generation()
         if not nobody_else(self._chosen().flavour, have.generation, now, commits, entries(changes)):
             return None
-        self._known = replace(written(have, changes), generation=now)
-        self._compare.written(changes, have, self._known)
-        return self._known
+        after = self._known = replace(written(have, changes), generation=now)
+        with self._comparing:
+            self._compare.written(changes, have, after)
+        return after
 
     def _learn(self, changes: Sequence[RuleChange]) -> RuleSet:
         """Read back what was just written and remember where it is printed in other words."""
@@ -285,7 +294,8 @@ class Iptables:
             rules = now.chains.get((change.table, change.chain), ())
             whole = is_any_instances(change.chain)
             ours = tuple(r.text for r in rules) if whole else compare.hooks_in(rules, self._instance)
-            self._remembered.update(compare.learn(change.want or (), ours))
+            with self._comparing:
+                self._remembered.update(compare.learn(change.want or (), ours))
             if change.want == ours:
                 self._spelt |= forms(ours)
         return now
