@@ -74,8 +74,8 @@ Found: TypeAlias = list[tuple[Tools, RuleSet]]
 class Iptables:
     """The packet filter of one address family (4 or 6), as `ports.Firewall`.
 
-    One thread writes; others may read and compare meanwhile. What is remembered of comparisons is for one of them
-    at a time.
+    One thread writes; others may read and compare meanwhile. What is remembered of comparisons is for one of
+    them at a time.
 
     `affinity`: how services remember their clients; "ipset" needs the program's sets in the kernel.
     `restores` counts commits by table, `bytes_written` the input given to iptables-restore."""
