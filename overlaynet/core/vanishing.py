@@ -98,6 +98,7 @@ class Vanishing:
                 if new_history:
                     self._keep(gone, now)
                 else:
+                    self._found(now)
                     self._missing(gone, revision, now)
                 self._forget_present(list(self.until))
         self._forget_replaced()
@@ -171,6 +172,12 @@ class Vanishing:
                 missed.add(node)
         for node in sorted(missed):
             self._judge(self.lapses[node], now)
+
+    def _found(self, now: float) -> None:
+        """A listing has nodes that had lapsed: they are back, whoever tells of it."""
+        away = {*self.lapses, *map(self._node_of, self.until)}
+        for item in [item for item in self.view.nodes.values() if item.value.name in away]:
+            self._came_back(item, now)
 
     def _came_back(self, item: Stored[Any], now: float) -> None:
         if not isinstance(item.value, NodeRecord):

@@ -254,6 +254,16 @@ def test_container_that_a_listing_lacks_of_a_host_that_is_back_was_detached():
     assert world.used == []
 
 
+def test_what_a_host_that_a_listing_brings_back_does_not_bring_is_gone_soon():
+    world = World(pod(2, 2), nodes=3)
+    world.dies(2)
+    world.wait(TOGETHER_S + 1)
+    world.listed(service(), node(1), node(2), node(3))
+    assert world.used == ["2.2?"]
+    world.wait(TOGETHER_S)
+    assert world.used == []
+
+
 # --- over half of the nodes -----------------------------------------------------------------------
 
 
