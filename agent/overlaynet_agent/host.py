@@ -375,10 +375,19 @@ class Host:
         self.asked += self.engine.handle(Attached(workload), now)
         self.follow(now)
         if trouble := self._trouble_with(workload):
-            self.detach(workload.namespace, workload.name, now)
+            self._give_up(workload, now)
             raise trouble
         log.info("attached container=%s ip=%s device=%s", workload.id, workload.ips[0], workload.device)
         return workload
+
+    def _give_up(self, workload: Workload, now: float) -> None:
+        """Unwire what hangs nowhere. If the kernel will not, it is a stray: nobody was told of a container."""
+        try:
+            self.kernel.detach(workload.device)
+        except KernelError as error:
+            log.warning("device is left over device=%s error=%s", workload.device, error)
+        self.asked += self.engine.handle(Detached(workload.id), now)
+        self.follow(now)
 
     def _trouble_with(self, workload: Workload) -> OverlayError | None:
         """Why a container that was just wired hangs on no bridge, if it does not."""

@@ -14,7 +14,7 @@ from helpers.cluster import put_network
 from helpers.eventually import eventually
 from helpers.model import KEYS, engine, kernel, key_of, lease, network, stored
 
-from overlaynet.errors import StoreUnavailable
+from overlaynet.errors import KernelError, StoreUnavailable
 from overlaynet.events import Claimed, Gone, Synced
 from overlaynet.ports import Noticed
 from overlaynet.reconcile import FirewallOutcome
@@ -191,6 +191,18 @@ def test_what_is_not_wanted_since_a_moment_ago_is_not_written_for_that_moment():
     one.follow(0.0)
     assert one.kernel.writes[Kind.ROUTE, Op.PUT] == written
     assert gone.key not in one.kernel.routes
+
+
+def test_container_that_cannot_be_wired_is_none_though_its_device_cannot_be_removed_either():
+    one = host()
+    attach(one, "first")
+    one.kernel.fail_next(Kind.PORT, errno.EBUSY)
+    one.kernel.fail_next("detach", errno.ENOBUFS)
+    with pytest.raises(KernelError, match="port"):
+        attach(one, "second")
+    assert list(one.engine.workloads) == ["default/first"]
+    one.detach("default", "second", 0.0)
+    attach(one, "second")
 
 
 # --- the underlay ---------------------------------------------------------------------------------
