@@ -459,6 +459,10 @@ class Engine:
     def _hold(self, item: Stored[Lease]) -> None:
         there = self.view.leases.get(item.key)
         item = replace(item, create_revision=there.create_revision) if there else item
+        if self.view.network is not None and not leasing.fits(item.value.subnets, self.view.network):
+            self.view.fold(Changed(item))  # another network was taken meanwhile: it goes with the next one
+            self._done("lease")
+            return
         changed = self.lease is None or self.lease.value != item.value
         self.lease = item
         if not self.strays():

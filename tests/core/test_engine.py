@@ -47,6 +47,7 @@ from overlaynet.events import (
     HostChanged,
     Intent,
     LeaseExpired,
+    NetworkTaken,
     Raced,
     Register,
     Registered,
@@ -120,6 +121,21 @@ def test_host_that_loses_every_race_takes_the_only_subnet_left():
         member.engine.pick = lambda n: 0
     settle(members, random.Random(1))
     assert {str(m.engine.lease.value.subnets[0]) for m in members} == {str(subnet(n)) for n in (1, 2, 3)}
+
+
+def test_subnet_claimed_while_another_network_was_taken_is_given_back_for_one_of_that(store):
+    """The claim was under way, and its answer is of the old network."""
+    member = Member(store, engine(1))
+    while not any(isinstance(intent, ClaimSubnet) for intent in member.todo):
+        member.step()
+    put_network(store, network("10.99.0.0/16"))
+    while member.events:
+        member.hear(member.events.popleft())
+    member.hear(NetworkTaken())
+    later(member)
+    assert str(member.engine.lease.value.subnets[0]).startswith("10.99.")
+    assert [item.key for item in store.read([KEYS.subnets]).items] == [member.engine.lease.key]
+    assert codes(member) == []
 
 
 def test_full_pool_is_a_problem_until_a_subnet_is_free(store):
