@@ -47,12 +47,11 @@ def leftovers(paths: Paths) -> list[Leftover]:
     paths = paths.mine
     found = []
     for lab in sorted(_names(paths, present)):
-        why = _why(paths, lab)
-        if why is not None:
-            claimed = _claimed(paths, lab)
-            found.append(
-                Leftover(lab, why, tuple(orphans(lab, present, claimed)), tuple(_directories(paths, lab)))
-            )
+        why = None if _is_being_changed(paths, lab) else _why(paths, lab)
+        if why is not None and not _is_being_changed(paths, lab):  # else that is why
+            claimed, now = _claimed(paths, lab), netns.names() if present else []
+            one = Leftover(lab, why, tuple(orphans(lab, now, claimed)), tuple(_directories(paths, lab)))
+            found += [one] if one.namespaces or one.directories else []  # it may just have been taken down
     return found
 
 
@@ -76,13 +75,11 @@ def _is_name(name: str) -> bool:
 
 
 def _why(paths: Paths, lab: str) -> str | None:
-    """Why a lab counts as not running; None if it runs."""
+    """Why a lab that nobody is changing counts as not running; None if it runs."""
     try:
         state = load(paths.lab(lab))
     except LabFailed:
         return "its state cannot be read"
-    if _is_being_changed(paths, lab):
-        return None
     if state is None:
         return "it has no state file"
     if state.on_machines:
