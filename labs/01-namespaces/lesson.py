@@ -138,8 +138,10 @@ def _learned(stage: Stage, bridge: str) -> dict[str, str]:
 
 
 def _after_it_forgot(stage: Stage, bridge: str, points: list[str]) -> Packets:
-    """One more ping, after the bridge has forgotten what it learned, also from the capture's own frames."""
+    """One more ping, after the bridge has forgotten what it learned, also from the capture's own frames. blue
+    does not know red then: five seconds after an answer it asks on its own whether red still has that MAC."""
     with stage.net.capture(points) as packets:
+        stage.run("blue", "ip", "neigh", "flush", "dev", "eth0")
         stage.run(NODE, "ip", "link", "set", bridge, "type", "bridge", "fdb_flush")
         stage.net.send("red", "blue")
     return packets
