@@ -153,9 +153,9 @@ def test_host_that_drops_what_it_forwards_carries_the_overlay(lab: Lab, bridged:
     iptables = f"iptables-{status(lab)['firewall']['flavour']}"
     setting = "/proc/sys/net/bridge/bridge-nf-call-iptables"
     lab.driver.run("node-1", ["sh", "-c", f"test ! -e {setting} || echo {bridged} > {setting}"])
-    lab.driver.run("node-1", [iptables, "-P", "FORWARD", "DROP"])
+    assert lab.driver.run("node-1", [iptables, "-w", "-P", "FORWARD", "DROP"]).returncode == 0
     try:
         for address in ("10.244.1.3", "10.244.2.2"):
             assert ping(namespace(lab.name, "web-1"), address)
     finally:
-        lab.driver.run("node-1", [iptables, "-P", "FORWARD", "ACCEPT"])
+        lab.driver.run("node-1", [iptables, "-w", "-P", "FORWARD", "ACCEPT"])

@@ -95,7 +95,7 @@ def without_rules(lab: Lab, host: str, chain: str) -> Iterator[None]:
     """A built-in chain of nat is empty."""
     saves = {flavour: on(lab, host, f"iptables-{flavour}-save -t nat") for flavour in ("nft", "legacy")}
     flavour = next(flavour for flavour, rules in saves.items() if "OVL-" in rules)
-    on(lab, host, f"iptables-{flavour} -t nat -F {chain}")
+    on(lab, host, f"iptables-{flavour} -w -t nat -F {chain}")
     yield
     on(lab, host, f"iptables-{flavour}-restore -T nat", stdin=saves[flavour].encode())
 

@@ -152,7 +152,7 @@ def no_rules(lab: Lab) -> Iterator[None]:
     """node-3 translates nothing that comes from its containers."""
     saves = {flavour: on(lab, "node-3", f"iptables-{flavour}-save -t nat") for flavour in ("nft", "legacy")}
     flavour = next(flavour for flavour, rules in saves.items() if "OVL-" in rules)
-    on(lab, "node-3", f"iptables-{flavour} -t nat -F PREROUTING")
+    on(lab, "node-3", f"iptables-{flavour} -w -t nat -F PREROUTING")
     yield
     on(lab, "node-3", f"iptables-{flavour}-restore -T nat", stdin=saves[flavour].encode())
 
@@ -184,9 +184,9 @@ def open_port(lab: Lab) -> Iterator[None]:
     """node-1 lets its containers send to the VXLAN port."""
     saves = {flavour: on(lab, "node-1", f"iptables-{flavour}-save -t filter") for flavour in ("nft", "legacy")}
     flavour = next(flavour for flavour, rules in saves.items() if "OVL-" in rules)
-    on(lab, "node-1", f"iptables-{flavour} -I FORWARD -p udp --dport 8472 -j ACCEPT")
+    on(lab, "node-1", f"iptables-{flavour} -w -I FORWARD -p udp --dport 8472 -j ACCEPT")
     yield
-    on(lab, "node-1", f"iptables-{flavour} -D FORWARD -p udp --dport 8472 -j ACCEPT")
+    on(lab, "node-1", f"iptables-{flavour} -w -D FORWARD -p udp --dport 8472 -j ACCEPT")
 
 
 @contextmanager
