@@ -7,7 +7,7 @@ from helpers.etcd import requires_etcd
 from helpers.lab import requires_lab
 from helpers.lessons import Learner, goes_through, learning
 
-pytestmark = [pytest.mark.lab, requires_lab, requires_etcd]
+pytestmark = [pytest.mark.lab, requires_lab, requires_etcd, pytest.mark.timeout(300)]
 
 DIRECT = """
 overlaynet exec red -- sh -ec '

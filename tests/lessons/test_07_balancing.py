@@ -11,7 +11,7 @@ from helpers.lessons import Learner, goes_through, learning
 
 from overlaynet.lessons.catalogue import find
 
-pytestmark = [pytest.mark.lab, requires_lab, requires_etcd]
+pytestmark = [pytest.mark.lab, requires_lab, requires_etcd, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

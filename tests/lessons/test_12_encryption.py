@@ -15,7 +15,7 @@ from overlaynet.lab.paths import Paths
 from overlaynet.lessons import classroom
 from overlaynet.lessons.catalogue import Entry, find
 
-pytestmark = [pytest.mark.lab, requires_lab, requires_etcd]
+pytestmark = [pytest.mark.lab, requires_lab, requires_etcd, pytest.mark.timeout(300)]
 
 WHY = find("encryption").unavailable
 PREDICTED = {"readable": "0", "overhead": "110", "mtu": "1370", "wrong-key": "node-1:flannel.1"}

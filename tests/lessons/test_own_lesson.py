@@ -17,7 +17,7 @@ from overlaynet.lab.paths import Paths
 from overlaynet.lessons import record
 from overlaynet.lessons.catalogue import OWN
 
-pytestmark = [pytest.mark.lab, requires_lab, requires_etcd]
+pytestmark = [pytest.mark.lab, requires_lab, requires_etcd, pytest.mark.timeout(300)]
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "lessons.md").read_text("utf-8")
 _FILE = re.compile(r"^`([a-zA-Z.]+)` (?:[^\n]+\n)+\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
