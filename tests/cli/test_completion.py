@@ -248,7 +248,7 @@ def _cost(*argv: object, **environ: str) -> float:
 
 
 def test_answer_costs_next_to_nothing(program: Path) -> None:
-    """Some four times what its interpreter and what reads its words cost on the same machine. It is not asked
+    """Not four times what its interpreter and what reads its words cost on the same machine. It is not asked
     by bash, which does not wait for who answers it: what that costs would be counted only now and then."""
 
     def answered() -> float:
