@@ -135,7 +135,7 @@ def test_versions_come_and_go_and_the_one_before_stays(wheels, machine):
     again = machine.run("sh", first / "install", "--config", "a b.toml", cwd="/usr")
     assert again.stdout == "arguments --config a b.toml in /usr\n"
 
-    # The service may not write below /opt, so all that it imports is compiled; pip is gone.
+    # Neither the service nor a user may write below /opt, so all of ours is compiled; pip is gone.
     inside = machine.run("find", f"/opt/overlaynet/{one}", "-name", "*.pyc", "-o", "-name", "pip").stdout
     assert [Path(line).parts[-3] for line in inside.splitlines() if "agent" in line] == ["overlaynet_agent"]
     assert f"/opt/overlaynet/{one}/pip" not in inside.splitlines()

@@ -554,6 +554,20 @@ def _goes_through_encryption(user: VmUser) -> None:
         goes_through_there(learner)
 
 
+def test_uninstalling_leaves_nothing(cluster: Vms, learners: dict[str, Future[Took]]):
+    """On a third machine, while the two are at work."""
+    vm = cluster["node-3"]
+    vm.run("overlaynet", "agent", "uninstall", "--purge", "--yes")
+    assert unit(vm, "LoadState") == {"LoadState": "not-found"}
+    left = vm.sh(f"find / /run -xdev \\( -name '*overlaynet*' -o -name '*flannel*' \\) -not -path '{THERE}*'")
+    assert left == ""
+    assert not {"flannel.1", "cni0"} & set(vm.run("ls", "/sys/class/net").split())
+    assert "10.244." not in vm.sh("ip route; ip rule; ip address")
+    assert "OVL" not in vm.sh("iptables-save; nft list ruleset")
+    assert failed_units(vm) == ""
+    vm.run("modprobe", "-r", "vxlan", "br_netfilter")  # nobody uses them any more
+
+
 def test_an_ordinary_user_has_a_lab_without_sudo_beside_the_agent(
     learners: dict[str, Future[Took]], cluster: Vms, record_property
 ):
@@ -568,16 +582,3 @@ def test_the_lesson_on_encryption_is_proved_where_the_kernel_has_wireguard(
 ):
     """By an ordinary user too. All others are gone through without a machine, in tests/lessons."""
     record_property("a user without sudo: the lesson on encryption", learners["encryption"].result())
-
-
-def test_uninstalling_leaves_nothing(cluster: Vms):
-    vm = cluster["node-3"]
-    vm.run("overlaynet", "agent", "uninstall", "--purge", "--yes")
-    assert unit(vm, "LoadState") == {"LoadState": "not-found"}
-    left = vm.sh(f"find / /run -xdev \\( -name '*overlaynet*' -o -name '*flannel*' \\) -not -path '{THERE}*'")
-    assert left == ""
-    assert not {"flannel.1", "cni0"} & set(vm.run("ls", "/sys/class/net").split())
-    assert "10.244." not in vm.sh("ip route; ip rule; ip address")
-    assert "OVL" not in vm.sh("iptables-save; nft list ruleset")
-    assert failed_units(vm) == ""
-    vm.run("modprobe", "-r", "vxlan", "br_netfilter")  # nobody uses them any more
