@@ -106,7 +106,7 @@ class Bench:
         self.host.write_due(self.now)
 
     def come_to_rest(self) -> None:
-        """A look lands whenever it does: then what was repaired a moment ago and is suspected again has to wait."""
+        """A look lands whenever it does: what was repaired a moment ago and is suspected then has to wait."""
         self.turn()
         while self.unheard or self.host.due or self.host.drift.suspects or self.host.failures:
             self.hear()
