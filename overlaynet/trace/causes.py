@@ -258,7 +258,7 @@ def says_down(tap: Tap | None) -> bool:
 
 
 def _link_down(scene: Scene, gap: Gap, followed: Followed) -> Cause | None:
-    across = _across(scene, gap)
+    across = _across(scene, gap, forgotten=True)
     if across and _host_gone(scene.world, machine(scene.world, across.missing.place)):
         return None  # more than a link
     for point in (gap.missing, gap.seen, *([across.missing] if across else [])):
@@ -304,32 +304,39 @@ def _crossing(world: World, gap: Gap) -> tuple[str, str] | None:
 _UNANSWERED = frozenset({"failed", "incomplete"})
 
 
-def _across(scene: Scene, gap: Gap) -> Gap | None:
+def _across(scene: Scene, gap: Gap, *, forgotten: bool = False) -> Gap | None:
     """The gap, if it is the underlay; or the underlay behind it, if the packet waits in front of that for an
-    answer to ARP that does not come."""
+    answer to ARP that does not come. `forgotten`: also if nothing of that is on record any more, for the kernel
+    may drop a failed entry at any time (net/core/neighbour.c, neigh_periodic_work) and an answered one not so
+    soon. Maybe nobody asked, though: then the other end is to blame only for what is seen wrong there."""
     if _crossing(scene.world, gap):
         return gap
     behind = Gap(gap.missing, gap.following, gap.frame) if gap.following else None
-    waits = behind and _crossing(scene.world, behind) and _unanswered(scene.world, behind.seen, behind.missing)
-    return behind if waits else None
+    if behind is None or not _crossing(scene.world, behind):
+        return None
+    states = _entries(scene.world, behind.seen, behind.missing)
+    return behind if states & _UNANSWERED or (forgotten and not states) else None
 
 
-def _unanswered(world: World, asker: Point, asked: Point) -> bool:
-    """Whether ARP for the other host has failed, or is still being tried."""
+def _entries(world: World, asker: Point, asked: Point) -> set[str]:
+    """The states of the neighbour entries by which the other host is sent to."""
     place, node = world.places.get(asker.place), world.nodes.get(machine(world, asked.place))
     here = [n for n in place.kernel.neighs if n.dev == asker.iface] if place else []
-    return any(n.ip in (node.underlay_ips if node else ()) and n.state in _UNANSWERED for n in here)
+    return {n.state for n in here if n.ip in (node.underlay_ips if node else ())}
 
 
 def _underlay(scene: Scene, gap: Gap, followed: Followed) -> Cause | None:
-    across = _across(scene, gap)
-    ends = _crossing(scene.world, across) if across else None
-    if across is None or ends is None:
+    beyond = _across(scene, gap, forgotten=True)
+    ends = _crossing(scene.world, beyond) if beyond else None
+    if beyond is None or ends is None:
         return None
     gone = _host_gone(scene.world, ends[1])
     if gone:
-        told = _Told("node_down", across.missing, f"host {ends[1]}", f"{ends[1]} is there", gone, CERTAIN)
+        told = _Told("node_down", beyond.missing, f"host {ends[1]}", f"{ends[1]} is there", gone, CERTAIN)
         return _cause(scene, told)
+    across = _across(scene, gap)
+    if across is None:
+        return None
     reach = measured(scene.evidence, *ends)
     told_by = _by_reach(scene, across, reach) if reach else None
     if told_by is None and across is not gap:

@@ -299,6 +299,18 @@ def test_a_packet_that_waits_for_arp_is_lost_in_the_underlay(state: str):
     assert told_as(story.having(after=unplugged)) == ("link_down", "node-2:eth0", CERTAIN)
 
 
+def test_a_packet_whose_question_by_arp_is_forgotten_ends_at_what_is_dead_beyond():
+    """The kernel drops entries that failed; and where all is well beyond, maybe nobody asked."""
+    assert not world().places["node-1"].kernel.neighs
+    story = lost_after(4).having(after=world())
+    assert why(story.having(reach=(NONE,))).kind == "unknown"
+    dead = with_node(world(), "node-2", error="no route to host")
+    assert told_as(story.having(after=dead)) == ("node_down", "node-2:eth0", CERTAIN)
+    eth0 = world().places["node-2"].kernel.links["eth0"]._replace(running=False)
+    unplugged = with_links(world(), "node-2", eth0=eth0)
+    assert told_as(story.having(after=unplugged)) == ("link_down", "node-2:eth0", CERTAIN)
+
+
 def test_a_neighbour_that_answered_is_not_waited_for():
     assert why(lost_after(4).having(after=waiting("stale"), reach=(NONE,))).kind == "unknown"
     assert why(lost_after(3).having(after=waiting("failed"), reach=(NONE,))).kind == "unknown"
