@@ -35,7 +35,7 @@ SOON = {"firewall": {"resync_s": 0.2}}
 def one(tmp_path):
     """An agent that is ready, with one peer; stopped at the end if it still runs."""
     store = MemoryStore()
-    put_network(store, network())
+    put_network(store, network(count=199))
     put_peer(store, 250)
     made = agent(tmp_path, 1, store, **SOON).start().until_ready()
     eventually(lambda: has_route(made, 250))
@@ -142,7 +142,7 @@ def test_agent_that_starts_into_an_emptied_etcd_keeps_its_peers_for_as_long_as_a
     one.stop()
     writes = one.kernel.writes.copy()
     one.store.replace(cluster_id=2)
-    put_network(one.store, network())
+    put_network(one.store, network(count=199))
     again = Agent(one.config, one.store, one.kernel, one.rules).start()
     try:
         again.until_state("degraded")

@@ -47,7 +47,7 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureEtcd]:
 
 def put_network(etcd: SecureEtcd) -> None:
     store = etcd.connect("alice")
-    store.commit([], [Put(KEYS.network_config, codec.encode_network_config(network()))])
+    store.commit([], [Put(KEYS.network_config, codec.encode_network_config(network(count=199)))])
     store.close()
 
 

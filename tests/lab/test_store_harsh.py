@@ -40,7 +40,7 @@ class Cluster:
     def __init__(self, urls: list[str]) -> None:
         self.store = EtcdStore(urls, deadline_s=2.0)
         self.agents: list[LightAgent] = []
-        put(self.store, KEYS.network_config, codec.encode_network_config(network()))
+        put(self.store, KEYS.network_config, codec.encode_network_config(network(count=199)))
 
     def join(self, urls: list[str]) -> LightAgent:
         agent = LightAgent(urls, len(self.agents) + 1).start()
@@ -82,7 +82,7 @@ def put(store: EtcdStore, key: str, value: bytes) -> None:
 
 
 def put_peer(cluster: Cluster, number: int) -> None:
-    """A flannel host's lease, number 200 and above: nobody else takes those."""
+    """A flannel host's lease, number 200 or above: the network leaves nobody else any of those."""
     value = flannel_lease(number)
     put(cluster.store, key_of(value), codec.encode_lease(value))
 
@@ -141,7 +141,7 @@ def test_emptied_etcd_is_filled_again_with_the_same_subnets_and_peers_stay_in_us
     etcd.kill()
     etcd.empty()
     etcd.start()
-    put(cluster.store, KEYS.network_config, codec.encode_network_config(network()))
+    put(cluster.store, KEYS.network_config, codec.encode_network_config(network(count=199)))
     cluster.settle()
     assert {agent.subnet for agent in cluster.agents} == before
     for agent in cluster.agents:
@@ -162,7 +162,7 @@ def test_history_that_others_wrote_past_ours_is_still_known_as_another(
     etcd.kill()
     etcd.empty()
     etcd.start()
-    put(cluster.store, KEYS.network_config, codec.encode_network_config(network()))
+    put(cluster.store, KEYS.network_config, codec.encode_network_config(network(count=199)))
     while cluster.store.read([]).revision < known + 20:
         put_peer(cluster, 201)
     relay.mend()
