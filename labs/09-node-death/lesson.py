@@ -105,11 +105,7 @@ def _suffer(stage: Stage, dead: str, deadline: float) -> None:
     while _endpoints(stage) == known and not _problems(stage) and time.monotonic() < deadline:
         _call(stage)
     words = f"node-1 leads calls to {dead}, and does not say why"
-    stage.until(lambda: f"--to-destination {dead}:" not in _rules(stage) or bool(_problems(stage)), words)
-
-
-def _rules(stage: Stage) -> str:
-    return stage.run("node-1", "iptables", "-w", "-t", "nat", "-S")
+    stage.until(lambda: not stage.leads_to("node-1", dead) or bool(_problems(stage)), words)
 
 
 def _endpoints(stage: Stage) -> int:

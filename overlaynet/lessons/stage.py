@@ -139,13 +139,13 @@ class Stage:
             assert time.monotonic() < deadline, f"{words}: not within {seconds:g} s{last}"
             time.sleep(POLL_S)
 
+    def leads_to(self, host: str, *addresses: object) -> bool:
+        """Whether rules of a host lead services to each of these addresses."""
+        rules = self.run(host, "iptables", "-w", "-t", "nat", "-S")
+        return all(f"--to-destination {address}:" in rules for address in addresses)
+
     def until_served(self, host: str, *containers: str) -> None:
         """Wait until rules of a host lead to each of these containers. A lab is there before the servers in its
         containers listen, and these are no endpoints until then."""
-        wanted = {f"--to-destination {self.net.address_of(name)}:" for name in containers}
-
-        def served() -> bool:
-            rules = self.run(host, "iptables", "-w", "-t", "nat", "-S")
-            return all(words in rules for words in wanted)
-
-        self.until(served, f"{host} leads no service to {', '.join(containers)}")
+        wanted = [self.net.address_of(name) for name in containers]
+        self.until(lambda: self.leads_to(host, *wanted), f"{host} leads no service to {', '.join(containers)}")
