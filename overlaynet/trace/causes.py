@@ -326,16 +326,15 @@ def _entries(world: World, asker: Point, asked: Point) -> set[str]:
 
 
 def _underlay(scene: Scene, gap: Gap, followed: Followed) -> Cause | None:
-    beyond = _across(scene, gap, forgotten=True)
-    ends = _crossing(scene.world, beyond) if beyond else None
-    if beyond is None or ends is None:
+    across = _across(scene, gap, forgotten=True)
+    ends = _crossing(scene.world, across) if across else None
+    if across is None or ends is None:
         return None
     gone = _host_gone(scene.world, ends[1])
     if gone:
-        told = _Told("node_down", beyond.missing, f"host {ends[1]}", f"{ends[1]} is there", gone, CERTAIN)
+        told = _Told("node_down", across.missing, f"host {ends[1]}", f"{ends[1]} is there", gone, CERTAIN)
         return _cause(scene, told)
-    across = _across(scene, gap)
-    if across is None:
+    if _across(scene, gap) is None:
         return None
     reach = measured(scene.evidence, *ends)
     told_by = _by_reach(scene, across, reach) if reach else None
