@@ -6,8 +6,9 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from subprocess import Popen
 
 import click
 
@@ -28,7 +29,7 @@ def execute(app: App, name: str, command: Sequence[str]) -> int:
     """Run COMMAND in the network namespace of a container or host: exec web-1 -- ping -c1 web-3
 
     An argument that is exactly the name of a container or host, or `outside`, becomes its address. The exit
-    code is the command's own, or 125 if it could not be started.
+    code is the command's own, or 125 if it could not be started. SIGTERM and SIGHUP are handed on to it.
     """
     argv = list(command[1:] if command[:1] == ("--",) else command)
     try:
@@ -54,14 +55,34 @@ def run_in(app: App, target: str, argv: Sequence[str]) -> int:
     check_target(app, target)
     if app.cluster.one_machine and shutil.which(argv[0]) is None:
         raise NotFound(f"there is no program {argv[0]!r}", evidence="looked on PATH")
-    process = app.cluster.start(target, argv)
-    # The terminal sends Ctrl-C to the command as well; it decides what that means, we only wait.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
+    with _handing_on() as heirs:
+        heirs.append(process := app.cluster.start(target, argv))
+        # The terminal sends Ctrl-C to the command as well; it decides what that means, we only wait.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         code = process.wait()
-    finally:
-        signal.signal(signal.SIGINT, before)
     return code if code >= 0 else 128 - code
+
+
+@contextmanager
+def _handing_on() -> Iterator[list[Popen[bytes]]]:
+    """Whoever ends us means the command, which would stay behind: it gets the signal, and decides. What comes
+    before there is one is not for it; what we are to ignore (nohup) it ignores as well."""
+    heirs: list[Popen[bytes]] = []
+
+    def hand_on(number: int, _: object) -> None:
+        if not heirs:
+            raise SystemExit(128 + number)
+        heirs[0].send_signal(number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if before[number] != signal.SIG_IGN:
+            signal.signal(number, hand_on)
+    try:
+        yield heirs
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def check_target(app: App, target: str) -> None:

@@ -164,6 +164,15 @@ def test_command_in_a_container_sees_its_own_address(shell):
     assert shell("exec", "web-1", "--", "sh", "-c", "exit 42").code == 42
 
 
+def test_who_ends_exec_ends_the_command_which_decides_how(shell):
+    line = ["sh", "-c", "trap 'echo told; exit 3' TERM; echo ready; while :; do sleep 0.1; done"]
+    argv = [sys.executable, "-m", "overlaynet.cli.main", "exec", "-l", shell.lab, "web-1", "--", *line]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        assert (process.wait(30), process.stdout.read()) == (3, "told\n")
+
+
 def test_shell_knows_the_names(shell):
     answer = shell("shell", "web-1", stdin="echo at $web_4 in $OVERLAYNET_LAB\nip -br address show eth0\n")
     assert f"at 10.244.2.3 in {shell.lab}" in answer.out
