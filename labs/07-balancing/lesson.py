@@ -14,7 +14,7 @@ from collections import Counter
 from math import comb
 
 from overlaynet.lessons import Board, Lesson, Prediction, Stage
-from overlaynet.proof import tcp
+from overlaynet.proof import Packets, tcp
 
 BY_HAND, SHOP = "10.112.0.20", "10.112.0.30"
 CHAIN = "BY-HAND"
@@ -122,8 +122,8 @@ def _leave(stage: Stage, board: Board) -> None:
             said = stage.run("red", sys.executable, "-c", LEAVES, SHOP, json.dumps(addresses))
         first, other, again, port = json.loads(said)
         assert other != first, f"{first} is not ready, and still gets new connections after 10 s"
-        packets.at(f"{first}:eth0").expect(tcp(sport=port, flags="S"))
-        met = {packet.point.place for packet in packets.at("web-*").where(tcp(sport=port))}
+        met = _met(packets, port)
+        assert first in met, f"{first} has answered, and the connection led to {', '.join(met)}"
     board.measured(
         "open",
         theory="same",
@@ -136,6 +136,13 @@ def _leave(stage: Stage, board: Board) -> None:
         captured=_who(other, first),
         because="who is remembered must be there: the rules of a server that left went with it",
     )
+
+
+def _met(packets: Packets, port: int) -> set[str]:
+    """The servers that red's connection from this port led to. They need not see that port: conntrack gives it
+    another where an earlier connection to the same server, by the other address, had the same."""
+    sent = packets.at("red:eth0").outgoing.expect(tcp(sport=port, dst=SHOP))
+    return {seen.point.place for packet in sent for seen in packets.follow(packet)} - {"red"}
 
 
 def fair(calls: int, servers: int, odds: int) -> tuple[int, int]:

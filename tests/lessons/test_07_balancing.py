@@ -13,6 +13,14 @@ from overlaynet.lessons.catalogue import find
 
 pytestmark = [pytest.mark.lab, requires_lab, requires_etcd, pytest.mark.timeout(300)]
 
+PORTS = 2000
+CALL_FROM_EACH_PORT = f"""
+import socket, sys
+for server in sys.argv[1:]:
+    for _ in range({PORTS}):
+        socket.create_connection((server, 80)).close()
+"""
+
 
 @pytest.fixture(scope="module")
 def learner():
@@ -22,6 +30,19 @@ def learner():
 
 def test_lesson_is_proved_by_its_solution_and_by_nothing_before(learner: Learner, record_property):
     goes_through(learner, record_property)
+
+
+def test_connection_is_known_again_where_conntrack_gives_it_another_port(learner: Learner):
+    """The lab was reset by the test before. Each of red's ports is taken by an earlier call to each server, which
+    node-1 remembers for two minutes."""
+    learner.runs(learner.solution)
+    servers = [one["ips"][0] for one in learner.asks("get", "containers")["items"] if one["name"] != "red"]
+    learner.runs(f"""
+        overlaynet exec red -- sysctl -q 'net.ipv4.ip_local_port_range=40001 {40_000 + PORTS}'
+        overlaynet exec red -- python3 -c '{CALL_FROM_EACH_PORT}' {" ".join(servers)}
+        overlaynet exec red -- sysctl -q net.ipv4.tcp_tw_reuse=1""")
+    assert learner.checks(code=0)["verdict"] == "proved"
+    learner.types("lab", "reset", "balancing")
 
 
 def test_last_rule_that_takes_the_rest_is_not_fair_yet(learner: Learner):
