@@ -304,15 +304,17 @@ def test_password_is_changed_and_certificates_are_renewed_while_agents_run(reade
     )
     renewed = reader.at_home("openssl x509 -in ~/etcd-certificates/members/node-3/server.crt -noout -serial")
     assert served == renewed
-    put_peer(reader, 9)
+    peer = put_peer(reader, 9)
     for one in reader.machines:
-        eventually(lambda one=one: knows(one, 9), deadline_s=PATIENCE_S)
+        eventually(lambda one=one: knows(one, peer), deadline_s=PATIENCE_S)
     machine.run("overlaynet-agent", "plan")  # a login of its own, by the new password
     assert machine.path("/run/overlaynet/agent.pid").read_text() == pid
 
 
-def put_peer(reader: Reader, number: int) -> None:
-    """Reserve a subnet, as an operator does."""
+def put_peer(reader: Reader, least: int) -> str:
+    """Reserve a subnet, as an operator does: the first from this one on that chance has given to no machine."""
+    own = "".join(own_subnet(one) for one in reader.machines)
+    number = next(n for n in range(least, 255) if f"10.244.{n}.0/24" not in own)
     operator = [f"OVERLAYNET_ETCD_{name.upper()}={HOME}/operator/client.{end}" for name, end in PAIR.items()]
     subnet = f"10.244.{number}.0/24"
     argv = [
@@ -326,11 +328,11 @@ def put_peer(reader: Reader, number: int) -> None:
         f"192.168.56.{100 + number}",
     ]
     reader.machines[0].run("env", *operator, *argv)
+    return subnet
 
 
-def knows(machine: Machine, number: int) -> bool:
-    peers = machine.agent().get("/v1/status")["peers"]
-    return f"10.244.{number}.0/24" in json.dumps(peers)
+def knows(machine: Machine, subnet: str) -> bool:
+    return subnet in json.dumps(machine.agent().get("/v1/status")["peers"])
 
 
 def test_restored_backup_is_corrected_by_agents_and_a_lost_member_replaced(reader: Reader) -> None:
@@ -341,9 +343,9 @@ def test_restored_backup_is_corrected_by_agents_and_a_lost_member_replaced(reade
     for step in reader.page.of("A member that is gone for good"):
         eventually(lambda step=step: reader.type(step) or True, deadline_s=PATIENCE_S)  # "type it again"
     eventually(lambda: healthy(reader), deadline_s=PATIENCE_S)
-    put_peer(reader, 10)
+    peer = put_peer(reader, 20)
     for one in reader.machines:
-        eventually(lambda one=one: knows(one, 10), deadline_s=PATIENCE_S)
+        eventually(lambda one=one: knows(one, peer), deadline_s=PATIENCE_S)
         eventually(lambda one=one: own_subnet(one) == subnets[one.name], deadline_s=PATIENCE_S)
 
 
