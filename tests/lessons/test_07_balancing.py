@@ -33,7 +33,7 @@ def test_lesson_is_proved_by_its_solution_and_by_nothing_before(learner: Learner
 
 
 def test_connection_is_known_again_where_conntrack_gives_it_another_port(learner: Learner):
-    """The lab was reset by the test before. From each of red's ports there was a call to each server, and node-1
+    """The lab was reset by the test before. From each port of red there was a call to each server, and node-1
     remembers it for two minutes."""
     learner.runs(learner.solution)
     servers = [one["ips"][0] for one in learner.asks("get", "containers")["items"] if one["name"] != "red"]
