@@ -9,6 +9,7 @@ refuse is refused here.
 from __future__ import annotations
 
 import re
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
@@ -41,7 +42,7 @@ class FakeFirewall:
     """`spell` is how this filter prints a rule; by default as it was written.
 
     `fail` makes the next commits fail; `restore` is any other program's hand on the same rules; `hit`
-    lets packets match. `restores` and `bytes_written` count as the real adapter does;
+    lets packets match. Any thread may observe while another writes, and one at a time writes. `restores` and `bytes_written` count as the real adapter does;
     `beside` is what others have that it does not show."""
 
     def __init__(
@@ -61,6 +62,7 @@ class FakeFirewall:
         }
         self._remembered: dict[str, str] = {}
         self._failures: deque[OverlayError] = deque()
+        self._writing = threading.Lock()
         self._generation = 0
         self._known: RuleSet | None = None
         self.beside: tuple[str, ...] = ()
@@ -68,13 +70,15 @@ class FakeFirewall:
         self.bytes_written = 0
 
     def observe(self) -> RuleSet:
-        policies = {key: "ACCEPT" if key[1] in BUILTIN[key[0]] else "-" for key in self._chains}
-        chains = {key: tuple(rules) for key, rules in self._chains.items()}
-        self._known = RuleSet(self.flavour, chains, policies, self._generation)
-        return self._known
+        generation, there = self._generation, self._chains  # in this order, as they are written in the other
+        policies = {key: "ACCEPT" if key[1] in BUILTIN[key[0]] else "-" for key in there}
+        chains = {key: tuple(rules) for key, rules in there.items()}
+        found = self._known = RuleSet(self.flavour, chains, policies, generation)
+        return found
 
     def recall(self) -> RuleSet | None:
-        return self._known if self._known and self._known.generation == self._generation else None
+        known = self._known
+        return known if known and known.generation == self._generation else None
 
     def generation(self) -> object:
         return self._generation
@@ -129,10 +133,15 @@ class FakeFirewall:
 
     def restore(self, text: str) -> None:
         """What ``iptables-restore --noflush`` does with this input. Raises FirewallError."""
-        self._generation += 1
-        lines = text.splitlines()
-        for _, group in groupby(enumerate(lines), key=_table_counter()):
-            self._commit([line for _, line in group])
+        with self._writing:
+            self._restore(text)
+
+    def _restore(self, text: str) -> None:
+        try:
+            for _, group in groupby(enumerate(text.splitlines()), key=_table_counter()):
+                self._commit([line for _, line in group])
+        finally:
+            self._generation += 1
 
     def _commit(self, lines: Sequence[str]) -> None:
         """One table, from ``*table`` to ``COMMIT``."""
@@ -143,8 +152,8 @@ class FakeFirewall:
         for line in lines[1:-1]:
             _take(draft, BUILTIN[table], line, self._spell)
         _refuse_dangling(draft)
-        self._chains = {key: rules for key, rules in self._chains.items() if key[0] != table}
-        self._chains.update({(table, chain): rules for chain, rules in draft.items()})
+        others = {key: rules for key, rules in self._chains.items() if key[0] != table}
+        self._chains = others | {(table, chain): rules for chain, rules in draft.items()}
 
     def _learn(self, changes: Sequence[RuleChange]) -> None:
         for change in changes:
