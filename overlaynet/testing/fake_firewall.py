@@ -42,8 +42,8 @@ class FakeFirewall:
     """`spell` is how this filter prints a rule; by default as it was written.
 
     `fail` makes the next commits fail; `restore` is any other program's hand on the same rules; `hit`
-    lets packets match. Any thread may observe while another writes, and one at a time writes. `restores` and `bytes_written` count as the real adapter does;
-    `beside` is what others have that it does not show."""
+    lets packets match. `restores` and `bytes_written` count as the real adapter does;
+    `beside` is what others have that it does not show. Any thread may look while another one writes."""
 
     def __init__(
         self,
