@@ -6,13 +6,15 @@ from typing import NamedTuple
 
 
 class Case(NamedTuple):
-    """`settings` are written below /proc/sys, `commands` run one a line; `same_size` says that a legacy
-    table keeps its size, so that no poll can see the edit."""
+    """`settings` are written below /proc/sys, `commands` run one a line; `commit` is for iptables-restore, where
+    an agent that is quick must not come between; `same_size` says that a legacy table keeps its size, so that no
+    poll can see the edit."""
 
     object: str
     how: str
     commands: str = ""
     settings: tuple[tuple[str, str], ...] = ()
+    commit: str = ""
     same_size: bool = False
 
     @property
@@ -72,7 +74,7 @@ RULES = (
     Case("jump", "altered", f"iptables -R FORWARD 1 {HOOK.format(target='ACCEPT')}", same_size=True),
     Case("jump", "doubled", f"iptables -A FORWARD {HOOK.format(target='OVL-FORWARD')}"),
     Case("chain", "emptied", "iptables -F OVL-FORWARD"),
-    Case("chain", "removed", "iptables -D INPUT 1\niptables -F OVL-INPUT\niptables -X OVL-INPUT"),
+    Case("chain", "removed", commit="*filter\n-D INPUT 1\n-F OVL-INPUT\n-X OVL-INPUT\nCOMMIT\n"),
     Case(
         "rule-under-its-comment",
         "altered",

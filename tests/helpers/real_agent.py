@@ -22,7 +22,7 @@ from helpers.eventually import eventually
 from helpers.kernel_hosts import RealHost, real_host
 from helpers.model import KEYS, lease, network, vtep_mac
 
-from overlaynet.errors import Contested
+from overlaynet.errors import Contested, OverlayError
 from overlaynet.firewall.chains import is_ours
 from overlaynet.firewall.iptables import Iptables
 from overlaynet.model import Identity
@@ -68,16 +68,21 @@ class RealAgent:
     device: str = ""
 
     def sh(self, text: str) -> None:
-        """Another program's hand: one command a line; `iptables` is the variant in use."""
+        """Another program's hand: one command a line; `iptables` is the variant in use, which waits for its lock."""
         for line in text.strip().splitlines():
             words = shlex.split(line.replace("{port}", self.device))
             if words[0] == "iptables":
-                words[0] = f"iptables-{self.flavour}"
-            with self.host.netns.entered():
-                subprocess.run(words, check=True, capture_output=True, text=True)
+                words[:1] = [f"iptables-{self.flavour}", "-w"]
+            self._run(words)
+
+    def _run(self, words: list[str], stdin: str = "") -> None:
+        with self.host.netns.entered():
+            subprocess.run(words, check=True, input=stdin, capture_output=True, text=True)
 
     def break_by(self, case: Case) -> None:
         self.sh(case.commands)
+        if case.commit:
+            self._run([f"iptables-{self.flavour}-restore", "-w", "--noflush"], case.commit)
         for name, value in case.settings:
             self.write_sysctl(name, value)
 
@@ -142,10 +147,14 @@ class RealAgent:
     def put_lease(self, key: str, value: bytes) -> None:
         self.store.commit([], [Put(key, value)])
 
+    def problems(self) -> list[OverlayError]:
+        """As the loop's thread sees them, which else would be at them just then."""
+        return list(self.loop.call(Loop.problems))
+
     def quiet(self) -> bool:
         """Whether there is nothing to do: nothing failed, nothing suspected. That it was all broken often is
         no matter here."""
-        host, problems = self.loop.host, self.loop.problems()
+        host, problems = self.loop.host, self.problems()
         troubles = [problem for problem in problems if not isinstance(problem, Contested)]
         under_way = host.failures or host.drift.suspects or host.drift.look or host.looking or host.due
         return not (under_way or troubles)
