@@ -68,7 +68,7 @@ class RealAgent:
     device: str = ""
 
     def sh(self, text: str) -> None:
-        """Another program's hand: one command a line; `iptables` is the variant in use, which waits for its lock."""
+        """Another program's hand: one command a line; `iptables`, the variant in use, waits for its lock."""
         for line in text.strip().splitlines():
             words = shlex.split(line.replace("{port}", self.device))
             if words[0] == "iptables":
