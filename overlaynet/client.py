@@ -102,7 +102,7 @@ class AgentClient:
         text = None if body is None else json.dumps(body).encode()
         try:
             # An agent that need not read the whole request answers at once and closes: the answer counts.
-            with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.request(method, path, text, {"Content-Type": "application/json"} if text else {})
             answer = connection.getresponse()
             document = json.loads(answer.read())

@@ -18,7 +18,7 @@ import logging
 import math
 import queue
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -176,10 +176,10 @@ class Loop:
 
         Raises NotReady if its turn did not come in time; then it never will. What has begun is waited for:
         the caller's descriptors are in use until then."""
-        if self._stopped:
-            raise _stopping()
         reply: Future[Any] = Future()
         self.inbox.put(Request(run, reply))
+        if self._stopped and reply.cancel():  # asked only now, for else the loop may end in between
+            raise _stopping()
         try:
             return reply.result(timeout_s)
         except TimeoutError:
@@ -190,7 +190,7 @@ class Loop:
     def _refuse(self, items: list[Item]) -> None:
         """Leave nobody waiting for a loop that has ended."""
         self._stopped = True
-        for item in items:
+        for item in (*items, *self._waiting()):
             if isinstance(item, Request) and item.reply.set_running_or_notify_cancel():
                 item.reply.set_exception(_stopping())
 
@@ -211,13 +211,17 @@ class Loop:
         deadlines += [now] if self.host.due else []
         if self.host.looking is None:
             deadlines += [self._next_look, *([self._noticed_look] if self.host.drift.look else [])]
-        items: list[Item] = []
         try:
-            items.append(self.inbox.get(timeout=max(0.0, min(deadlines) - now)))
-            while True:
-                items.append(self.inbox.get_nowait())
+            first = self.inbox.get(timeout=max(0.0, min(deadlines) - now))
         except queue.Empty:
-            return items
+            return []
+        return [first, *self._waiting()]
+
+    def _waiting(self) -> Iterator[Item]:
+        """All that is in the inbox now."""
+        with suppress(queue.Empty):
+            while True:
+                yield self.inbox.get_nowait()
 
     def _handle(self, item: Item) -> None:
         match item:

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import threading
+from concurrent.futures import Future
 from ipaddress import ip_interface
 
 import pytest
@@ -21,6 +22,7 @@ from overlaynet.state import Kind
 from overlaynet.store import codec, disk
 from overlaynet.store.memory import MemoryStore
 from overlaynet_agent import commands
+from overlaynet_agent.loop import Request
 from overlaynet_agent.storeworker import KeepAlive
 
 pytestmark = pytest.mark.fake
@@ -390,6 +392,17 @@ def test_request_to_a_loop_that_has_ended_is_refused(start):
     one.stop()
     with pytest.raises(Exception, match="stopping"):
         one.loop.call(lambda loop: None)
+
+
+def test_request_that_comes_while_the_loop_ends_is_refused_at_once(start, monkeypatch):
+    """It was not there yet when the loop found that it is to stop."""
+    one, late = start(), Future()
+    monkeypatch.setattr(
+        type(one.loop.manager), "stopping", lambda _: one.loop.inbox.put(Request(lambda loop: None, late))
+    )
+    one.stop()
+    with pytest.raises(Exception, match="stopping"):
+        late.result(10)
 
 
 def test_loop_that_hangs_is_not_kept_alive(start):
