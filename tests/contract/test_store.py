@@ -24,6 +24,10 @@ from overlaynet.store.etcd.rpc import etcdrpc
 from overlaynet.store.memory import MemoryStore
 
 MANY = 12_000
+DEADLINE_S = 20.0
+"""For one call: other tests want the disk too, and what was given up may be done all the same."""
+LASTS_S = 3_600
+"""A lease that ran out beside another test would make a revision there."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,13 @@ def _memory(prefix: str) -> World:
 
 
 def _etcd(prefix: str, url: str) -> World:
-    store = EtcdStore([url])
+    store = EtcdStore([url], deadline_s=DEADLINE_S)
 
     def compact() -> None:
         member = store._connection.member
-        member.kv.Compact(etcdrpc.CompactionRequest(revision=store.read([prefix]).revision), timeout=5)
+        member.kv.Compact(etcdrpc.CompactionRequest(revision=store.read([prefix]).revision), timeout=DEADLINE_S)
 
-    return World(store, prefix, lambda: EtcdStore([url]), compact, lambda _: None)
+    return World(store, prefix, lambda: EtcdStore([url], deadline_s=DEADLINE_S), compact, lambda _: None)
 
 
 def _through_a_probe(store: Store) -> Store:
@@ -137,7 +141,7 @@ def told(notices: list[Notice], prefix: str = "") -> list[str]:
 
 
 def test_listing_holds_values_revisions_and_leases(world: World) -> None:
-    lease = world.store.grant(60).lease_id
+    lease = world.store.grant(LASTS_S).lease_id
     first = world.put("a", b"1")
     second = world.put("a", b"2", lease)
     (item,) = world.store.read([world.prefix]).items
@@ -358,14 +362,14 @@ def test_a_sink_may_call_the_store(watched: World) -> None:
 
 
 def test_lease_keeps_living_when_renewed(world: World) -> None:
-    grant = world.store.grant(60)
-    assert grant.ttl_s == 60
-    assert world.store.keep_alive(grant.lease_id) == 60
-    assert 0 < world.store.time_to_live(grant.lease_id) <= 60
+    grant = world.store.grant(LASTS_S)
+    assert grant.ttl_s == LASTS_S
+    assert world.store.keep_alive(grant.lease_id) == LASTS_S
+    assert 0 < world.store.time_to_live(grant.lease_id) <= LASTS_S
 
 
 def test_revoked_lease_takes_its_keys_in_one_revision(watched: World) -> None:
-    lease = watched.store.grant(60).lease_id
+    lease = watched.store.grant(LASTS_S).lease_id
     watched.put("a", lease_id=lease)
     revision = watched.put("b", lease_id=lease)
     watched.put("stays")
@@ -378,7 +382,7 @@ def test_revoked_lease_takes_its_keys_in_one_revision(watched: World) -> None:
 
 
 def test_key_put_without_its_lease_outlives_it(world: World) -> None:
-    lease = world.store.grant(60).lease_id
+    lease = world.store.grant(LASTS_S).lease_id
     world.put("a", lease_id=lease)
     world.put("a")
     world.store.revoke(lease)
@@ -386,7 +390,7 @@ def test_key_put_without_its_lease_outlives_it(world: World) -> None:
 
 
 def test_lease_that_is_not_renewed_runs_out_and_takes_its_keys_in_one_revision(watched: World) -> None:
-    grant = watched.store.grant(2)
+    grant = watched.store.grant(4)
     watched.put("a", lease_id=grant.lease_id)
     revision = watched.put("b/1", lease_id=grant.lease_id)
     sink = Sink()

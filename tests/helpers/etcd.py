@@ -52,7 +52,7 @@ class EtcdServer:
         with self._log.open("ab") as log:
             self._said_before = log.tell()
             self._process = subprocess.Popen(self._arguments(), cwd=self.directory, stdout=log, stderr=log)
-        eventually(self._listens, deadline_s=20)
+        eventually(self._listens, deadline_s=60)
 
     def _arguments(self) -> list[str]:
         listen = self.url if self.url.startswith("https") else f"{self.url},unix://{self.socket.name}"
@@ -106,8 +106,8 @@ Member = TypeVar("Member", bound=EtcdServer)
 def running_etcd(directory: Path, *, scheme: str = "http", extra: Sequence[str] = ()) -> Iterator[EtcdServer]:
     """An etcd that is ended with the block, however the block ends."""
     server = EtcdServer(directory, scheme=scheme, extra=extra)
-    server.start()
     try:
+        server.start()
         yield server
     finally:
         server.kill()

@@ -63,7 +63,7 @@ import sys
 from overlaynet.errors import StoreUnavailable
 from overlaynet.store.etcd import EtcdStore
 
-store = EtcdStore([sys.argv[1]], deadline_s=2)
+store = EtcdStore([sys.argv[1]])
 store.read(["/a/"])
 store.watch(["/a/"], 1, lambda notice: None)
 print("ready", flush=True)
@@ -192,7 +192,7 @@ def test_frozen_member_costs_one_call_and_is_left(etcd: EtcdServer, tmp_path: Pa
             beside = EtcdStore([server.url])
             put(beside, "/a/1", value)
             beside.close()
-        store = EtcdStore([etcd.url, other.url], deadline_s=1.0)
+        store = EtcdStore([etcd.url, other.url], deadline_s=4.0)
         assert values_of(store) == [b"first"]
         etcd.freeze()
         with pytest.raises(StoreUnavailable):
@@ -261,18 +261,18 @@ def guarded(etcd: EtcdServer) -> EtcdServer:
     with grpc.insecure_channel(etcd.url.removeprefix("http://")) as channel:
         auth = etcdrpc.AuthStub(channel)
         _users(auth)
-        auth.AuthEnable(etcdrpc.AuthEnableRequest(), timeout=5)
+        auth.AuthEnable(etcdrpc.AuthEnableRequest(), timeout=30)
     return etcd
 
 
 def _users(auth: Any) -> None:
     for user, role in (("root", "root"), ("reader", "read-a")):
-        auth.UserAdd(etcdrpc.AuthUserAddRequest(name=user, password=f"{user}-password"), timeout=5)
-        auth.RoleAdd(etcdrpc.AuthRoleAddRequest(name=role), timeout=5)
-        auth.UserGrantRole(etcdrpc.AuthUserGrantRoleRequest(user=user, role=role), timeout=5)
+        auth.UserAdd(etcdrpc.AuthUserAddRequest(name=user, password=f"{user}-password"), timeout=30)
+        auth.RoleAdd(etcdrpc.AuthRoleAddRequest(name=role), timeout=30)
+        auth.UserGrantRole(etcdrpc.AuthUserGrantRoleRequest(user=user, role=role), timeout=30)
     request = etcdrpc.AuthRoleGrantPermissionRequest(name="read-a")
     request.perm.permType, request.perm.key, request.perm.range_end = 0, b"/a/", b"/a0"
-    auth.RoleGrantPermission(request, timeout=5)
+    auth.RoleGrantPermission(request, timeout=30)
 
 
 def logged_in(server: EtcdServer, user: str, password: str | None = None) -> EtcdStore:
