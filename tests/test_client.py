@@ -29,7 +29,7 @@ class Server:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind(str(path))
         self._socket.listen()
-        self._thread = threading.Thread(target=self._serve)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
     def replies(self, status: int, document: object) -> None:
@@ -41,11 +41,11 @@ class Server:
         with connection:
             self.request, self.fds, _, _ = socket.recv_fds(connection, 1, 4)
             while b"\r\n\r\n" not in self.request:
-                self.request += connection.recv(65536)
+                self.request += _more(connection)
             head, _, body = self.request.partition(b"\r\n\r\n")
             length = next((int(h.split()[1]) for h in head.splitlines() if h.startswith(b"Content-Length")), 0)
             while self.reads_body and len(body) < length:
-                body += connection.recv(65536)
+                body += _more(connection)
             self.request = head + b"\r\n\r\n" + body
             connection.sendall(self.answer)
 
@@ -59,6 +59,14 @@ class Server:
         self._socket.close()
         for fd in self.fds:
             os.close(fd)
+
+
+def _more(connection: socket.socket) -> bytes:
+    """A client that has gone in the middle sends nothing for ever."""
+    found = connection.recv(65536)
+    if not found:
+        raise EOFError("the client has gone")
+    return found
 
 
 @pytest.fixture

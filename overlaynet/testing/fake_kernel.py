@@ -95,8 +95,13 @@ class FakeKernel:
             self._put_address(Address(name, address))
 
     def fail_next(self, kind: str, number: int, *, times: int = 1) -> None:
-        """Refuse the next `times` writes of this kind (or attach, detach, observe) with this errno."""
+        """Refuse the next `times` writes of this kind (or attach, detach, observe) with this errno, or until
+        `recover`."""
         self._failures += [(str(kind), number)] * times
+
+    def recover(self) -> None:
+        """Refuse nothing any more."""
+        self._failures = []
 
     def tamper(self, *changes: Change) -> None:
         """Change something behind the agent's back: not counted, and not made to fail. Raises KernelError."""
@@ -390,9 +395,10 @@ class FakeKernel:
         return self.sysctls.get(name)
 
     def _fail_if_told(self, kind: str, what: str) -> None:
-        for told in self._failures:
+        failures = self._failures  # another thread may `recover`
+        for told in failures:
             if told[0] == kind:
-                self._failures.remove(told)
+                failures.remove(told)
                 raise KernelError(what, told[1])
 
     def _wire(self, inside: FakeKernel, wiring: Wiring) -> None:
