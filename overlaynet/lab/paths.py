@@ -164,7 +164,8 @@ class Paths:
     def _names(self) -> tuple[str, ...]:
         found: set[str] = set()
         for root in (self.labs, self.state_root / "labs"):
-            with suppress(PermissionError):  # nothing in there is ours; whoever wants to write there is told
+            # Nothing in there is ours, and whoever wants to write there is told; or the last lab has just gone.
+            with suppress(PermissionError, FileNotFoundError):
                 found |= {file.parent.name for kind in _RECORDS for file in root.glob(f"*/{kind}")}
         return tuple(sorted(found))
 
