@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 
 class Case(NamedTuple):
-    """`settings` are written below /proc/sys, `commands` run one a line; `commit` is for iptables-restore, where
-    an agent that is quick must not come between; `same_size` says that a legacy table keeps its size, so that no
-    poll can see the edit."""
+    """`settings` are written below /proc/sys, `commands` run one a line; `commit` is for iptables-restore,
+    where a quick agent must not come between; `same_size` says that a legacy table keeps its size, so that
+    no poll can see the edit."""
 
     object: str
     how: str
