@@ -248,9 +248,9 @@ def capturing(lab: Lab, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
         start_new_session=True,
     )
     assert process.stderr is not None
-    heard = process.stderr.readline()
-    assert heard.startswith(b"listening at"), heard + process.stderr.read()
     try:
+        heard = process.stderr.readline()
+        assert heard.startswith(b"listening at"), heard
         yield process
     finally:
         process.kill()
@@ -322,7 +322,7 @@ def test_file_on_a_pipe_is_whole_while_it_is_written(lab: Lab) -> None:
 @pytest.mark.lab
 @requires_lab
 def test_document_of_what_passes_for_a_while(lab: Lab) -> None:
-    with capturing(lab, "web-1", "web-2", "--for", "4", "-o", "json", "icmp and host web-2") as process:
+    with capturing(lab, "web-1", "web-2", "--for", "6", "-o", "json", "icmp and host web-2") as process:
         pings(lab, 2)
         out, _ = process.communicate(timeout=20)
     document = json.loads(out)

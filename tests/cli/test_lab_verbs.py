@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,10 +169,14 @@ def test_command_in_a_container_sees_its_own_address(shell):
 def test_who_ends_exec_ends_the_command_which_decides_how(shell):
     line = ["sh", "-c", "trap 'echo told; exit 3' TERM; echo ready; while :; do sleep 0.1; done"]
     argv = [sys.executable, "-m", "overlaynet.cli.main", "exec", "-l", shell.lab, "web-1", "--", *line]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "ready\n"
-        process.terminate()
-        assert (process.wait(30), process.stdout.read()) == (3, "told\n")
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            process.terminate()
+            assert (process.wait(30), process.stdout.read()) == (3, "told\n")
+        finally:
+            with suppress(ProcessLookupError):  # else nobody is left
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_shell_knows_the_names(shell):
