@@ -311,12 +311,11 @@ def test_password_is_changed_and_certificates_are_renewed_while_agents_run(reade
     assert machine.path("/run/overlaynet/agent.pid").read_text() == pid
 
 
-def put_peer(reader: Reader, least: int) -> str:
-    """Reserve a subnet, as an operator does: the first from this one on that chance has given to no machine."""
-    own = "".join(own_subnet(one) for one in reader.machines)
-    number = next(n for n in range(least, 255) if f"10.244.{n}.0/24" not in own)
+def put_peer(reader: Reader, number: int) -> str:
+    """Reserve a subnet, as an operator does; answer which. An agent may have taken any, by chance."""
     operator = [f"OVERLAYNET_ETCD_{name.upper()}={HOME}/operator/client.{end}" for name, end in PAIR.items()]
-    subnet = f"10.244.{number}.0/24"
+    taken = [eventually(lambda one=one: own_subnet(one), deadline_s=PATIENCE_S) for one in reader.machines]
+    subnet = next(s for n in range(number, 256, 10) if (s := f"10.244.{n}.0/24") not in taken)
     argv = [
         "overlaynet",
         "-l",
@@ -355,4 +354,6 @@ def healthy(reader: Reader) -> bool:
 
 
 def own_subnet(machine: Machine) -> str:
-    return str(machine.agent().get("/v1/status")["lease"]["subnets"])
+    """Nothing as long as it has none."""
+    lease = machine.agent().get("/v1/status")["lease"]
+    return str(lease["subnets"][0]) if lease else ""

@@ -362,10 +362,12 @@ def test_network_and_leases_are_shown_and_changed(run: Run) -> None:
     code, found = asked(run, "network", "show")
     assert code == 0
     assert "10.244.0.0/16" in json.dumps(found)
-    assert run("lease", "reserve", "10.244.77.0/24", "--public-ip", "192.168.56.99")[0] == 0
+    taken = {lease["subnet"] for lease in asked(run, "get", "leases")[1]["items"]}
+    subnet = next(s for n in range(77, 256) if (s := f"10.244.{n}.0/24") not in taken)
+    assert run("lease", "reserve", subnet, "--public-ip", "192.168.56.99")[0] == 0
     leases = asked(run, "get", "leases")[1]["items"]
-    assert ("10.244.77.0/24", None) in {(lease["subnet"], lease["expires_in_s"]) for lease in leases}
-    assert run("lease", "delete", "10.244.77.0/24", "--yes")[0] == 0
+    assert (subnet, None) in {(lease["subnet"], lease["expires_in_s"]) for lease in leases}
+    assert run("lease", "delete", subnet, "--yes")[0] == 0
 
 
 def test_container_of_somebody_elses_is_attached_on_its_machine_and_detached(run: Run, far: Far) -> None:
