@@ -147,6 +147,8 @@ class _Loop:
             if self._due and self._due[0][0] <= now:
                 _, ident, seq = heapq.heappop(self._due)
                 self._act(self._pings[ident], seq, now)
+                if not self._running:
+                    return  # what else is due is about pings that have ended
             wait = max(0.0, self._due[0][0] - time.monotonic()) if self._due else 0.0
             for key, _ in selector.select(wait):
                 self._receive(key.fileobj)  # type: ignore[arg-type]
