@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface
 from typing import Protocol
 
+from helpers.eventually import eventually
 from helpers.private_netns import PrivateNetns, private_netns
 
 from overlaynet.addr import Mac
@@ -96,6 +97,8 @@ def real_host() -> Iterator[RealHost]:
         netns.run("ip link set wire up")
         netns.run(f"ip link set {UNDERLAY} up")
         netns.run(f"ip address add {PUBLIC} dev {UNDERLAY}")
+        # The kernel announces a carrier in its own time (net/core/link_watch.c); who listens by then would hear it.
+        eventually(lambda: " state UP " in netns.run(f"ip -o link show {UNDERLAY}"))
         stack.enter_context(netns.entered())
         kernel = KernelAdapter.open()
         stack.callback(kernel.close)

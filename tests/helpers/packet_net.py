@@ -74,7 +74,9 @@ class PacketNet:
                 listener.sendto(b"A" * 8, sender)
 
     def observed(self) -> model.World:
-        """What its places hold now."""
+        """What its places hold now, once each device has, or has not, the carrier that it was given or lost."""
+        for netns in self.namespaces.values():
+            eventually(lambda netns=netns: all(map(_is_settled, netns.run("ip -o link").splitlines())))
         places = {}
         for name, place in self.world.places.items():
             with self.namespaces[name].entered():
@@ -85,6 +87,13 @@ class PacketNet:
                 rules = Iptables(self.flavour).observe()
             places[name] = replace(place, kernel=state, rules=rules)
         return replace(self.world, places=places)
+
+
+def _is_settled(line: str) -> bool:
+    """Whether the kernel has come round to a change of a device's carrier (net/core/link_watch.c): until then
+    it sends by it as before, and says NO-CARRIER as before."""
+    flags = line.partition("<")[2].partition(">")[0].split(",")
+    return "UP" not in flags or ("LOWER_UP" in flags) != ("NO-CARRIER" in flags)
 
 
 @contextmanager
