@@ -77,7 +77,7 @@ ON_HOST: tuple[tuple[str, str], ...] = (
     ("ip route replace {subnet} metric {metric} via {other_vtep} dev flannel.1 onlink", ASTRAY),
     ("ip route add {ip}/32 via {other_ip}", ASTRAY),
     ("ip route add {ip}/32 dev cni0", ASTRAY),
-    ("ip route add {refusing} {ip}/32", "route_wrong"),
+    ("ip route add {refusing} {ip}/32", "route_wrong neigh_missing"),
     ("ip route add unreachable {subnet}", "route_wrong"),
     ("ip route del default", "route_missing"),
     ("ip neigh del {vtep} dev flannel.1", "neigh_missing"),
