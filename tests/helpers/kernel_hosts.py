@@ -97,7 +97,7 @@ def real_host() -> Iterator[RealHost]:
         netns.run("ip link set wire up")
         netns.run(f"ip link set {UNDERLAY} up")
         netns.run(f"ip address add {PUBLIC} dev {UNDERLAY}")
-        # The kernel announces a carrier in its own time (net/core/link_watch.c); who listens by then would hear it.
+        # The kernel announces a carrier in its own time (net/core/link_watch.c); who listens by then hears it.
         eventually(lambda: " state UP " in netns.run(f"ip -o link show {UNDERLAY}"))
         stack.enter_context(netns.entered())
         kernel = KernelAdapter.open()
