@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from overlaynet.addr import VXLAN_OVERHEAD_BYTES
 from overlaynet.model import DEFAULT_VXLAN_PORT
-from overlaynet.trace.model import Captured, Direction, Frame, Headers, Point
+from overlaynet.trace.model import Captured, Direction, Frame, Headers, Point, Sent
 
 if TYPE_CHECKING:
     from overlaynet.trace.filter import Names
@@ -111,6 +111,13 @@ class Packet:
             above = (headers.icmp.type, headers.icmp.code, headers.icmp.seq)
             payload = b"" if headers.icmp.type in _ICMP_ERRORS else payload
         return (headers.protocol, headers.ip_id, headers.offset, headers.more_fragments, *above, payload)
+
+    def is_of(self, sent: Sent) -> bool:
+        """Whether this is what was sent, or came back for it: an answer, an error. Datagrams and echoes are
+        known by their cookie, which errors quote; connections, which have no payload, by the sender's port."""
+        one = self.innermost
+        in_connection = one.protocol == "tcp" and sent.src_port in (one.src_port, one.dst_port)
+        return in_connection or bytes.fromhex(sent.cookie) in self.data
 
     @cached_property
     def unchanging(self) -> bytes:

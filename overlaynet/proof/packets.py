@@ -6,8 +6,8 @@
     packets.at("node-1:eth0").expect(vxlan(vni=1, carrying=sent))
     packets.at("node-1:eth0").never("net 10.244.0.0/16 and not tunnelled")
 
-Looking (`at`, `where`, `incoming`, `outgoing`, `follow`) answers packets, maybe none. Asserting (`expect`,
-`never`, `only`, `path`) raises `Refuted`, which shows the packets that refute it.
+Looking (`at`, `where`, `of`, `incoming`, `outgoing`, `follow`) answers packets, maybe none. Asserting
+(`expect`, `never`, `only`, `path`) raises `Refuted`, which shows the packets that refute it.
 
 Not to have seen something proves nothing unless somebody looked all the time. So whatever rests on silence
 (`never`, `only`, an exact count, a path that is not seen) raises `Inconclusive` where a point was not a
@@ -25,7 +25,7 @@ from overlaynet.proof.packet import Packet, Scene
 from overlaynet.proof.predicates import Match, as_match
 from overlaynet.proof.way import Inconclusive, Refuted, Way, line
 from overlaynet.trace.filter import Filter
-from overlaynet.trace.model import Point, Tap
+from overlaynet.trace.model import Point, Sent, Tap
 
 SHOWN = 12
 """Packets that a failure shows, the refuting ones among them."""
@@ -129,6 +129,10 @@ class Packets(Sequence[Packet]):
         """Those that match. Raises UsageError for a filter that makes no sense."""
         wanted = self._known(match)
         return self._narrowed(p for p in self._found() if wanted(p))
+
+    def of(self, *sent: Sent) -> Packets:
+        """What `Network.send` sent, and what came back for it: others may send at the same time."""
+        return self._narrowed(p for p in self._found() if any(p.is_of(one) for one in sent))
 
     @property
     def incoming(self) -> Packets:

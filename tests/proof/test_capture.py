@@ -17,7 +17,7 @@ from overlaynet.cluster.contexts import LabCluster
 from overlaynet.errors import EnvironmentProblem, NotFound, UsageError
 from overlaynet.lab.lab import Lab
 from overlaynet.lab.topology import parse
-from overlaynet.proof import Inconclusive, Network, Refuted, arp, capture, icmp, same, tcp, udp, vxlan
+from overlaynet.proof import Inconclusive, Network, Refuted, capture, icmp, same, tcp, udp, vxlan
 
 DOCUMENT = (Path(__file__).parent.parent.parent / "docs" / "capture.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
@@ -133,7 +133,7 @@ def test_interface_that_goes_down_meanwhile_is_no_witness(net: Network, lab: Lab
     lab.driver.run("client-2", ["ip", "route", "add", "default", "via", "10.244.3.1"])
     assert not packets.witness("client-2:eth0")
     with pytest.raises(Inconclusive, match="client-2:eth0 could not be listened at: went down"):
-        packets.never(arp())
+        packets.never(udp(9))
 
 
 def test_flood_that_finds_no_room_is_no_proof(net: Network, lab: Lab) -> None:

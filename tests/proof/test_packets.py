@@ -6,6 +6,7 @@ import pytest
 from helpers import frames
 from helpers.captures import (
     NODE_1,
+    NODE_2,
     SCENE,
     VIP,
     WEB_1,
@@ -21,6 +22,7 @@ from overlaynet.errors import UsageError
 from overlaynet.proof.packets import Packets
 from overlaynet.proof.predicates import arp, icmp, tcp, udp, vxlan
 from overlaynet.proof.way import Inconclusive, Refuted
+from overlaynet.trace.model import Sent
 
 pytestmark = pytest.mark.unit
 
@@ -50,6 +52,28 @@ def test_directions_and_predicates_narrow() -> None:
     assert len(packets.where("icmp and not tunnelled")) == 5
     assert len(packets[1:3]) == 2
     assert packets[1:3].points == ROAD
+
+
+def test_packets_of_what_was_sent_are_told_from_what_others_send() -> None:
+    cookie, other = b"\x01\x02\x03\x04\x05\x06\x07\x08", b"another"
+    ours = frames.echo(WEB_1, WEB_3, 7, cookie * 4)
+    packets = captured(
+        seen("web-1:eth0", ours, 0),
+        seen("web-1:eth0", frames.echo(WEB_1, WEB_3, 7, other * 4), 10),
+        seen("web-1:eth0", frames.syn(WEB_1, 40_000, VIP, 80), 20),
+        seen("node-1:eth0", frames.vxlan(NODE_1, NODE_2, ours), 30),
+        seen("web-1:eth0", frames.error("10.244.1.1", WEB_1, ours, 3, 4, mtu=1450), 40),
+    )
+    sent = packets.of(Sent(1, cookie.hex(), 7, None))
+    assert [packet.t_ns for packet in sent] == [0, 30_000, 40_000]
+    assert sent.points == packets.points
+
+
+def test_packets_of_a_connection_are_told_by_its_port_on_both_sides_of_nat() -> None:
+    ours, other = frames.syn_ack(WEB_3, 8080, WEB_1, 40_000), frames.syn(WEB_1, 40_001, VIP, 80)
+    packets = captured(*call_to_a_service(), seen("web-3:eth0", ours, 60), seen("web-1:eth0", other, 70))
+    assert list(packets.of(Sent(1, "a1" * 8, 40_000, None))) == list(packets[:-1])
+    assert list(packets.of(Sent(1, "b2" * 8, 40_001, None))) == [packets[-1]]
 
 
 def test_mistake_in_a_filter_is_an_error_even_where_nothing_was_captured() -> None:
