@@ -41,15 +41,15 @@ def check(stage: Stage, board: Board) -> None:
         assert not down, f"down: {', '.join(down)}"
     ear, eth0 = f"{NODE}:{THIRD_END}", {name: f"{name}:eth0" for name in PAIR}
     with board.claim("blue receives what red sends, and red the answer"), _third_cable(stage, bridge):
-        stage.run("red", "ip", "neigh", "flush", "dev", "eth0")  # it has to ask for blue's MAC
         with stage.net.capture([*eth0.values(), *cable.values(), ear, f"{NODE}:eth0"]) as packets:
-            stage.net.send("red", "blue")
+            stage.run("red", "ip", "neigh", "flush", "dev", "eth0")  # it has to ask for blue's MAC
+            sent = stage.net.send("red", "blue")
         packets.at(eth0["blue"]).expect(icmp("echo-request", src="red"))
         packets.at(eth0["red"]).expect(icmp("echo-reply", src="blue"))
         forgotten = _after_it_forgot(stage, bridge, [eth0["blue"], ear])
     with board.claim("it is the same packet at both ends of both cables: no router is in between"):
         way = [eth0["red"], cable["red"], cable["blue"], eth0["blue"]]
-        request = packets.path(way, icmp("echo-request", src="red"))
+        request = packets.of(sent).path(way, icmp("echo-request", src="red"))
         for field in ("src", "dst", "src_mac", "dst_mac", "ttl"):
             request.keeps(field)
     board.measured(
@@ -89,9 +89,15 @@ def _third_cable(stage: Stage, bridge: str) -> Iterator[None]:
     stage.run(NODE, "ip", "link", "add", THIRD, *port)
     try:
         stage.run(NODE, "ip", "link", "set", THIRD_END, "up")
+        stage.until(lambda: _forwards(stage, THIRD), f"the bridge takes {THIRD} for one of its ports")
         yield
     finally:
         stage.run(NODE, "ip", "link", "delete", THIRD)
+
+
+def _forwards(stage: Stage, port: str) -> bool:
+    """Whether a bridge uses this port. It hears of the cable's other end a moment after that is up."""
+    return "state forwarding" in stage.run(NODE, "bridge", "link", "show", "dev", port)
 
 
 def _other_end(stage: Stage, name: str, host: KernelState) -> str:

@@ -49,8 +49,8 @@ def check(stage: Stage, board: Board) -> None:
         assert any(f"src={red} " in entry and f"dst={node} " in entry for entry in entries), entries
     with board.claim("blue, a neighbour of red, sees red itself"):
         with stage.net.capture(["blue:eth0"]) as near:
-            stage.net.send("red", "blue")
-        near.expect(icmp("echo-request", src="red"))
+            sent = stage.net.send("red", "blue")
+        near.of(sent).expect(icmp("echo-request", src="red"))
     board.measured(
         "ttl",
         theory=64 - 2,
@@ -87,8 +87,8 @@ def check(stage: Stage, board: Board) -> None:
 def _ping(stage: Stage) -> Packets:
     """What is seen of one ping from red to outside."""
     with stage.net.capture(WAY) as packets:
-        stage.net.send("red", "outside", wait_s=0.3)
-    return packets
+        sent = stage.net.send("red", "outside", wait_s=0.3)
+    return packets.of(sent)
 
 
 def _last(packets: Packets) -> str:

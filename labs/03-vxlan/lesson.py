@@ -24,10 +24,10 @@ def check(stage: Stage, board: Board) -> None:
         assert any(link.vxlan for link in links.values()), "devices of node-1: " + ", ".join(links)
     with board.claim("blue receives what red sends, and red the answer"):
         with stage.net.capture(WAY, dead=True) as packets:
-            stage.net.send("red", "blue")
-        sent = packets.at("red:eth0").expect(icmp("echo-request"))[0]
-        came = packets.at("blue:eth0").expect(icmp("echo-request"))[0]
-        packets.at("red:eth0").expect(icmp("echo-reply"))
+            ping = stage.net.send("red", "blue")
+        sent = packets.of(ping).at("red:eth0").expect(icmp("echo-request"))[0]
+        came = packets.of(ping).at("blue:eth0").expect(icmp("echo-request"))[0]
+        packets.of(ping).at("red:eth0").expect(icmp("echo-reply"))
     with board.claim("between the hosts it is inside VXLAN 1, byte for byte but for TTL and MAC addresses"):
         tunnel = packets.at("node-1:eth0").expect(vxlan(1, src="node-1", dst="node-2", carrying=sent))[0]
         packets.at("node-2:eth0").expect(vxlan(1, carrying=sent))

@@ -62,9 +62,9 @@ def check(stage: Stage, board: Board) -> None:
         because=f"the tunnel adds {OVERHEAD} bytes, and only then is the underlay full",
     )
     with board.claim("sent a packet that is too long, blue's host tells it so, if it may"):
-        told = _too_long(stage, "ACCEPT")
-        message = told.at("blue:eth0").expect(icmp("fragmentation-needed", dst="blue"))[0]
-        told.at("node-2:flannel.1").never(icmp())
+        packets, long = _too_long(stage, "ACCEPT")
+        message = packets.at("blue:eth0").expect(icmp("fragmentation-needed", dst="blue"))[0]
+        long.at("node-2:flannel.1").never(icmp())
     board.measured(
         "told",
         theory=TUNNEL_MTU,
@@ -72,13 +72,13 @@ def check(stage: Stage, board: Board) -> None:
         because="it names the MTU of the device that the packet did not fit into: flannel.1",
     )
     with board.claim("with that message dropped blue hears nothing, and the packet is gone"):
-        gone = _too_long(stage, "DROP")
-        gone.at("blue:eth0").never(icmp("unreachable"))
-        gone.at("red:eth0").never(icmp("echo-request"))
+        packets, long = _too_long(stage, "DROP")
+        packets.at("blue:eth0").never(icmp("unreachable"))
+        long.at("red:eth0").never(icmp("echo-request"))
     board.measured(
         "last",
         theory="node-2:cni0",
-        captured=_last(gone),
+        captured=_last(long),
         because="node-2 finds out when it is about to give it to flannel.1, which never sees it",
     )
 
@@ -105,13 +105,19 @@ def _whole(said: str, size: int) -> bool:
     return said == f"{size} of {size} bytes"
 
 
-def _too_long(stage: Stage, verdict: str) -> Packets:
-    """What is seen of a packet as long as the underlay's MTU from blue to red, which may not be cut, while
-    node-2's message about that is let through or dropped."""
+def _too_long(stage: Stage, verdict: str) -> tuple[Packets, Packets]:
+    """What is seen while blue sends red a packet as long as the underlay's MTU, which may not be cut, and
+    node-2's message about that is let through or dropped; and what of it is that packet. What still hangs may
+    have blue told a moment earlier, and then it is not sent: until all points listen nothing is let through."""
     size = UNDERLAY_MTU - IP_AND_ICMP
-    with _cable_of_blue_too_long(stage), _first_rule(stage, verdict), stage.net.capture(WAY) as packets:
-        stage.net.send("blue", "red", "icmp", size=size, df=True, wait_s=0.3)
-    return packets
+    with (
+        _first_rule(stage, "DROP"),
+        _cable_of_blue_too_long(stage),
+        stage.net.capture(WAY) as packets,
+        _first_rule(stage, verdict),
+    ):
+        sent = stage.net.send("blue", "red", "icmp", size=size, df=True, wait_s=0.3)
+    return packets, packets.of(sent)
 
 
 # --- for the length of a block --------------------------------------------------------------------

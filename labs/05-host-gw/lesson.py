@@ -32,8 +32,9 @@ def start(stage: Stage) -> None:
 
 def check(stage: Stage, board: Board) -> None:
     with board.claim("blue gets what red sends, and red the answer"):
-        with stage.net.capture(["red:eth0", "node-1:eth0", "node-2:eth0", "blue:eth0"]) as packets:
-            stage.net.send("red", "blue")
+        with stage.net.capture(["red:eth0", "node-1:eth0", "node-2:eth0", "blue:eth0"]) as everything:
+            ping = stage.net.send("red", "blue")
+        packets = everything.of(ping)
         sent = packets.at("red:eth0").expect(icmp("echo-request"))[0]
         packets.at("blue:eth0").expect(icmp("echo-request"))
         packets.at("red:eth0").expect(icmp("echo-reply"))
@@ -41,8 +42,9 @@ def check(stage: Stage, board: Board) -> None:
         packets.at("node-1:eth0", "node-2:eth0").never("vxlan")
         near = packets.at("node-1:eth0").expect(icmp("echo-request"))[0]
     with board.claim("green, behind the router, gets what red sends, and red the answer"):
-        with stage.net.capture(["red:eth0", "node-1:cni0", "node-1:eth0", "green:eth0"]) as packets:
-            stage.net.send("red", "green")
+        with stage.net.capture(["red:eth0", "node-1:cni0", "node-1:eth0", "green:eth0"]) as everything:
+            ping = stage.net.send("red", "green")
+        packets = everything.of(ping)
         packets.path(["red:eth0", "green:eth0"], icmp("echo-request"))
         packets.at("red:eth0").expect(icmp("echo-reply"))
     with board.claim("that is in a tunnel: the router sees the hosts' addresses alone"):
@@ -94,12 +96,12 @@ def _past_the_tunnel(stage: Stage) -> str:
     stage.run("node-1", "ip", "route", "add", *route)
     try:
         with stage.net.capture(WAY, dead=True) as packets:
-            stage.net.send("red", "green", wait_s=0.3)
+            ping = stage.net.send("red", "green", wait_s=0.3)
     finally:
         stage.run("node-1", "ip", "route", "del", *route)
     packets.at("node-1:eth0").expect(arp(dst=FAR))
-    packets.at("node-1:eth0", "green:eth0").never(icmp("echo-request"))
-    return last_seen(packets, WAY, icmp("echo-request"))
+    packets.of(ping).at("node-1:eth0", "green:eth0").never(icmp("echo-request"))
+    return last_seen(packets.of(ping), WAY, icmp("echo-request"))
 
 
 LESSON = Lesson(

@@ -17,7 +17,18 @@ from overlaynet.proof import Packets, tcp
 
 FAR, NEAR, PORT, TARGET_PORT = "10.112.0.10", "10.112.0.20", 80, 8080
 BRIDGE_NF = "net.bridge.bridge-nf-call-iptables"
-CALL = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=2).read()"
+CALL = """
+import socket, sys
+call = socket.socket()
+call.settimeout(2)
+call.bind(("", 0))
+print(call.getsockname()[1], flush=True)
+call.connect((sys.argv[1], 80))
+call.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+while call.recv(4096):
+    pass
+"""
+"""It says from which port it calls, before it does."""
 _SERVICE_CHAINS = re.compile(r"^:(OVL-(?:SERVICES|SVC-\w+|SEP-\w+)) ", re.MULTILINE)
 _DNAT = re.compile(r"^\[(\d+):\d+\] -A .* -j DNAT ", re.MULTILINE)
 
@@ -80,7 +91,8 @@ def check(stage: Stage, board: Board) -> None:
         packets.at("red:eth0").incoming.only(tcp(sport=PORT, src=NEAR, dst="red"))
     with board.claim(f"without {BRIDGE_NF} green answers too, and red resets it"):
         with _no_bridge_nf(stage), stage.net.capture(["red:eth0", "green:eth0"]) as packets:
-            stage.net.send("red", "svc/near", wait_s=0.3)
+            sent = stage.net.send("red", "svc/near", wait_s=0.3)
+        packets = packets.of(sent)
         packets.at("green:eth0").expect(tcp(sport=TARGET_PORT, flags="SA"))
         strange = packets.at("red:eth0").incoming.expect(tcp(flags="SA"))[0]
         packets.at("red:eth0").outgoing.expect(tcp(flags="R"))
@@ -95,8 +107,8 @@ def check(stage: Stage, board: Board) -> None:
 def _call(stage: Stage, address: str) -> Packets:
     """One HTTP request from red, whatever comes of it."""
     with stage.net.capture(["red:eth0", "node-1", "green:eth0", "blue:eth0"], "tcp") as packets:
-        stage.run("red", sys.executable, "-c", CALL, f"http://{address}/", fails=True)
-    return packets
+        port = int(stage.run("red", sys.executable, "-c", CALL, address, fails=True))
+    return packets.where(tcp(port))
 
 
 def _nat(stage: Stage) -> str:

@@ -12,12 +12,11 @@ from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Interface
 
 from overlaynet.lessons import Board, Lesson, Prediction, Stage
-from overlaynet.proof import Packets, icmp, tcp
+from overlaynet.proof import Match, Packet, Packets, icmp, same, tcp
 
 VIP, PORT = "10.112.0.10", 80
 BRIDGE = "cni0"
 ENDS = ("bridge", "red", "answered")
-OPENS, ANSWERS = tcp(flags="S"), tcp(src=VIP, sport=PORT, flags="SA")
 
 
 def start(stage: Stage) -> None:
@@ -34,12 +33,14 @@ def start(stage: Stage) -> None:
 
 def check(stage: Stage, board: Board) -> None:
     with board.claim("red's call to its own service comes back to red"):
-        packets = _call(stage)
-        call = packets.follow(packets.at("red:eth0").outgoing.expect(OPENS)[0])
+        packets, first = _call(stage)
+        call = packets.follow(first)
         call.require("it comes back to red", (call[-1].point.place, call[-1].direction) == ("red", "in"))
     with board.claim("red answers it, and is answered by its service"):
-        packets.at("red:eth0").outgoing.expect(tcp(sport=PORT, src="red", flags="SA"))
-        packets.at("red:eth0").incoming.expect(ANSWERS)
+        caller = call[-1].innermost
+        answer = tcp(sport=PORT, src="red", dst=caller.src, dport=caller.src_port, flags="SA")
+        packets.at("red:eth0").outgoing.expect(answer)
+        packets.at("red:eth0").incoming.expect(_answers(first))
     board.measured(
         "source",
         theory=_bridge_address(stage),
@@ -54,16 +55,17 @@ def check(stage: Stage, board: Board) -> None:
     )
     with board.claim("red sees blue's calls come from blue, and blue what red sends come from red"):
         with stage.net.capture(["blue:eth0", "red:eth0"], "tcp") as packets:
-            stage.net.send("blue", "svc/web", wait_s=0.3)
-        packets.at("red:eth0").incoming.expect(tcp(dport=PORT, src="blue", flags="S"))
+            sent = stage.net.send("blue", "svc/web", wait_s=0.3)
+        (first, *_) = packets.of(sent).at("blue:eth0").expect(tcp(flags="S"))
+        packets.where(same(first)).at("red:eth0").expect(tcp(dport=PORT, src="blue"))
         with stage.net.capture("blue", "icmp") as packets:
-            stage.net.send("red", "blue", wait_s=0.3)
-        packets.incoming.expect(icmp("echo-request", src="red"))
+            sent = stage.net.send("red", "blue", wait_s=0.3)
+        packets.of(sent).incoming.expect(icmp("echo-request", src="red"))
     ends = {}
     for hairpin in (True, False):
         for masquerade in (True, False):
             with _only(stage, hairpin=hairpin, masquerade=masquerade):
-                ends[hairpin, masquerade] = _end(_call(stage))
+                ends[hairpin, masquerade] = _end(*_call(stage))
     with board.claim("of the four combinations of hairpin and masquerade exactly one works"):
         told = [f"{_words(*combination)}: {end}" for combination, end in ends.items()]
         assert [c for c, end in ends.items() if end == "answered"] == [(True, True)], "\n".join(told)
@@ -81,24 +83,30 @@ def check(stage: Stage, board: Board) -> None:
     )
 
 
-def _call(stage: Stage) -> Packets:
-    """One call from red to its own service, as red's cable and its host see it."""
+def _call(stage: Stage) -> tuple[Packets, Packet]:
+    """What red's cable and its host see of one call from red to its own service, and that call's first packet.
+    Others may call at the same time; a host that has an agent again does."""
     with stage.net.capture(["red:eth0", f"node-1:{_port(stage)}", f"node-1:{BRIDGE}"], "tcp") as packets:
-        stage.net.send("red", "svc/web", wait_s=0.3)
-    return packets
+        sent = stage.net.send("red", "svc/web", wait_s=0.3)
+    first = packets.at("red:eth0").outgoing.expect(tcp(sport=sent.src_port, dst=VIP, flags="S"))[0]
+    return packets, first
 
 
-def _end(packets: Packets) -> str:
+def _answers(first: Packet) -> Match:
+    """The service's answers to this call."""
+    return tcp(src=VIP, sport=PORT, dport=first.innermost.src_port, flags="SA")
+
+
+def _end(packets: Packets, first: Packet) -> str:
     """How far a call came: to the bridge, back to red, or to its answer. What was not seen did not pass."""
-    red = packets.at("red:eth0")
-    call = red.outgoing.expect(OPENS)[0]
-    if red.incoming.where(ANSWERS):
+    came = packets.at("red:eth0").incoming
+    if came.where(_answers(first)):
         return "answered"
-    red.incoming.never(ANSWERS)
-    if red.incoming.where(OPENS):
+    came.never(_answers(first))
+    if came.where(same(first)):
         return "red"
-    red.incoming.never(OPENS)
-    assert len(packets.follow(call)) > 1, "red's call does not come to node-1"
+    came.never(same(first))
+    assert len(packets.follow(first)) > 1, "red's call does not come to node-1"
     return "bridge"
 
 

@@ -12,6 +12,7 @@ from itertools import takewhile
 
 from overlaynet.lessons import Board, Lesson, Prediction, Stage, last_seen
 from overlaynet.proof import icmp, tcp
+from overlaynet.trace.model import Sent
 
 MORTAL = "node-2"
 CALLS = 10
@@ -71,18 +72,23 @@ def check(stage: Stage, board: Board) -> None:
     )
 
 
-def _call(stage: Stage) -> bool:
-    """Whether one more connection to the service is accepted."""
-    return stage.net.send("red", "svc/web", wait_s=WAIT_S).answer == "syn-ack"
+def _call(stage: Stage) -> Sent:
+    """One more connection to the service."""
+    return stage.net.send("red", "svc/web", wait_s=WAIT_S)
+
+
+def _is_accepted(call: Sent) -> bool:
+    return call.answer == "syn-ack"
 
 
 def _answers(stage: Stage) -> int:
     """How many of `CALLS` calls are answered, by the packets at red. AssertionError unless all are."""
     with stage.net.capture("red", "tcp port 80") as packets:
-        told = list(takewhile(bool, (_call(stage) for _ in range(CALLS))))
+        calls = list(takewhile(_is_accepted, (_call(stage) for _ in range(CALLS))))
     sent = packets.where(tcp(dport=80, flags="S"))
-    assert len(told) == CALLS, f"call {len(told) + 1} was not:\n{sent[-1:]}{_problems(stage)}"
-    return len({packet.innermost.dst_port for packet in packets.expect(tcp(80, flags="SA"))})
+    assert len(calls) == CALLS, f"call {len(calls) + 1} was not:\n{sent[-1:]}{_problems(stage)}"
+    answers = packets.of(*calls).expect(tcp(80, flags="SA"))
+    return len({answer.innermost.dst_port for answer in answers})
 
 
 def _settle(stage: Stage) -> None:
@@ -115,15 +121,15 @@ def _endpoints(stage: Stage) -> int:
 def _address_of_blue(stage: Stage) -> str:
     """As red sees it: the source of the answer to a ping."""
     with stage.net.capture("red") as packets:
-        stage.net.send("red", "blue", tries=2, wait_s=WAIT_S)
-    return str(packets.expect(icmp("echo-reply", dst="red"))[0].innermost.src)
+        sent = stage.net.send("red", "blue", tries=2, wait_s=WAIT_S)
+    return str(packets.of(sent).expect(icmp("echo-reply", dst="red"))[0].innermost.src)
 
 
 def _last_seen(stage: Stage) -> str:
     """The last point that red's packet to blue passes."""
     with stage.net.capture(WAY) as packets:
-        stage.net.send("red", "blue", wait_s=WAIT_S)
-    return last_seen(packets, WAY, icmp("echo-request"))
+        sent = stage.net.send("red", "blue", wait_s=WAIT_S)
+    return last_seen(packets.of(sent), WAY, icmp("echo-request"))
 
 
 def _has_route(stage: Stage, address: str) -> bool:

@@ -44,8 +44,8 @@ def start(stage: Stage) -> None:
 def check(stage: Stage, board: Board) -> None:
     with board.claim("red reaches green"):
         with stage.net.capture("red") as packets:
-            stage.net.send("red", "green")
-        packets.expect(icmp("echo-reply"))
+            sent = stage.net.send("red", "green")
+        packets.of(sent).expect(icmp("echo-reply"))
     with board.claim(f"{ITS_HOST} is told by etcd that its subnet is its own"):
         assert stage.lab.pid("etcd"), _problems(stage)
         stage.until(lambda: _is_told(stage), f"{ITS_HOST} speaks with etcd")
@@ -63,15 +63,15 @@ def check(stage: Stage, board: Board) -> None:
         _pinging(stage, "green"),
     ):
         seen = _without_etcd(stage, address)
-    sent = packets.at("red:eth0").where(icmp("echo-request"))
-    came = packets.at("red:eth0").where(icmp("echo-reply"))
+    request, reply = icmp("echo-request", src="red", dst="green"), icmp("echo-reply", src="green", dst="red")
+    pings, answers = packets.at("red:eth0").where(request), packets.at("red:eth0").where(reply)
     with board.claim("all the while red reaches green"):
-        packets.at("green:eth0").expect(icmp("echo-request"), len(sent))
-        assert len(sent) > 1
+        packets.at("green:eth0").expect(request, len(pings))
+        assert len(pings) > 1
     board.measured(
         "lost",
         theory=0,
-        captured=len(sent) - len(came),
+        captured=len(pings) - len(answers),
         because="no packet asks etcd or an agent: routes, neighbours and rules are in the kernel",
     )
     board.measured(

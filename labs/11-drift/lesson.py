@@ -84,16 +84,16 @@ def check(stage: Stage, board: Board) -> None:
 def _reaches(stage: Stage) -> None:
     """AssertionError unless a ping of red's reaches blue, and its answer red."""
     with stage.net.capture(["red", "blue"]) as packets:
-        stage.net.send("red", "blue", wait_s=WAIT_S)
-    packets.at("blue:eth0").expect(icmp("echo-request"))
-    packets.at("red:eth0").expect(icmp("echo-reply"))
+        sent = stage.net.send("red", "blue", wait_s=WAIT_S)
+    packets.of(sent).at("blue:eth0").expect(icmp("echo-request"))
+    packets.of(sent).at("red:eth0").expect(icmp("echo-reply"))
 
 
 def _last_seen(stage: Stage) -> str:
     """The last point that red's packet passes."""
     with stage.net.capture(WAY) as packets:
-        stage.net.send("red", "blue", wait_s=WAIT_S)
-    return last_seen(packets, WAY, icmp("echo-request"))
+        sent = stage.net.send("red", "blue", wait_s=WAIT_S)
+    return last_seen(packets.of(sent), WAY, icmp("echo-request"))
 
 
 def _without_route(stage: Stage) -> str:

@@ -13,8 +13,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,17 @@ class Learner:
         )
         assert done.returncode == 0, f"exit {done.returncode}: {done.stdout}{done.stderr}"
 
+    @contextmanager
+    def beside(self, *commands: Sequence[str]) -> Iterator[None]:
+        """red does these all the while, as in terminals that were forgotten."""
+        with ExitStack() as ending:
+            for command in commands:
+                argv, null = ["overlaynet", "exec", "red", "--", *command], subprocess.DEVNULL
+                forgotten = subprocess.Popen(argv, cwd=ROOT, env=self.environ, stdout=null, stderr=null)
+                ending.callback(forgotten.wait)
+                ending.callback(forgotten.terminate)
+            yield
+
     def checks(self, *, code: int) -> dict[str, Any]:
         """The document of `lab check`, by the exit code that is expected."""
         return self.asks("lab", "check", self.entry.name, *self.predictions, code=code)
@@ -94,16 +105,29 @@ def learning(lesson: str, *options: str) -> Iterator[Learner]:
         record.file_of(name, Paths.here()).unlink(missing_ok=True)
 
 
-def goes_through(learner: Learner, record_property: Callable[[str, object], None]) -> None:
-    """All of a lesson: broken as it begins, as its page says, proved by the reference solution, broken again by
-    `reset`."""
+def pinging(target: str) -> list[str]:
+    """So often that each capture of a check has some."""
+    return ["ping", "-q", "-i", "0.02", target]
+
+
+def calling(address: str) -> list[str]:
+    """The same with calls. One that is not answered is soon given up."""
+    return ["sh", "-c", f"while sleep 0.05; do curl -s --max-time 0.3 http://{address}; done"]
+
+
+def goes_through(
+    learner: Learner, record_property: Callable[[str, object], None], *beside: Sequence[str]
+) -> None:
+    """All of a lesson: broken as it begins, as its page says, proved by the reference solution (whatever red
+    does `beside` that), broken again by `reset`."""
     before, divider, after = learner.entry.readme.read_text("utf-8").partition(SOLVED)
     assert divider, f"{learner.entry.readme} has no {SOLVED}"
     broken = learner.checks(code=1)
     assert [claim["verdict"] for claim in broken["claims"]][-1] == "fail", broken
     retype(sessions(before), ROOT, learner.environ)
     learner.runs(learner.solution)
-    proved = learner.checks(code=0)
+    with learner.beside(*beside):
+        proved = learner.checks(code=0)
     assert proved["verdict"] == "proved"
     assert [answer["right"] for answer in proved["predictions"]] == [True] * len(proved["predictions"]), proved
     retype(sessions(after), ROOT, learner.environ)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from helpers.etcd import requires_etcd
 from helpers.lab import requires_lab
-from helpers.lessons import Learner, goes_through, learning
+from helpers.lessons import Learner, goes_through, learning, pinging
 
 pytestmark = [pytest.mark.lab, requires_lab, requires_etcd, pytest.mark.timeout(300)]
 
@@ -31,21 +31,21 @@ def learner():
 
 
 def test_lesson_is_proved_by_its_solution_and_by_nothing_before(learner: Learner, record_property):
-    goes_through(learner, record_property)
+    goes_through(learner, record_property, pinging("blue"))
 
 
 def test_smaller_mss_in_reds_syn_is_a_solution_and_in_blues_answer_is_none(learner: Learner):
     """The lab was reset by the test before. The same rule on both hosts, one at a time."""
-    learner.runs(f"overlaynet exec node-2 -- iptables -t mangle -A {CLAMP}")
+    learner.runs(f"overlaynet exec node-2 -- iptables -w -t mangle -A {CLAMP}")
     claims = learner.checks(code=1)["claims"]
     assert [claim["verdict"] for claim in claims] == ["pass", "fail"]
     assert "0 of 20000 bytes: timed out" in claims[1]["evidence"]
     assert "node-2:cni0        1500 bytes" in claims[1]["evidence"]
     learner.runs(f"""
-        overlaynet exec node-2 -- iptables -t mangle -D {CLAMP}
-        overlaynet exec node-1 -- iptables -t mangle -A {CLAMP}""")
+        overlaynet exec node-2 -- iptables -w -t mangle -D {CLAMP}
+        overlaynet exec node-1 -- iptables -w -t mangle -A {CLAMP}""")
     assert learner.checks(code=0)["verdict"] == "proved"
-    learner.runs(f"overlaynet exec node-1 -- iptables -t mangle -D {CLAMP}")
+    learner.runs(f"overlaynet exec node-1 -- iptables -w -t mangle -D {CLAMP}")
 
 
 def test_what_hangs_since_before_is_not_taken_for_the_answer(learner: Learner):
@@ -54,16 +54,16 @@ def test_what_hangs_since_before_is_not_taken_for_the_answer(learner: Learner):
     (red,) = learner.asks("get", "containers", "red")["items"]
     learner.runs(f"""
         overlaynet exec node-2 -- sysctl -q net.ipv4.icmp_ratelimit=0
-        overlaynet exec node-1 -- iptables -t mangle -A {CLAMP}
+        overlaynet exec node-1 -- iptables -w -t mangle -A {CLAMP}
         overlaynet exec blue -- python3 -c '{SENDS_AGAIN}' {red["ips"][0]} &
         trap "kill $!" EXIT
         overlaynet lab check mtu {" ".join(learner.predictions)}
-        overlaynet exec node-1 -- iptables -t mangle -D {CLAMP}""")
+        overlaynet exec node-1 -- iptables -w -t mangle -D {CLAMP}""")
 
 
 def test_without_the_firewall_it_works_until_the_next_firewall(learner: Learner):
     learner.runs(f"""
-        overlaynet exec node-2 -- iptables -D {NEEDED}
+        overlaynet exec node-2 -- iptables -w -D {NEEDED}
         overlaynet exec red -- python3 labs/04-mtu/fetch.py blue 20000""")
     claims = learner.checks(code=1)["claims"]
     assert [claim["verdict"] for claim in claims] == ["pass", "fail"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from helpers.etcd import requires_etcd
 from helpers.lab import requires_lab
-from helpers.lessons import Learner, goes_through, learning
+from helpers.lessons import Learner, calling, goes_through, learning
 
 pytestmark = [pytest.mark.lab, requires_lab, requires_etcd, pytest.mark.timeout(300)]
 
@@ -17,7 +17,7 @@ def learner():
 
 
 def test_lesson_is_proved_by_its_solution_and_by_nothing_before(learner: Learner, record_property):
-    goes_through(learner, record_property)
+    goes_through(learner, record_property, calling("10.244.1.3:8080"))
 
 
 def test_one_service_of_two_is_not_enough(learner: Learner):

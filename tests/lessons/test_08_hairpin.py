@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from helpers.etcd import requires_etcd
+from helpers.eventually import eventually
 from helpers.lab import requires_lab
 from helpers.lessons import Learner, goes_through, learning
 
@@ -46,3 +47,11 @@ def test_masquerade_of_all_that_red_sends_hides_red(learner: Learner):
     claims = learner.checks(code=1)["claims"]
     assert [claim["verdict"] for claim in claims] == ["pass", "pass", "fail"]
     assert "its source is 10.244.1.1" in claims[2]["evidence"]
+
+
+def test_agent_that_is_back_calls_red_too(learner: Learner):
+    """To learn whether red is ready, five times a second. The rule of the test before goes first."""
+    learner.types("exec", "node-1", "--", "iptables", "-w", "-t", "nat", "-F", "POSTROUTING")
+    learner.types("heal")
+    eventually(lambda: learner.types("diff"), deadline_s=20)
+    assert learner.checks(code=0)["verdict"] == "proved"

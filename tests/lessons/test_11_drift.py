@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from helpers.etcd import requires_etcd
 from helpers.lab import requires_lab
-from helpers.lessons import Learner, goes_through, learning
+from helpers.lessons import Learner, goes_through, learning, pinging
 
 pytestmark = [pytest.mark.lab, requires_lab, requires_etcd, pytest.mark.timeout(300)]
 
@@ -19,7 +19,7 @@ def learner():
 
 
 def test_lesson_is_proved_by_its_solution_and_by_nothing_before(learner: Learner, record_property):
-    goes_through(learner, record_property)
+    goes_through(learner, record_property, pinging("outside"))
 
 
 def test_repair_by_hand_is_no_repair_by_itself(learner: Learner):
