@@ -143,7 +143,8 @@ class FilterNet:
             return parse(run([f"iptables-{self.flavour}-save", "-c"]), self.flavour)
 
     def send(self, probes: Sequence[Probe]) -> list[Arrival | Refusal | None]:
-        """What became of each, in order."""
+        """What became of each, in order. What came before, when nobody asked any more, is none of them."""
+        list(self._heard({}))
         for number, probe in enumerate(probes):
             with self.places[probe.sender].entered():
                 crafted.send_anyway(probe.bytes(number), SPEAKS if probe.sender == SERVER else 0)

@@ -76,8 +76,10 @@ def without_fdb(lab: Lab) -> Iterator[None]:
     entries = on(lab, "node-1", "bridge fdb show dev flannel.1").splitlines()
     mac = next(line.split()[0] for line in entries if "dst 192.168.50.12" in line)
     on(lab, "node-1", f"bridge fdb del {mac} dev flannel.1 dst 192.168.50.12")
-    yield
-    on(lab, "node-1", f"bridge fdb append {mac} dev flannel.1 dst 192.168.50.12 self permanent")
+    try:
+        yield
+    finally:
+        on(lab, "node-1", f"bridge fdb append {mac} dev flannel.1 dst 192.168.50.12 self permanent")
 
 
 @contextmanager
@@ -86,8 +88,10 @@ def without_neighbour(lab: Lab) -> Iterator[None]:
     (entry,) = on(lab, "node-1", "ip neigh show 10.244.2.0 dev flannel.1").splitlines()
     mac = entry.split()[2]
     on(lab, "node-1", "ip neigh del 10.244.2.0 dev flannel.1")
-    yield
-    on(lab, "node-1", f"ip neigh replace 10.244.2.0 lladdr {mac} dev flannel.1 nud permanent")
+    try:
+        yield
+    finally:
+        on(lab, "node-1", f"ip neigh replace 10.244.2.0 lladdr {mac} dev flannel.1 nud permanent")
 
 
 @contextmanager
@@ -96,8 +100,10 @@ def without_rules(lab: Lab, host: str, chain: str) -> Iterator[None]:
     saves = {flavour: on(lab, host, f"iptables-{flavour}-save -t nat") for flavour in ("nft", "legacy")}
     flavour = next(flavour for flavour, rules in saves.items() if "OVL-" in rules)
     on(lab, host, f"iptables-{flavour} -w -t nat -F {chain}")
-    yield
-    on(lab, host, f"iptables-{flavour}-restore -T nat", stdin=saves[flavour].encode())
+    try:
+        yield
+    finally:
+        on(lab, host, f"iptables-{flavour}-restore -T nat", stdin=saves[flavour].encode())
 
 
 BREAKS: dict[str, tuple[Callable[[Lab], AbstractContextManager[None]], str]] = {

@@ -143,8 +143,10 @@ def nobody_answers(lab: Lab) -> Iterator[None]:
     """An endpoint is ready by the records, and its server's port is closed by a rule in it."""
     rule = "INPUT -p tcp --dport 80 -j REJECT --reject-with tcp-reset"
     on(lab, "web-3", f"iptables-nft -A {rule}")
-    yield
-    on(lab, "web-3", f"iptables-nft -D {rule}")
+    try:
+        yield
+    finally:
+        on(lab, "web-3", f"iptables-nft -D {rule}")
 
 
 @contextmanager
@@ -153,8 +155,10 @@ def no_rules(lab: Lab) -> Iterator[None]:
     saves = {flavour: on(lab, "node-3", f"iptables-{flavour}-save -t nat") for flavour in ("nft", "legacy")}
     flavour = next(flavour for flavour, rules in saves.items() if "OVL-" in rules)
     on(lab, "node-3", f"iptables-{flavour} -w -t nat -F PREROUTING")
-    yield
-    on(lab, "node-3", f"iptables-{flavour}-restore -T nat", stdin=saves[flavour].encode())
+    try:
+        yield
+    finally:
+        on(lab, "node-3", f"iptables-{flavour}-restore -T nat", stdin=saves[flavour].encode())
 
 
 @contextmanager
@@ -166,8 +170,10 @@ def one_endpoint_left_out(lab: Lab) -> Iterator[None]:
     choices = [line for line in lines if "statistic" in line and "default/web" in line]
     rest = [line for line in lines if line != choices[0]]
     on(lab, "node-1", f"iptables-{flavour}-restore -T nat", stdin=("\n".join(rest) + "\n").encode())
-    yield
-    on(lab, "node-1", f"iptables-{flavour}-restore -T nat", stdin=saves[flavour].encode())
+    try:
+        yield
+    finally:
+        on(lab, "node-1", f"iptables-{flavour}-restore -T nat", stdin=saves[flavour].encode())
 
 
 @contextmanager
@@ -175,8 +181,10 @@ def small_underlay(lab: Lab) -> Iterator[None]:
     """The way between node-1 and node-2 takes 1400 bytes, and nobody knows: what is larger vanishes."""
     rule = "INPUT -i eth0 -p udp --dport 8472 -m length --length 1401: -j DROP"
     on(lab, "node-2", f"iptables-nft -t raw -A {rule.replace('INPUT', 'PREROUTING')}")
-    yield
-    on(lab, "node-2", f"iptables-nft -t raw -D {rule.replace('INPUT', 'PREROUTING')}")
+    try:
+        yield
+    finally:
+        on(lab, "node-2", f"iptables-nft -t raw -D {rule.replace('INPUT', 'PREROUTING')}")
 
 
 @contextmanager
@@ -185,8 +193,10 @@ def open_port(lab: Lab) -> Iterator[None]:
     saves = {flavour: on(lab, "node-1", f"iptables-{flavour}-save -t filter") for flavour in ("nft", "legacy")}
     flavour = next(flavour for flavour, rules in saves.items() if "OVL-" in rules)
     on(lab, "node-1", f"iptables-{flavour} -w -I FORWARD -p udp --dport 8472 -j ACCEPT")
-    yield
-    on(lab, "node-1", f"iptables-{flavour} -w -D FORWARD -p udp --dport 8472 -j ACCEPT")
+    try:
+        yield
+    finally:
+        on(lab, "node-1", f"iptables-{flavour} -w -D FORWARD -p udp --dport 8472 -j ACCEPT")
 
 
 @contextmanager
@@ -194,17 +204,21 @@ def around_the_tunnel(lab: Lab) -> Iterator[None]:
     """node-1 sends packets for node-2's containers as they are."""
     (route,) = on(lab, "node-1", "ip route show 10.244.2.0/24").splitlines()
     on(lab, "node-1", "ip route add 10.244.2.0/25 via 192.168.50.12 dev eth0")
-    yield
-    on(lab, "node-1", "ip route del 10.244.2.0/25")
-    assert on(lab, "node-1", "ip route show 10.244.2.0/24").splitlines() == [route]
+    try:
+        yield
+    finally:
+        on(lab, "node-1", "ip route del 10.244.2.0/25")
+        assert on(lab, "node-1", "ip route show 10.244.2.0/24").splitlines() == [route]
 
 
 @contextmanager
 def without_neighbour(lab: Lab) -> Iterator[None]:
     (entry,) = on(lab, "node-1", "ip neigh show 10.244.2.0 dev flannel.1").splitlines()
     on(lab, "node-1", "ip neigh del 10.244.2.0 dev flannel.1")
-    yield
-    on(lab, "node-1", f"ip neigh replace 10.244.2.0 lladdr {entry.split()[2]} dev flannel.1 nud permanent")
+    try:
+        yield
+    finally:
+        on(lab, "node-1", f"ip neigh replace 10.244.2.0 lladdr {entry.split()[2]} dev flannel.1 nud permanent")
 
 
 Breaking = Callable[[Lab], AbstractContextManager[None]]
@@ -252,8 +266,10 @@ def broken(lab: Lab, *words: str) -> Iterator[None]:
     """As `overlaynet break` does it, and `heal` undoes it."""
     argv = [sys.executable, "-m", "overlaynet.cli.main"]
     subprocess.run([*argv, "break", *words, "-l", lab.name], check=True, capture_output=True)
-    yield
-    subprocess.run([*argv, "heal", "-l", lab.name], check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*argv, "heal", "-l", lab.name], check=True, capture_output=True)
 
 
 def test_one_dead_end_is_found_by_its_own_checks_alone(alone: Lab) -> None:
