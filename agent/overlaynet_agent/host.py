@@ -469,14 +469,18 @@ class Host:
                 next=["overlaynet status"],
             )
         used = used_addresses(self.engine.workloads.values())
-        used |= self._behind_bridge()
+        others = self._behind_bridge(self.reconciler.seen.links)
+        if others - used:  # what was seen may be older than a port's end
+            others = self._behind_bridge(self.kernel.glance().links)
+        used |= others
         by_version = {ip.version: ip for ip in asked}
         return tuple(give_address(s, used, by_version.get(s.version)) for s in lease.value.subnets)
 
-    def _behind_bridge(self) -> set[IPAddress]:
-        """Addresses that live behind the bridge without our doing: neighbours whose MAC is on a port."""
+    def _behind_bridge(self, links: Collection[str]) -> set[IPAddress]:
+        """Addresses that live behind the bridge, also without our doing: neighbours whose MAC is on one
+        of these ports."""
         seen, bridge = self.reconciler.seen, self.engine.local.bridge
-        macs = {entry.mac for entry in seen.fdb if entry.master == bridge}
+        macs = {entry.mac for entry in seen.fdb if entry.master == bridge and entry.dev in links}
         return {n.ip for n in seen.neighs if n.dev == bridge and n.mac in macs}
 
     def _wiring(self, workload: Workload, request: AttachRequest) -> Wiring:

@@ -14,11 +14,12 @@ from helpers.cluster import put_network
 from helpers.eventually import eventually
 from helpers.model import KEYS, engine, kernel, key_of, lease, network, stored
 
+from overlaynet.addr import container_mac
 from overlaynet.errors import KernelError, StoreUnavailable
 from overlaynet.events import Claimed, Gone, Synced
 from overlaynet.ports import Noticed
 from overlaynet.reconcile import FirewallOutcome
-from overlaynet.state import Address, Change, Kind, Op
+from overlaynet.state import Address, BridgePort, Change, Fdb, Kind, Neigh, Op
 from overlaynet.store.memory import MemoryStore
 from overlaynet.testing.fake_firewall import FakeFirewall
 from overlaynet_agent.firewallworker import FirewallDone, FirewallWorker, Task
@@ -203,6 +204,27 @@ def test_container_that_cannot_be_wired_is_none_though_its_device_cannot_be_remo
     assert list(one.engine.workloads) == ["default/first"]
     one.detach("default", "second", 0.0)
     attach(one, "second")
+
+
+def test_address_of_a_container_that_has_left_since_the_last_look_is_free():
+    """It was seen as a neighbour then, its MAC on a port. What is behind somebody else's port stays taken."""
+    one = host()
+    for name in ("stays", "leaves"):
+        attach(one, name)
+    left = one.engine.workloads["default/leaves"].ips[0]
+    other = left + 1
+    one.kernel.add_device("vethother")
+    one.kernel.tamper(
+        Change(Op.PUT, Neigh("cni0", left, container_mac(left))),
+        Change(Op.PUT, BridgePort("vethother", "cni0")),
+        Change(Op.PUT, Neigh("cni0", other, container_mac(other))),
+        Change(Op.PUT, Fdb("vethother", container_mac(other), master="cni0")),
+    )
+    one.look("timer", 0.0)
+    one.detach("default", "leaves", 0.0)
+    for name, ip in (("again", left), ("new", other + 1)):
+        attach(one, name)
+        assert one.engine.workloads[f"default/{name}"].ips == (ip,)
 
 
 # --- the underlay ---------------------------------------------------------------------------------
