@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
 
@@ -366,16 +365,13 @@ def test_host_without_a_lease_has_nothing_to_hand_over(box):
 
 
 @pytest.fixture
-def command(box, tmp_path) -> Iterator[Callable[..., int]]:
+def command(box, tmp_path) -> Callable[..., int]:
     file, paths = tmp_path / "agent.toml", box.config.paths
     file.write_text(
         f'[node]\nname = "node-1"\ninterface = "eth0"\n'
         f'[paths]\nrun = "{paths.run}"\nstate = "{paths.state}"\nsubnet_file = "{paths.subnet_file}"\n'
     )
-    log = logging.getLogger("overlaynet")
-    before = (log.handlers, log.level, log.propagate)
-    yield lambda *words: __main__.main([*words, "--config", str(file)])
-    log.handlers, log.level, log.propagate = before
+    return lambda *words: __main__.main([*words, "--config", str(file)])
 
 
 def test_exit_codes_tell_what_came_out(box, command, capsys):

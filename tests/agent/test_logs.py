@@ -146,14 +146,8 @@ def test_json_lines_hold_the_same_fields(monkeypatch, tmp_path):
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
     with (tmp_path / "stream").open("w+") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
-        root = logging.getLogger("overlaynet")
-        before = (list(root.handlers), root.level, root.propagate)
-        try:
-            logs.configure(LogConfig("info", "json"))
-            logging.getLogger("overlaynet.agent").warning("firewall refused attempt=%d error=%s", 2, AWAY)
-        finally:
-            root.handlers, root.propagate = before[0], before[2]
-            root.setLevel(before[1])
+        logs.configure(LogConfig("info", "json"))
+        logging.getLogger("overlaynet.agent").warning("firewall refused attempt=%d error=%s", 2, AWAY)
         stream.seek(0)
         line = json.loads(stream.read())
     assert (line["level"], line["message"]) == ("warning", "firewall refused attempt=2 error=etcd is away")

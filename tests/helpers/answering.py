@@ -83,8 +83,9 @@ class Servers:
     def _accept(self, listener: socket.socket, name: str, port: int) -> None:
         connection, peer = listener.accept()
         connection.setblocking(False)
-        connection.sendall(_line(name, peer, port))
+        # First, lest a client that has gone leaves a connection that nobody closes.
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._echo(connection))
+        connection.sendall(_line(name, peer, port))
 
     def _reply(self, listener: socket.socket, name: str, port: int) -> None:
         _, peer = listener.recvfrom(2048)
