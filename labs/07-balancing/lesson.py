@@ -14,7 +14,7 @@ from collections import Counter
 from math import comb
 
 from overlaynet.lessons import Board, Lesson, Prediction, Stage
-from overlaynet.proof import Packets, tcp
+from overlaynet.proof import Match, Packets, tcp
 
 BY_HAND, SHOP = "10.112.0.20", "10.112.0.30"
 CHAIN = "BY-HAND"
@@ -49,17 +49,20 @@ service, servers = sys.argv[1], json.loads(sys.argv[2])
 old = http.client.HTTPConnection(service, timeout=2)
 first = get(old)
 new(servers[first], "/leave")
-deadline = time.monotonic() + 10
-while (other := new(service)) == first and time.monotonic() < deadline:
-    time.sleep(0.05)
 try:
-    again = get(old)
-except OSError:
-    again = "nobody"
-new(servers[first], "/join")
+    deadline = time.monotonic() + 10
+    while (other := new(service)) == first and time.monotonic() < deadline:
+        time.sleep(0.05)
+    try:
+        again = get(old)
+    except OSError:
+        again = "nobody"
+finally:
+    new(servers[first], "/join")
 print(json.dumps([first, other, again, old.sock.getsockname()[1]]))
 """
 _DNAT = re.compile(r"^\[(\d+):\d+\] -A .* -j DNAT --to-destination ([\d.]+)", re.MULTILINE)
+_CHOSEN = re.compile(r"^-A OVL-SEP-.* -j DNAT ", re.MULTILINE)
 _SECOND = re.compile(r"--probability ([\d.]+)")
 
 
@@ -100,10 +103,10 @@ def check(stage: Stage, board: Board) -> None:
         because="it is asked only about the calls that the first rule left over, and two servers share these",
     )
     with board.claim("shop remembers: 20 calls of red's come to one server"):
-        with stage.net.capture(SERVERS, f"tcp dst port {PORT} and src red") as packets:
+        with stage.net.capture(["red", *SERVERS], f"tcp dst port {PORT} and src red") as packets:
             failed = _call(stage, SHOP, 20)
         assert not failed, failed
-        met = Counter(packet.point.place for packet in packets.expect(tcp(flags="S")))
+        met = _met(packets, tcp(dst=SHOP, flags="S"))
         assert len(met) == 1, ", ".join(f"{server} {met[server]}" for server in SERVERS)
     board.measured(
         "answering",
@@ -120,14 +123,15 @@ def _leave(stage: Stage, board: Board) -> None:
     with board.claim("a server leaves shop while red's connection to it is open"):
         with stage.net.capture(["red", *SERVERS], f"tcp port {PORT}") as packets:
             said = stage.run("red", sys.executable, "-c", LEAVES, SHOP, json.dumps(addresses))
+        stage.until(lambda: _served(stage) == len(SERVERS), "shop leads to each of its servers again")
         first, other, again, port = json.loads(said)
         assert other != first, f"{first} is not ready, and still gets new connections after 10 s"
-        met = _met(packets, port)
+        met = _met(packets, tcp(dst=SHOP, sport=port))
         assert first in met, f"{first} has answered, and the connection led to {', '.join(met)}"
     board.measured(
         "open",
         theory="same",
-        captured=_who(again if met == {first} else other, first),
+        captured=_who(again if met.keys() == {first} else other, first),
         because="its entry in conntrack says where it leads; no rule is asked about it any more",
     )
     board.measured(
@@ -138,11 +142,16 @@ def _leave(stage: Stage, board: Board) -> None:
     )
 
 
-def _met(packets: Packets, port: int) -> set[str]:
-    """The servers that red's connection from this port led to. They need not see that port: conntrack gives it
-    another where an earlier connection to the same server, by the other address, had the same."""
-    sent = packets.at("red:eth0").outgoing.expect(tcp(sport=port, dst=SHOP))
-    return {seen.point.place for packet in sent for seen in packets.follow(packet)} - {"red"}
+def _met(packets: Packets, wanted: Match) -> Counter[str]:
+    """How many of the packets that red sent so each server got. It need not see red's port: conntrack gives a
+    connection another one where an earlier one to the same server, by the other address, had the same."""
+    ways = map(packets.follow, packets.at("red:eth0").outgoing.expect(wanted))
+    return Counter(place for way in ways for place in {packet.point.place for packet in way} - {"red"})
+
+
+def _served(stage: Stage) -> int:
+    """How many servers the rules of shop lead to."""
+    return len(_CHOSEN.findall(stage.run("node-1", "iptables-save", "-t", "nat")))
 
 
 def fair(calls: int, servers: int, odds: int) -> tuple[int, int]:
