@@ -39,6 +39,10 @@ class Store:
         self._octets += len(frame.data)
         return True
 
+    def forget(self) -> None:
+        """What came so far. Its room is not given back: another thread counts what it takes."""
+        self.frames.clear()
+
 
 class Session:
     """What is kept from one job to the next: the interfaces that are listened at, and a client of etcd."""
@@ -85,6 +89,7 @@ class Session:
         except OSError:
             taps.abandon()
             raise
+        self._store.forget()  # what some of them saw until then, since others had no chance to
         self._taps = taps
         return {"kind": "Armed", "points": [one.opening() for one in taps.taps]}
 

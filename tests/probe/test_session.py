@@ -126,6 +126,17 @@ def test_several_captures_follow_one_another(pair):
         assert sum(bytes.fromhex(COOKIE) in frame for frame in frames) == 4
 
 
+def test_what_one_interface_saw_before_all_were_listened_at_is_forgotten(monkeypatch):
+    """An answer would be seen of whose question nothing is known."""
+    early, late = session.Taken(0, 1, "in", b"early", 5), session.Taken(0, 2, "in", b"late", 4)
+    monkeypatch.setattr(session.Taps, "arm", lambda taps: taps.take(early))
+    one = session.Session()
+    one.answer(b'{"op": "arm", "points": []}')
+    one._taps.take(late)
+    frames = one.answer(b'{"op": "collect", "settle_s": 0.0}')["frames"]
+    assert [base64.b64decode(frame["data"]) for frame in frames] == [b"late"]
+
+
 def test_frames_that_found_no_room_are_told_of(pair):
     pair.arm()
     pair.session._process.send_signal(signal.SIGSTOP)
