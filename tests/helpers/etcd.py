@@ -16,7 +16,7 @@ from helpers.eventually import eventually
 from helpers.ports import free_port
 
 from overlaynet.store.etcd import EtcdStore
-from overlaynet.store.etcd.rpc import etcdrpc
+from overlaynet.store.etcd.rpc import etcdrpc, grpc
 
 requires_etcd = pytest.mark.skipif(shutil.which("etcd") is None, reason="the etcd program is not installed")
 
@@ -132,10 +132,13 @@ def leader_of(members: Sequence[Member], connect: Callable[[Sequence[str]], Etcd
 
 
 def _leads(member: EtcdServer, connect: Callable[[Sequence[str]], EtcdStore]) -> bool:
+    """False, for now, of a member that does not say in time how it is: it will be asked again."""
     store = connect([member.url])
     try:
         stub = etcdrpc.MaintenanceStub(store._connection.member.channel)
         status = stub.Status(etcdrpc.StatusRequest(), timeout=5)
+    except grpc.RpcError:
+        return False
     finally:
         store.close()
     return bool(status.leader == status.header.member_id)

@@ -33,7 +33,8 @@ def etcd(tmp_path: Path) -> Iterator[EtcdServer]:
 
 @pytest.fixture
 def store(etcd: EtcdServer) -> Iterator[EtcdStore]:
-    made = EtcdStore([etcd.url])
+    """With patience: a write that was given up may have been carried out, and is then made twice."""
+    made = EtcdStore([etcd.url], deadline_s=20.0)
     yield made
     made.close()
 
