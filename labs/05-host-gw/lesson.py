@@ -92,13 +92,13 @@ def _owner(stage: Stage, packet: Packet) -> str:
 def _past_the_tunnel(stage: Stage) -> str:
     """The last point that red's packet passes when node-1 sends it to green as host-gw would."""
     route = ["10.244.3.0/24", "via", FAR, "dev", "eth0", "metric", "1"]
-    stage.run("node-1", "ip", "neigh", "del", FAR, "dev", "eth0", fails=True)  # it may have asked before
-    stage.run("node-1", "ip", "route", "add", *route)
-    try:
-        with stage.net.capture(WAY, dead=True) as packets:
+    with stage.net.capture(WAY, dead=True) as packets:
+        stage.run("node-1", "ip", "neigh", "del", FAR, "dev", "eth0", fails=True)  # it may have asked before
+        stage.run("node-1", "ip", "route", "add", *route)
+        try:
             ping = stage.net.send("red", "green", wait_s=0.3)
-    finally:
-        stage.run("node-1", "ip", "route", "del", *route)
+        finally:
+            stage.run("node-1", "ip", "route", "del", *route)
     packets.at("node-1:eth0").expect(arp(dst=FAR))
     packets.of(ping).at("node-1:eth0", "green:eth0").never(icmp("echo-request"))
     return last_seen(packets.of(ping), WAY, icmp("echo-request"))
