@@ -56,6 +56,18 @@ def broken_and_repaired(agent: RealAgent, case: Case) -> None:
     eventually(agent.quiet)
 
 
+def at_rest(agent: RealAgent) -> dict[str, int]:
+    """The counters, once they stand still: what the kernel tells of a test before may come late."""
+
+    def still() -> bool:
+        counters, heard = agent.counters(), agent.loop.host.drift._next_poll
+        eventually(lambda: agent.loop.host.drift._next_poll > heard + POLL_S)
+        return agent.quiet() and agent.counters() == counters
+
+    eventually(still, deadline_s=PATIENCE_S)
+    return agent.counters()
+
+
 @pytest.fixture(scope="module")
 def legacy(tmp_path_factory) -> Iterator[RealAgent]:
     """The kernel's objects do not depend on the packet filter."""
@@ -101,14 +113,14 @@ def test_rule_comes_back(agent: RealAgent, case: Case):
 
 def test_idle_agent_looks_at_nothing_and_writes_nothing(agent: RealAgent):
     """Over more than one turn of every poll."""
-    before, turns = agent.counters(), agent.loop.host.drift._next_poll
+    before, turns = at_rest(agent), agent.loop.host.drift._next_poll
     eventually(lambda: agent.loop.host.drift._next_poll > turns + 2 * POLL_S)
     assert agent.counters() == before
 
 
 def test_new_peers_cause_no_look_beyond_their_own_writes(legacy: RealAgent):
     """The kernel announces forwarding entries without a sender: they must not be taken for news."""
-    before, repaired = legacy.counters(), legacy.loop.host.repaired.copy()
+    before, repaired = at_rest(legacy), legacy.loop.host.repaired.copy()
     legacy.add_peers(100, 50)
     eventually(lambda: legacy.counters()["writes"] >= before["writes"] + 150)
     heard = legacy.loop.host.drift._next_poll
@@ -118,7 +130,7 @@ def test_new_peers_cause_no_look_beyond_their_own_writes(legacy: RealAgent):
 
 
 def test_one_entry_is_repaired_without_a_full_look(legacy: RealAgent):
-    before = legacy.counters()
+    before = at_rest(legacy)
     broken_and_repaired(legacy, case_named("route-removed"))
     after = legacy.counters()
     assert (after["looks"], after["writes"]) == (before["looks"], before["writes"] + 1)
@@ -126,7 +138,7 @@ def test_one_entry_is_repaired_without_a_full_look(legacy: RealAgent):
 
 def test_repaired_rule_costs_one_reading_and_one_restore(agent: RealAgent):
     """And our own restore does not lead to another."""
-    before = agent.counters()
+    before = at_rest(agent)
     broken_and_repaired(agent, case_named("jump-removed"))
     heard = agent.loop.host.drift._next_poll
     eventually(lambda: agent.loop.host.drift._next_poll > heard + 2 * POLL_S)
@@ -143,7 +155,7 @@ def test_containers_of_others_and_their_rules_are_left_alone(agent: RealAgent):
         ip address add 10.98.0.1/32 dev eth0
         iptables -A FOREIGN -s 10.78.0.0/16 -j RETURN
     """
-    before = agent.counters()
+    before = at_rest(agent)
     agent.sh(foreign)
     changed = agent.state()
     heard = agent.loop.host.drift._next_poll
@@ -187,7 +199,7 @@ def contested(agent: RealAgent) -> list[Contested]:
 
 
 def test_lost_announcements_mean_one_full_look(legacy: RealAgent):
-    before = legacy.counters()
+    before = at_rest(legacy)
     legacy.loop.inbox.put(Noticed(overrun=True))
     eventually(lambda: legacy.counters()["looks"] == before["looks"] + 1)
     eventually(legacy.quiet)
@@ -220,7 +232,7 @@ def held(agent: RealAgent, kind: str, key: str) -> Iterator[None]:
     ],
 )
 def test_held_object_is_left_alone_until_released(legacy: RealAgent, kind: str, key: str, case: str):
-    before, counters = legacy.state(), legacy.counters()
+    counters, before = at_rest(legacy), legacy.state()
     with held(legacy, kind, key):
         legacy.break_by(case_named(case))
         broken = legacy.state()
