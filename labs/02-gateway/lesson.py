@@ -16,6 +16,8 @@ NODE = "node-1"
 WAY = ["red:eth0", "node-1:cni0", "node-1:eth0", "outside:eth0"]
 BACK = ["outside:eth0", "node-1:eth0", "node-1:cni0", "red:eth0"]
 NAT = ("iptables", "-w", "-t", "nat")
+SILENCE_S = 0.3
+"""How long an answer is waited for that does not come."""
 
 
 def start(stage: Stage) -> None:
@@ -64,7 +66,7 @@ def check(stage: Stage, board: Board) -> None:
         because="masquerade puts the address of the interface by which a packet leaves in place of its source",
     )
     with stage.broken("forwarding", NODE):
-        stays = _ping(stage)
+        stays = _ping(stage, SILENCE_S)
     board.measured(
         "no-forwarding",
         theory="node-1:cni0",
@@ -72,7 +74,7 @@ def check(stage: Stage, board: Board) -> None:
         because="red hands it to its gateway, and a host that is no router drops what is not for itself",
     )
     with _no_masquerade(stage, red):
-        leaves = _ping(stage)
+        leaves = _ping(stage, SILENCE_S)
     with board.claim("without masquerade nothing of the answer comes to node-1"):
         leaves.at("outside:eth0").outgoing.expect(icmp("echo-reply", dst=red))
         leaves.at("node-1:eth0").never(icmp("echo-reply"))
@@ -84,10 +86,10 @@ def check(stage: Stage, board: Board) -> None:
     )
 
 
-def _ping(stage: Stage) -> Packets:
+def _ping(stage: Stage, wait_s: float = 1.0) -> Packets:
     """What is seen of one ping from red to outside."""
     with stage.net.capture(WAY) as packets:
-        sent = stage.net.send("red", "outside", wait_s=0.3)
+        sent = stage.net.send("red", "outside", wait_s=wait_s)
     return packets.of(sent)
 
 

@@ -116,7 +116,8 @@ def _too_long(stage: Stage, verdict: str) -> tuple[Packets, Packets]:
         stage.net.capture(WAY) as packets,
         _first_rule(stage, verdict),
     ):
-        sent = stage.net.send("blue", "red", "icmp", size=size, df=True, wait_s=0.3)
+        wait_s = 1.0 if verdict == "ACCEPT" else 0.3
+        sent = stage.net.send("blue", "red", "icmp", size=size, df=True, wait_s=wait_s)
     return packets, packets.of(sent)
 
 

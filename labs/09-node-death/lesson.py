@@ -16,8 +16,8 @@ from overlaynet.trace.model import Sent
 
 MORTAL = "node-2"
 CALLS = 10
-WAIT_S = 0.3
-"""For an answer: in a lab it takes less than one thousandth of that."""
+ANSWER_S, WAIT_S = 1.0, 0.3
+"""For an answer, and for one that need not come: in a lab it takes less than one thousandth of that."""
 SLACK_S = 2.0
 """etcd looks for leases that ran out twice a second, and agents hear of it."""
 WAY = ["red:eth0", "node-1:cni0", "node-1:flannel.1", "node-1:eth0"]
@@ -72,9 +72,9 @@ def check(stage: Stage, board: Board) -> None:
     )
 
 
-def _call(stage: Stage) -> Sent:
+def _call(stage: Stage, wait_s: float) -> Sent:
     """One more connection to the service."""
-    return stage.net.send("red", "svc/web", wait_s=WAIT_S)
+    return stage.net.send("red", "svc/web", wait_s=wait_s)
 
 
 def _is_accepted(call: Sent) -> bool:
@@ -84,7 +84,7 @@ def _is_accepted(call: Sent) -> bool:
 def _answers(stage: Stage) -> int:
     """How many of `CALLS` calls are answered, by the packets at red. AssertionError unless all are."""
     with stage.net.capture("red", "tcp port 80") as packets:
-        calls = list(takewhile(_is_accepted, (_call(stage) for _ in range(CALLS))))
+        calls = list(takewhile(_is_accepted, (_call(stage, ANSWER_S) for _ in range(CALLS))))
     sent = packets.where(tcp(dport=80, flags="S"))
     assert len(calls) == CALLS, f"call {len(calls) + 1} was not:\n{sent[-1:]}{_problems(stage)}"
     answers = packets.of(*calls).expect(tcp(80, flags="SA"))
@@ -109,7 +109,7 @@ def _suffer(stage: Stage, dead: str, deadline: float) -> None:
     lost meanwhile nobody can prevent."""
     known = _endpoints(stage)
     while _endpoints(stage) == known and not _problems(stage) and time.monotonic() < deadline:
-        _call(stage)
+        _call(stage, WAIT_S)
     words = f"node-1 leads calls to {dead}, and does not say why"
     stage.until(lambda: not stage.leads_to("node-1", dead) or bool(_problems(stage)), words)
 
@@ -121,7 +121,7 @@ def _endpoints(stage: Stage) -> int:
 def _address_of_blue(stage: Stage) -> str:
     """As red sees it: the source of the answer to a ping."""
     with stage.net.capture("red") as packets:
-        sent = stage.net.send("red", "blue", tries=2, wait_s=WAIT_S)
+        sent = stage.net.send("red", "blue", tries=2, wait_s=ANSWER_S)
     return str(packets.of(sent).expect(icmp("echo-reply", dst="red"))[0].innermost.src)
 
 

@@ -84,7 +84,7 @@ def check(stage: Stage, board: Board) -> None:
 def _reaches(stage: Stage) -> None:
     """AssertionError unless a ping of red's reaches blue, and its answer red."""
     with stage.net.capture(["red", "blue"]) as packets:
-        sent = stage.net.send("red", "blue", wait_s=WAIT_S)
+        sent = stage.net.send("red", "blue")
     packets.of(sent).at("blue:eth0").expect(icmp("echo-request"))
     packets.of(sent).at("red:eth0").expect(icmp("echo-reply"))
 
