@@ -214,7 +214,9 @@ def _by_place(entries: Iterable[Entry]) -> Mapping[str, list[Entry]]:
 
 
 def _objects(kernel: KernelState) -> dict[Key, Object]:
-    found: list[Object] = [*kernel.neighs, *kernel.fdb, *kernel.routes]
+    """What is there. A neighbour that the kernel is only asking for, since somebody sends to it, is not."""
+    known = (neigh for neigh in kernel.neighs if neigh.mac is not None)
+    found: list[Object] = [*known, *kernel.fdb, *kernel.routes]
     found += [Sysctl(name, value) for name, value in kernel.sysctls.items() if value is not None]
     return {obj.key: obj for obj in found}
 

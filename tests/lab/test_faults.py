@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -256,6 +257,33 @@ def test_entry_is_wrong_until_healed(whole: Lab, words, sight, holds) -> None:
     assert [fault.id for fault in heal(whole)] == ["f1"]
     assert held(whole) == []
     eventually(lambda: ping(whole))
+
+
+def test_neighbour_that_is_asked_for_all_the_while_is_missing_and_comes_back_without_an_agent(
+    whole: Lab,
+) -> None:
+    """The kernel has an entry for a neighbour that it asks for, and that is none."""
+    with sending_all_the_while(whole):
+        for _ in range(10):
+            break_(whole, "neigh", "node-1", "node-2")
+            assert not ping(whole)
+            heal(whole)
+            eventually(lambda: ping(whole))
+        break_(whole, "agent", "node-1")
+        break_(whole, "neigh", "node-1", "node-2")
+        assert not ping(whole)
+        heal(whole, "f2")
+        eventually(lambda: ping(whole))
+
+
+@contextmanager
+def sending_all_the_while(lab: Lab) -> Iterator[None]:
+    argv = ["nsenter", f"--net={netns.path(namespace(lab.name, 'web-1'))}", "--", "ping", "-q", "-i0.002", FAR]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as sender:
+        try:
+            yield
+        finally:
+            sender.terminate()
 
 
 def test_route_by_another_host_is_a_detour(whole: Lab) -> None:
