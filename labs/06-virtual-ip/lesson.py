@@ -16,6 +16,8 @@ from overlaynet.lessons import Board, Lesson, Prediction, Stage
 from overlaynet.proof import Packets, tcp
 
 FAR, NEAR, PORT, TARGET_PORT = "10.112.0.10", "10.112.0.20", 80, 8080
+TRIES = 5
+"""Until nobody else calls at the same time: a rule's counter does not tell whose packet it was."""
 BRIDGE_NF = "net.bridge.bridge-nf-call-iptables"
 CALL = """
 import socket, sys
@@ -46,9 +48,12 @@ def start(stage: Stage) -> None:
 
 def check(stage: Stage, board: Board) -> None:
     with board.claim(f"red calls {FAR}, and blue answers"):
-        before = _asked(stage)
-        packets = _call(stage, FAR)
-        asked = _asked(stage) - before
+        for _ in range(TRIES):
+            before = _asked(stage)
+            packets = _call(stage, FAR)
+            asked = _asked(stage) - before
+            if asked <= 1:
+                break
         call = packets.follow(tcp(dport=PORT, src="red", dst=FAR, flags="S"))
         call.require("it comes to blue", "blue:eth0" in call.points)
         packets.at("blue:eth0").expect(tcp(sport=TARGET_PORT, src="blue", dst="red", flags="SA"))
