@@ -14,13 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 
 import pytest
 from helpers.eventually import eventually
 from helpers.lab import cleaned_up, lab_name, requires_lab
+from helpers.pinging import pinging
 
 from overlaynet import data
 from overlaynet.cluster.contexts import LabCluster
@@ -263,7 +263,7 @@ def test_neighbour_that_is_asked_for_all_the_while_is_missing_and_comes_back_wit
     whole: Lab,
 ) -> None:
     """The kernel has an entry for a neighbour that it asks for, and that is none."""
-    with sending_all_the_while(whole):
+    with pinging(namespace(whole.name, "web-1"), FAR):
         for _ in range(10):
             break_(whole, "neigh", "node-1", "node-2")
             assert not ping(whole)
@@ -274,16 +274,6 @@ def test_neighbour_that_is_asked_for_all_the_while_is_missing_and_comes_back_wit
         assert not ping(whole)
         heal(whole, "f2")
         eventually(lambda: ping(whole))
-
-
-@contextmanager
-def sending_all_the_while(lab: Lab) -> Iterator[None]:
-    argv = ["nsenter", f"--net={netns.path(namespace(lab.name, 'web-1'))}", "--", "ping", "-q", "-i0.002", FAR]
-    with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as sender:
-        try:
-            yield
-        finally:
-            sender.terminate()
 
 
 def test_route_by_another_host_is_a_detour(whole: Lab) -> None:
